@@ -1,0 +1,5 @@
+//! quorumfs: a directory that several machines share and that survives the loss of any minority of
+//! them.
+
+pub mod fs;
+pub mod types;

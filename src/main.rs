@@ -1,0 +1,3 @@
+//! The `quorumfs` command.
+
+fn main() {}

@@ -2,4 +2,6 @@
 //! them.
 
 pub mod fs;
+pub mod node;
+pub mod store;
 pub mod types;

@@ -22,7 +22,8 @@ pub use view::{Batch, Overlay, Pair, View, ViewMut};
 
 use bytes::Bytes;
 
-use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId, SessionId, Term};
+pub use crate::types::Position;
+use crate::types::{ByteRange, Generation, Ino, NodeId, SessionId};
 
 /// What applying one command did, besides its changes of the view.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -125,13 +126,4 @@ pub enum FileEffect {
         /// Which life of them.
         generation: Generation,
     },
-}
-
-/// Where in the log a command stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
-    /// Its index.
-    pub index: LogIndex,
-    /// The term of its leader.
-    pub term: Term,
 }

@@ -84,6 +84,15 @@ impl LogIndex {
     }
 }
 
+/// Where in the log an entry stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Its index.
+    pub index: LogIndex,
+    /// The term of its leader.
+    pub term: Term,
+}
+
 /// What names a command from its proposal to its outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProposalKey {

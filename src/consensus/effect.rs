@@ -1,0 +1,122 @@
+//! What the core wants done.
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, Entry, HardState, Message};
+
+use super::ReadGate;
+
+use crate::types::{LogIndex, NodeId, Position, ProposalKey, SessionId, Term};
+
+/// One thing to do, in the order in which they are polled; `Persist`, `Send` and `Apply` may each run
+/// on a thread of its own as long as each kind keeps its order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Write to the log and, if `sync`, make it durable; then answer [`super::Input::Persisted`]. A
+    /// failure must stop the replica.
+    Persist {
+        /// Ascending.
+        number: u64,
+        /// Entries; they replace what the log holds from the first one's index on.
+        entries: Vec<Entry>,
+        /// The new hard state, where it changed.
+        hard_state: Option<HardState>,
+    },
+    /// Send to a peer. It may be lost, repeated or reordered.
+    Send {
+        /// Whom.
+        to: NodeId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// Apply these, in order; then answer [`super::Input::Applied`].
+    Apply {
+        /// Consecutive committed entries.
+        entries: Vec<Committed>,
+    },
+    /// The proposer may be told the outcome.
+    Acknowledge {
+        /// Of which proposal.
+        key: ProposalKey,
+    },
+    /// What decides about reads is different now.
+    Gate(ReadGate),
+    /// This leader has not heard from a session for too long: encode the command that ends it and
+    /// answer [`super::Input::ProposeExpiry`].
+    Expire {
+        /// The session.
+        session: SessionId,
+    },
+    /// Term, role or leader changed.
+    Role {
+        /// What this node is.
+        role: Role,
+        /// In which term.
+        term: Term,
+        /// Who leads; 0 while nobody is known to.
+        leader: NodeId,
+    },
+    /// The leader no longer has the entries that this replica lacks.
+    LogWasCut {
+        /// The first one that the leader has.
+        first_index: LogIndex,
+    },
+}
+
+/// A committed entry.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// Where it stands.
+    pub position: Position,
+    /// An encoded command; empty for entries of Raft's own.
+    pub data: Bytes,
+    /// The membership from here on, where the entry changed it.
+    pub conf_state: Option<ConfState>,
+}
+
+/// What cores say to each other.
+#[derive(Clone, Debug)]
+pub enum PeerMessage {
+    /// Raft's own.
+    Raft(Box<Message>),
+    /// The sender's session shows everything up to an index.
+    Visible {
+        /// The sender's session.
+        session: SessionId,
+        /// The index.
+        index: LogIndex,
+    },
+    /// The sender's session wants to live on.
+    Heartbeat {
+        /// The sender's session.
+        session: SessionId,
+        /// Ascending within a session.
+        number: u64,
+        /// What it shows.
+        visible: LogIndex,
+    },
+    /// The leader's renewal of a session.
+    HeartbeatAck {
+        /// The session.
+        session: SessionId,
+        /// Which heartbeat this answers.
+        number: u64,
+    },
+    /// The receiver needs entries that the sender no longer has.
+    LogCut {
+        /// The first entry that the sender has.
+        first_index: LogIndex,
+    },
+}
+
+/// What a node is in its term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It leads.
+    Leader,
+    /// It follows, and votes.
+    Follower,
+    /// It stands for election.
+    Candidate,
+    /// It follows without a vote.
+    Learner,
+}

@@ -1,0 +1,92 @@
+//! What happens to the core.
+
+use bytes::Bytes;
+
+use super::{PeerMessage, SessionInfo};
+use crate::types::{LogIndex, NodeId, ProposalKey, SessionId, Term};
+
+/// One event. Handing one in changes the state at once; effects are polled afterwards.
+#[derive(Debug)]
+pub enum Input {
+    /// [`super::CoreConfig::tick`] has passed.
+    Tick,
+    /// A peer said something.
+    Peer {
+        /// Which.
+        from: NodeId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// The connection to a peer is new: what was sent on the old one may be lost.
+    Connected {
+        /// Which peer.
+        node: NodeId,
+    },
+    /// This node wants a command in the log.
+    Propose {
+        /// Its name until it is acknowledged.
+        key: ProposalKey,
+        /// The encoded command.
+        data: Bytes,
+        /// What its proposer waits for.
+        wait: Wait,
+    },
+    /// Nobody waits for this proposal any more.
+    Abandon {
+        /// Which.
+        key: ProposalKey,
+    },
+    /// [`super::Effect::Persist`] with this number, and all before it, are done.
+    Persisted {
+        /// The number.
+        number: u64,
+    },
+    /// Entries were applied here, and this node's own kernel serves nothing older.
+    Applied {
+        /// The last of them.
+        index: LogIndex,
+        /// Its term.
+        term: Term,
+        /// The commands among them, with their indexes.
+        commands: Vec<(ProposalKey, LogIndex)>,
+        /// What they did to the sessions, in order.
+        sessions: Vec<SessionChange>,
+        /// Members that became known.
+        members: Vec<NodeId>,
+    },
+    /// This node's session is this one now.
+    OwnSession {
+        /// The session; none while there is none.
+        session: Option<SessionId>,
+    },
+    /// Answer to [`super::Effect::Expire`]: the command that ends the session.
+    ProposeExpiry {
+        /// The session.
+        session: SessionId,
+        /// The encoded command.
+        data: Bytes,
+    },
+    /// Hand leadership over, to the named voter or the one that holds most of the log.
+    TransferLeader {
+        /// To whom.
+        to: Option<NodeId>,
+    },
+}
+
+/// What a proposer waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Committed and applied here.
+    Here,
+    /// The same, and shown by every mount of the roster.
+    Roster,
+}
+
+/// What an applied command did to the sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionChange {
+    /// One began.
+    Opened(SessionInfo),
+    /// One ended.
+    Ended(SessionId),
+}

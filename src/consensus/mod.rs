@@ -1,0 +1,29 @@
+//! One Raft replica, the roster of sessions, and the proposals in flight: everything that decides.
+//!
+//! Sans-I/O: [`Core::handle`] takes an input and the node's monotonic time, state changes at once,
+//! and [`Core::poll_effect`] hands out what has to be done, in the order in which it may be done. The
+//! driver in `node` and the simulation run the same core. It knows nothing of files: a command is
+//! bytes under a [`ProposalKey`](crate::types::ProposalKey).
+//!
+//! What is decided here: in which order to persist, send and apply; when a mutation may be
+//! acknowledged (`Effect::Acknowledge`); whether a read may be served ([`ReadGate`]); whose session
+//! lives ([`Effect::Expire`]).
+
+mod config;
+mod core;
+mod effect;
+mod gate;
+mod input;
+mod keeper;
+mod lease;
+mod log_view;
+mod proposals;
+mod roster;
+
+pub use config::CoreConfig;
+pub use core::{Boot, Core, CoreError};
+pub use effect::{Committed, Effect, PeerMessage, Role};
+pub use gate::ReadGate;
+pub use input::{Input, SessionChange, Wait};
+pub use raft::Storage as LogReader;
+pub use roster::SessionInfo;

@@ -1,6 +1,6 @@
 //! The core: inputs in, effects out.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{
     ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState,
@@ -69,6 +69,8 @@ pub struct Core<S: Storage> {
     applied: Position,
     role: (Role, Term, NodeId),
     members: BTreeSet<NodeId>,
+    /// What each peer has said that it has applied.
+    heard: BTreeMap<NodeId, LogIndex>,
 
     roster: Roster,
     lease: Lease,
@@ -124,6 +126,7 @@ impl<S: Storage> Core<S> {
             applied: boot.applied,
             role: (Role::Follower, Term(0), NodeId(0)),
             members: boot.members.into_iter().collect(),
+            heard: BTreeMap::new(),
             roster: Roster::new(boot.sessions),
             lease: Lease::default(),
             keeper: Keeper::new(config.session_ttl, config.expiry()),
@@ -236,6 +239,17 @@ impl<S: Storage> Core<S> {
         self.raft.raft.prs().get(node.0).map(|progress| LogIndex(progress.matched))
     }
 
+    /// The log from here on may still be needed: by a member that has not said that it has applied
+    /// more since this core started.
+    #[must_use]
+    pub fn needed_by_peers(&self) -> LogIndex {
+        self.membership()
+            .map(|(node, _)| node)
+            .filter(|node| *node != self.config.node)
+            .map(|node| self.heard.get(&node).copied().unwrap_or_default())
+            .fold(self.applied.index, LogIndex::min)
+    }
+
     // ------------------------------------------------------------ inputs
 
     fn tick(&mut self) {
@@ -256,7 +270,10 @@ impl<S: Storage> Core<S> {
     fn hear(&mut self, from: NodeId, message: PeerMessage) {
         match message {
             PeerMessage::Raft(message) => self.step(*message),
-            PeerMessage::Visible { session, index } => self.roster.shows(session, index),
+            PeerMessage::Visible { session, index } => {
+                self.heard.insert(from, index);
+                self.roster.shows(session, index);
+            }
             PeerMessage::Heartbeat { session, number, visible } => {
                 self.roster.shows(session, visible);
                 self.keeper.beat(Beat { from, session, number, received: self.now });
@@ -520,7 +537,7 @@ impl<S: Storage> Core<S> {
         if self.raft.raft.has_pending_conf() {
             return;
         }
-        let placed: std::collections::BTreeMap<_, _> = self.membership().collect();
+        let placed: BTreeMap<_, _> = self.membership().collect();
         let newcomer = self.members.iter().find(|node| !placed.contains_key(node));
         let change = if let Some(node) = newcomer {
             Some((ConfChangeType::AddLearnerNode, *node))

@@ -1,0 +1,55 @@
+//! The thread that writes snapshot files and cuts the log behind them.
+
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+
+use super::shared::{Shared, ToDriver};
+use crate::store::{StoreError, snapshot};
+use crate::types::LogIndex;
+
+/// However far a member lags, the log is cut when it holds this many bytes.
+const MAX_LOG: u64 = 1 << 30;
+
+/// Runs until the apply thread is gone, or until this replica cannot go on.
+pub(super) fn run(shared: &Arc<Shared>, applied: &Receiver<LogIndex>) {
+    let mut last_log = 0;
+    let mut last_snapshot = 0;
+    while applied.recv().is_ok() {
+        let log = shared.log.used_size();
+        // Writing snapshots costs at most about as much as writing the log does.
+        let grown = log.saturating_sub(last_log);
+        if grown < shared.config.snapshot_min_log.max(last_snapshot) {
+            continue;
+        }
+        match take(shared) {
+            Ok(size) => last_snapshot = size,
+            Err(error) => {
+                shared.fail(&error);
+                return;
+            }
+        }
+        last_log = shared.log.used_size();
+    }
+}
+
+/// Writes a snapshot file and cuts the log behind it. Returns the file's size in bytes.
+fn take(shared: &Shared) -> Result<u64, StoreError> {
+    let started = std::time::Instant::now();
+    let export = shared.state.export();
+    let index = export.index();
+    // Bytes reach their files before the state says so, so this covers whatever the image names.
+    shared.files.sync()?;
+    let size = snapshot::write(&shared.directory, export)?;
+    let needed = if shared.log.used_size() > MAX_LOG { index } else { needed(shared).min(index) };
+    shared.log.compact_to(needed)?;
+    tracing::info!(index = index.0, log_from = needed.0, size, took = ?started.elapsed(), "snapshot");
+    Ok(size)
+}
+
+/// The first index that a member may still need; nothing is known while the daemon stops.
+fn needed(shared: &Shared) -> LogIndex {
+    let (answer, status) = tokio::sync::oneshot::channel();
+    let asked = shared.driver.send(ToDriver::Status(answer));
+    asked.ok().and_then(|()| status.blocking_recv().ok()).map_or(LogIndex(0), |status| status.needed)
+}

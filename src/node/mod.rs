@@ -9,7 +9,6 @@
 //! | `log` | appends to the Raft log and syncs it, as one write for all that waits |
 //! | `apply` | applies committed entries: backing files, state, the mount's caches |
 //! | `snapshot` | writes snapshot files and cuts the log behind them |
-#![allow(clippy::disallowed_methods, reason = "the node is where clocks and randomness come from")]
 
 mod apply;
 mod clock;

@@ -2,7 +2,6 @@
 //!
 //! Implements `node`'s [`Transport`](crate::node::Transport) with one long-lived stream to each
 //! peer, and serves the `Peer` and `Admin` services. Knows nothing of what the messages mean.
-#![allow(clippy::disallowed_methods, reason = "connections have time-outs")]
 
 mod admin_service;
 mod envelope;

@@ -314,7 +314,7 @@ fn is_loopback(host: &str) -> bool {
 
 fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
     let start = error.span().map_or(0, |span| span.start.min(text.len()));
-    let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
+    let line = text.get(..start).map_or(1, |before| before.matches('\n').count() + 1);
     let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
     ConfigError::Parse { path: path.to_owned(), line, message }
 }

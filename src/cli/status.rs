@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::cli::client;
 use crate::rpc::admin::{MemberStatus, SessionStatus, StatusReply};
+use crate::types::ClusterId;
 
 /// Which daemon to ask.
 #[derive(Debug, clap::Args)]
@@ -128,15 +129,11 @@ fn print(status: &Status) {
     }
 }
 
-/// 16 bytes as 32 hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 impl From<StatusReply> for Status {
     fn from(reply: StatusReply) -> Self {
         Self {
-            cluster: hex(&reply.cluster),
+            cluster: <[u8; 16]>::try_from(&reply.cluster[..])
+                .map_or_else(|_| "unknown".to_owned(), |id| ClusterId(id).to_string()),
             node: reply.node,
             pid: reply.pid,
             version: reply.version,

@@ -5,7 +5,6 @@ use std::fmt::{self, Write as _};
 use slog::{Drain, KV, Key, Level, Logger, Never, OwnedKVList, Record, Serializer};
 
 /// A logger for raft-rs. Its lines have the target `raft`.
-#[must_use]
 pub fn raft_logger() -> Logger {
     Logger::root(ToTracing, slog::o!())
 }

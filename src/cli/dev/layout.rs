@@ -160,10 +160,20 @@ impl NodeDir {
         if file.exists() {
             return Ok(());
         }
-        let mut text = format!("data = \"data\"\nmount = \"mnt\"\nlisten = \"{}\"\n", self.address);
-        if let Some(cluster) = cluster {
-            text += &format!("cluster = \"{cluster}\"\npeers = {peers:?}\n");
-        }
+        let membership = cluster.map_or_else(String::new, |cluster| {
+            format!(
+                "cluster = \"{cluster}\"
+peers = {peers:?}
+"
+            )
+        });
+        let text = format!(
+            "data = \"data\"
+mount = \"mnt\"
+listen = \"{}\"
+{membership}",
+            self.address
+        );
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
     }
 }

@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand, thin over [`crate::daemon`] and the admin service.
 //!
 //! A command fails with exit code 1 and one sentence on stderr; 2 is a usage error, clap's. Anything
-//! that touches a mount point goes through [`probe`], because a `stat` of a mount whose daemon hangs
+//! that touches a mount point goes through `probe`, because a `stat` of a mount whose daemon hangs
 //! never returns.
 
 mod args;

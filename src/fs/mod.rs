@@ -23,7 +23,7 @@ mod tests;
 mod view;
 
 /// Records, commands and outcomes, generated from `proto/fs.proto`.
-#[allow(missing_docs, clippy::pedantic)]
+#[allow(missing_docs, clippy::pedantic, rustdoc::all, reason = "generated")]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/quorumfs.fs.v1.rs"));
 }

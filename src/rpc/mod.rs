@@ -11,13 +11,13 @@ mod peers;
 mod server;
 
 /// Messages and services of `proto/admin.proto`.
-#[allow(missing_docs, clippy::pedantic)]
+#[allow(missing_docs, clippy::pedantic, rustdoc::all, reason = "generated")]
 pub mod admin {
     tonic::include_proto!("quorumfs.admin.v1");
 }
 
 /// Messages and services of `proto/peer.proto`.
-#[allow(missing_docs, clippy::pedantic)]
+#[allow(missing_docs, clippy::pedantic, rustdoc::all, reason = "generated")]
 pub mod peer {
     tonic::include_proto!("quorumfs.peer.v1");
 }

@@ -25,7 +25,7 @@ impl fmt::Display for FailingNode {
     }
 }
 
-/// Waits until `condition` has nothing more to wait for at the daemon of `node`.
+/// Waits until `condition` names nothing any more that is waited for at the daemon of `node`.
 async fn until(
     node: &NodeDir,
     mut condition: impl AsyncFnMut(&NodeDir) -> Result<Option<String>>,
@@ -35,11 +35,12 @@ async fn until(
     loop {
         let Some(missing) = condition(node).await.context(failing)? else { return Ok(()) };
         if Daemon::of(node)?.is_none() {
-            return Err(anyhow::anyhow!("its daemon stopped while {missing}")).context(failing);
+            return Err(anyhow::anyhow!("its daemon stopped; the wait was for {missing}"))
+                .context(failing);
         }
         if Instant::now() > deadline {
             let seconds = TIMEOUT.as_secs();
-            return Err(anyhow::anyhow!("after {seconds} s {missing}")).context(failing);
+            return Err(anyhow::anyhow!("waited {seconds} s for {missing}")).context(failing);
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -49,7 +50,7 @@ async fn until(
 pub(crate) async fn until_serving(node: &NodeDir) -> Result<()> {
     until(node, async |node| {
         let Ok(status) = client::status_of(&node.address).await else {
-            return Ok(Some("it did not answer".to_owned()));
+            return Ok(Some("an answer".to_owned()));
         };
         if status.node != u64::from(node.node) {
             bail!("it is node {} of its cluster: use a new directory", status.node);
@@ -59,7 +60,7 @@ pub(crate) async fn until_serving(node: &NodeDir) -> Result<()> {
         }
         let mount = node.mount();
         if !mountpoint::is_fuse(&mount)? || probe::probe(&mount).await? != Finding::Serves {
-            return Ok(Some("its mount did not serve".to_owned()));
+            return Ok(Some("its mount to serve".to_owned()));
         }
         Ok(None)
     })
@@ -74,14 +75,14 @@ pub(crate) async fn until_complete(layout: &Layout) -> Result<()> {
     for node in layout.all() {
         until(&node, async |node| {
             let Ok(status) = client::status_of(&node.address).await else {
-                return Ok(Some("it did not answer".to_owned()));
+                return Ok(Some("an answer".to_owned()));
             };
             let voters = status.members.iter().filter(|member| member.kind == "voter").count();
             if status.leader == 0 {
-                return Ok(Some("it knew of no leader".to_owned()));
+                return Ok(Some("it to know a leader".to_owned()));
             }
             let all = usize::from(layout.nodes);
-            Ok((voters < all).then(|| format!("it knew of {voters} voters instead of {all}")))
+            Ok((voters < all).then(|| format!("it to know {all} voters instead of {voters}")))
         })
         .await?;
     }
@@ -92,9 +93,9 @@ fn missing_of_membership(status: &StatusReply) -> Option<&'static str> {
     let voter =
         status.members.iter().any(|member| member.node == status.node && member.kind == "voter");
     match (status.leader, voter, status.mounted) {
-        (0, _, _) => Some("it knew of no leader"),
-        (_, false, _) => Some("it was not a voter"),
-        (_, _, false) => Some("it was not mounted"),
+        (0, _, _) => Some("it to know a leader"),
+        (_, false, _) => Some("it to be a voter"),
+        (_, _, false) => Some("it to be mounted"),
         _ => None,
     }
 }

@@ -103,9 +103,8 @@ impl Sessions {
                 self.problems.push(Problem::OutcomeWithoutSession { session, seq: first });
                 continue;
             };
-            let window = lowest..lowest.saturating_add(OUTCOME_WINDOW);
             for seq in [first, last] {
-                if !window.contains(&seq.0) {
+                if seq.0.checked_sub(lowest).is_none_or(|ahead| ahead >= OUTCOME_WINDOW) {
                     self.problems.push(Problem::OutcomeOutsideWindow { session, seq });
                 }
             }

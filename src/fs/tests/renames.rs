@@ -1,7 +1,7 @@
 //! rename(2) and the flags of renameat2(2).
 
 use super::proto::Kind;
-use super::{Errno, Ino, ROOT, World, link, proto, rename, time};
+use super::{Errno, Ino, ROOT, World, link, rename, time};
 use crate::fs::Change;
 
 const NOREPLACE: u32 = 1;

@@ -1,34 +1,343 @@
 //! The replicated state in sled: the cache that answers queries.
 
-use crate::fs::{Pair, View};
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use protobuf::Message;
+use raft::eraftpb::ConfState;
+
+use super::export::{Cursor, Export};
+use super::records::Records;
+use crate::fs::{Batch, Digest, Pair, View, keys};
 use crate::store::StoreError;
-use crate::types::LogIndex;
+use crate::types::{LogIndex, Term};
+
+/// sled's page cache, in bytes.
+const CACHE_BYTES: u64 = 64 << 20;
+/// How often sled hands what it has buffered to the kernel, in milliseconds. A killed process loses
+/// what came after, which is replayed from the Raft log: the applied index is in the same batch as the
+/// changes, so every prefix is a state that was. Never more is asked of it: sled's flush is no barrier
+/// for a power loss, after which the state is rebuilt from the snapshot file.
+const FLUSH_MS: u64 = 200;
+/// How long sled's threads may go on with a database after it was dropped in this process. Other
+/// processes are kept out by the data directory's lock.
+const CLOSING: Duration = Duration::from_secs(5);
+/// Pairs in one batch when a state is built from a snapshot.
+const BUILD_CHUNK: usize = 1000;
+/// Applied index and term (8 bytes each) and digest (16), little-endian.
+const POINT: &str = "applied";
+/// The membership, an encoded `eraftpb.ConfState`.
+const CONF_STATE: &str = "conf_state";
+/// A state's directory can always be built again.
+const REBUILD: &str = "remove the file `boot` of the data directory and restart the daemon: the state \
+     is then rebuilt from the snapshot file and the log";
+
+/// How far a batch brings the state.
+#[derive(Clone, Copy, Debug)]
+pub struct AppliedPoint<'a> {
+    /// The last entry of the log that is in it.
+    pub index: LogIndex,
+    /// That entry's term.
+    pub term: Term,
+    /// The membership from there on, where it changed.
+    pub conf_state: Option<&'a ConfState>,
+}
 
 /// The state, written by the apply loop alone and read by queries.
+///
+/// `&State` is a [`View`] too, for the apply loop: each call sees some applied index, and no other
+/// thread changes it between two.
 #[derive(Debug)]
-pub struct State(());
+pub struct State {
+    path: PathBuf,
+    records: Records,
+    /// Held for reading by queries, for writing by a commit.
+    point: RwLock<Point>,
+    exports: Mutex<Vec<Weak<Mutex<Cursor>>>>,
+}
 
-/// The whole state at one applied index: applies wait while it lives.
+/// What the whole state stands at.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Point {
+    pub(super) index: LogIndex,
+    pub(super) term: Term,
+    pub(super) digest: Digest,
+    pub(super) conf_state: ConfState,
+}
+
+/// The whole state at one applied index: applies wait while it lives. A thread that holds one must not
+/// ask for another: with a commit waiting between the two, both would wait for ever.
 #[derive(Debug)]
-pub struct StateRead<'a>(&'a State);
+pub struct StateRead<'a> {
+    state: &'a State,
+    point: RwLockReadGuard<'a, Point>,
+}
+
+impl State {
+    /// Opens the state in `dir`; an empty one at index 0 where there is none.
+    ///
+    /// # Errors
+    /// When sled cannot read what is there.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let records = open_sled(dir)?;
+        let point = read_point(&records, dir)?;
+        Ok(Self {
+            path: dir.to_owned(),
+            records,
+            point: RwLock::new(point),
+            exports: Mutex::default(),
+        })
+    }
+
+    /// Builds the state of a snapshot in `dir`, which must be empty or absent, and hands it to the
+    /// kernel whole. Nobody should open `dir` as a state before this has returned.
+    ///
+    /// # Errors
+    /// When `pairs` fails, sled refuses, or the pairs do not add up to `digest`.
+    pub fn create_from(
+        dir: &Path,
+        pairs: impl Iterator<Item = Result<Pair, StoreError>>,
+        at: AppliedPoint<'_>,
+        digest: Digest,
+    ) -> Result<Self, StoreError> {
+        let state = Self::open(dir)?;
+        let mut found = Digest::default();
+        let mut writes = sled::Batch::default();
+        let mut pending = 0;
+        for pair in pairs {
+            let (key, value) = pair?;
+            found.add(&key, &value);
+            writes.insert(key, value);
+            pending += 1;
+            if pending == BUILD_CHUNK {
+                state.records.apply(std::mem::take(&mut writes), dir)?;
+                pending = 0;
+            }
+        }
+        if found != digest {
+            return Err(damaged(dir, format!("its pairs add up to {found} instead of {digest}")));
+        }
+        let point = Point::default().advanced(digest, at);
+        point.write_to(&mut writes, at.conf_state);
+        state.records.apply(writes, dir)?;
+        state.records.flush(dir)?;
+        *state.point.write() = point;
+        Ok(state)
+    }
+
+    /// The state at one applied index, for a query. Short: applies wait while it lives.
+    pub fn read(&self) -> StateRead<'_> {
+        StateRead { state: self, point: self.point.read() }
+    }
+
+    /// Writes the changes of an apply round, and where it brings the state, in one atomic step. By the
+    /// apply loop alone.
+    ///
+    /// # Errors
+    /// When sled refuses: what it holds in memory is not known then, and must not be read.
+    pub fn commit(&self, batch: &Batch, at: AppliedPoint<'_>) -> Result<(), StoreError> {
+        let point = self.point.read().clone().advanced(batch.digest, at);
+        let mut writes = sled::Batch::default();
+        for (key, value) in &batch.writes {
+            match value {
+                Some(value) => writes.insert(key.as_slice(), value.as_slice()),
+                None => writes.remove(key.as_slice()),
+            }
+        }
+        point.write_to(&mut writes, at.conf_state);
+        let mut current = self.point.write();
+        self.keep_for_exports(batch)?;
+        self.records.apply(writes, &self.path)?;
+        self.records.remember(&batch.writes);
+        *current = point;
+        Ok(())
+    }
+
+    /// Starts an image of the replicated tables as they are now.
+    pub fn export(&self) -> Export<'_> {
+        let point = self.point.read();
+        let export = Export::new(self, point.clone());
+        let mut exports = self.exports.lock();
+        exports.retain(|export| export.strong_count() > 0);
+        exports.push(export.cursor());
+        drop(exports);
+        export
+    }
+
+    /// The index up to which commands are applied.
+    #[must_use]
+    pub fn applied(&self) -> LogIndex {
+        self.point.read().index
+    }
+
+    /// The term of the entry at that index.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.point.read().term
+    }
+
+    /// The membership as of that index.
+    #[must_use]
+    pub fn conf_state(&self) -> ConfState {
+        self.point.read().conf_state.clone()
+    }
+
+    /// The digest of the replicated tables at that index.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.point.read().digest
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Hands everything to the kernel: a process that is killed afterwards has nothing to replay.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.records.flush(&self.path)
+    }
+
+    /// Gives running exports the values that `batch` is about to change. The caller holds `point`.
+    fn keep_for_exports(&self, batch: &Batch) -> Result<(), StoreError> {
+        let exports = self.exports.lock();
+        for export in exports.iter().filter_map(Weak::upgrade) {
+            let mut cursor = export.lock();
+            for key in batch.writes.keys() {
+                cursor.keep(key, || self.records.get(key, &self.path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl View for State {
+    type Error = StoreError;
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read().get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
+        self.read().scan(from, to, limit)
+    }
+}
 
 impl StateRead<'_> {
     /// The index up to which commands are applied.
     #[must_use]
     pub fn applied(&self) -> LogIndex {
-        unimplemented!()
+        self.point.index
+    }
+
+    /// The digest of the replicated tables at that index.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.point.digest
+    }
+
+    /// At most `limit` pairs from `from` on, ascending, of all tables.
+    pub(super) fn scan_from(&self, from: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
+        self.state.records.scan((Bound::Included(from), Bound::Unbounded), limit, &self.state.path)
     }
 }
 
 impl View for StateRead<'_> {
     type Error = StoreError;
 
-    fn get(&self, _key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let _ = self.0;
-        unimplemented!()
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.state.records.get(key, &self.state.path)
     }
 
-    fn scan(&self, _from: &[u8], _to: &[u8], _limit: usize) -> Result<Vec<Pair>, StoreError> {
-        unimplemented!()
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let range = (Bound::Included(from), Bound::Excluded(to));
+        self.state.records.scan(range, limit, &self.state.path)
     }
 }
+
+impl Point {
+    /// This point after changes that add `difference` to the digest.
+    fn advanced(mut self, difference: Digest, at: AppliedPoint<'_>) -> Self {
+        self.index = at.index;
+        self.term = at.term;
+        self.digest.merge(difference);
+        if let Some(conf_state) = at.conf_state {
+            self.conf_state = conf_state.clone();
+        }
+        self
+    }
+
+    fn write_to(&self, writes: &mut sled::Batch, conf_state: Option<&ConfState>) {
+        let mut point = Vec::with_capacity(32);
+        point.extend_from_slice(&self.index.0.to_le_bytes());
+        point.extend_from_slice(&self.term.0.to_le_bytes());
+        point.extend_from_slice(&self.digest.0.to_le_bytes());
+        writes.insert(keys::meta(POINT), point);
+        if let Some(conf_state) = conf_state {
+            let bytes = conf_state.write_to_bytes().expect("encoding into memory cannot fail");
+            writes.insert(keys::meta(CONF_STATE), bytes);
+        }
+    }
+}
+
+fn open_sled(dir: &Path) -> Result<Records, StoreError> {
+    let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES);
+    let config = config.flush_every_ms(Some(FLUSH_MS));
+    let deadline = Instant::now() + CLOSING;
+    loop {
+        // sled panics on some damage that it meets while it opens.
+        match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(db)) => return Ok(Records::new(db)),
+            Ok(Err(error)) if is_locked(&error) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(Err(error)) => return Err(StoreError::sled("open", dir)(error)),
+            Err(_) => {
+                return Err(damaged(dir, "sled gave up on it (see its panic above)".to_owned()));
+            }
+        }
+    }
+}
+
+/// sled says so in words only.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
+fn read_point(records: &Records, dir: &Path) -> Result<Point, StoreError> {
+    let Some(bytes) = records.get(&keys::meta(POINT), dir)? else { return Ok(Point::default()) };
+    let (index, term, digest) = decode_point(&bytes)
+        .ok_or_else(|| damaged(dir, "its applied index cannot be decoded".to_owned()))?;
+    let conf_state = match records.get(&keys::meta(CONF_STATE), dir)? {
+        Some(bytes) => ConfState::parse_from_bytes(&bytes)
+            .map_err(|error| damaged(dir, format!("its membership cannot be decoded: {error}")))?,
+        None => ConfState::default(),
+    };
+    Ok(Point { index, term, digest, conf_state })
+}
+
+fn decode_point(bytes: &[u8]) -> Option<(LogIndex, Term, Digest)> {
+    let (index, rest) = bytes.split_first_chunk()?;
+    let (term, rest) = rest.split_first_chunk()?;
+    let digest = u128::from_le_bytes(rest.try_into().ok()?);
+    Some((LogIndex(u64::from_le_bytes(*index)), Term(u64::from_le_bytes(*term)), Digest(digest)))
+}
+
+fn damaged(dir: &Path, what: String) -> StoreError {
+    StoreError::Corrupt { path: dir.to_owned(), offset: None, what, advice: REBUILD }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 //! them.
 
 pub mod fs;
+pub mod mount;
 pub mod node;
 pub mod store;
 pub mod types;

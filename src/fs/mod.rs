@@ -9,6 +9,7 @@
 
 mod digest;
 pub mod keys;
+pub mod query;
 mod view;
 
 /// Records, commands and outcomes, generated from `proto/fs.proto`.

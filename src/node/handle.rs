@@ -83,8 +83,18 @@ impl Handle {
     }
 
     /// The same, without waiting for the roster: resolves once committed and applied here. For bytes
-    /// that nobody has been promised yet.
-    pub fn mutate_here(&self, _op: proto::command::Op) -> Pending {
+    /// that nobody has been promised yet. `time` becomes the command's: bytes are committed later
+    /// than they were written, and `mtime` must not move when that happens.
+    pub fn mutate_here(&self, _op: proto::command::Op, _time: proto::Time) -> Pending {
+        unimplemented!()
+    }
+
+    /// Waits until what was applied here at `index` may be acknowledged: until every node of the
+    /// roster has applied it. What [`Self::mutate_here`] left out.
+    ///
+    /// # Errors
+    /// [`NodeError::Deadline`] after `op_timeout`.
+    pub async fn until_acknowledged(&self, _index: LogIndex) -> Result<(), NodeError> {
         unimplemented!()
     }
 

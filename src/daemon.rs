@@ -1,6 +1,5 @@
 //! One daemon: puts the store, the node, the services and the mount together.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,7 +12,7 @@ use crate::consensus::CoreConfig;
 use crate::mount::{Mount, MountOptions};
 use crate::node::{Node, NodeConfig};
 use crate::rpc::{self, AdminService, MountStatus, PeerService, Peers};
-use crate::store::{self, DataDir, Identity};
+use crate::store::{self, DataDir, Identity, LogOptions};
 use crate::telemetry;
 use crate::types::{ClusterId, NodeId};
 
@@ -39,9 +38,13 @@ pub fn init(config: &Config) -> Result<InitReport> {
         nonce: rand::rng().random(),
         address: config.address(),
     };
-    let genesis = store::genesis(&identity)?;
-    DataDir::create(&config.data, &identity, &genesis)?;
-    Ok(InitReport { cluster: identity.cluster, node: identity.node, address: identity.address })
+    let report = InitReport {
+        cluster: identity.cluster,
+        node: identity.node,
+        address: identity.address.clone(),
+    };
+    store::found_cluster(&config.data, identity, crate::node::wall())?;
+    Ok(report)
 }
 
 /// Runs a daemon until SIGTERM or SIGINT.
@@ -76,13 +79,13 @@ async fn serve(config: &Config) -> Result<()> {
         () = &mut stopping => return Ok(()),
     };
     let identity = directory.identity().clone();
-    let genesis = directory.genesis()?;
+    let genesis = directory.genesis()?.into();
     tracing::info!(node = identity.node.0, cluster = %identity.cluster, "starting");
 
     let peers =
         Arc::new(Peers::new(identity.cluster, identity.node, tokio::runtime::Handle::current()));
-    let recovered = store::recover(directory)?;
-    let node = Node::start(node_config(config, identity.node), recovered, peers.clone())?;
+    let recovered = store::recover(&directory, LogOptions::default())?;
+    let node = Node::start(node_config(config, &identity, &directory), recovered, peers.clone())?;
     let handle = node.handle();
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
@@ -121,7 +124,7 @@ async fn serve(config: &Config) -> Result<()> {
     tracing::info!("stopping");
     if let Some(mount) = mount {
         mount_status.mounted.store(false, Ordering::Relaxed);
-        tokio::task::spawn_blocking(move || mount.stop()).await??;
+        mount.stop().await?;
     }
     let reason = fatal.borrow().clone();
     if let Some(reason) = reason {
@@ -134,9 +137,11 @@ async fn serve(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn node_config(config: &Config, node: NodeId) -> NodeConfig {
+fn node_config(config: &Config, identity: &Identity, directory: &DataDir) -> NodeConfig {
     NodeConfig {
-        core: CoreConfig::new(node, config.session_ttl),
+        cluster: identity.cluster,
+        snapshots: directory.snapshots_dir(),
+        core: CoreConfig::new(identity.node, config.session_ttl),
         op_timeout: config.op_timeout,
         snapshot_min_log: config.snapshot_min_log,
         strong: config.read == ReadMode::Strong,
@@ -145,7 +150,7 @@ fn node_config(config: &Config, node: NodeId) -> NodeConfig {
 
 /// The data directory of an existing member, or that of a new one that has just joined.
 async fn open(config: &Config) -> Result<DataDir> {
-    if is_empty(&config.data)? {
+    if !DataDir::holds_replica(&config.data) {
         return join(config).await;
     }
     let directory = DataDir::open(&config.data)?;
@@ -164,24 +169,13 @@ async fn open(config: &Config) -> Result<DataDir> {
 async fn join(config: &Config) -> Result<DataDir> {
     let (Some(cluster), false) = (config.cluster, config.peers.is_empty()) else {
         bail!(
-            "the data directory {} is empty: run `quorumfs cluster init` to make a new cluster, or set \
+            "there is no replica in the data directory {}: run `quorumfs cluster init` to make a new cluster, or set \
              `cluster` and `peers` to join one",
             config.data.display()
         );
     };
-    // The same after a crash between joining and writing it down would be better, but a member that
-    // never came is only a learner that holds nothing.
-    let nonce = rand::rng().random();
+    let nonce = store::joining_nonce(&config.data, rand::rng().random())?;
     let joined = rpc::join(&config.peers, cluster, nonce, &config.address()).await?;
     let identity = Identity { cluster, node: joined.node, nonce, address: config.address() };
-    Ok(DataDir::create(&config.data, &identity, &joined.genesis)?)
-}
-
-fn is_empty(path: &Path) -> Result<bool> {
-    match std::fs::read_dir(path) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error)
-            .with_context(|| format!("cannot look into the data directory {}", path.display())),
-    }
+    Ok(store::join_cluster(&config.data, identity, &joined.genesis)?)
 }

@@ -28,7 +28,7 @@ fn init(args: &ConfigArgs) -> Result<()> {
         args.config.display()
     );
     let insecure = config.insecure;
-    let report = daemon::init(config)?;
+    let report = daemon::init(&config)?;
     println!("# Node {} of a new cluster is ready: start it with `quorumfs serve`.", report.node);
     println!("# The other nodes join with these lines in their configuration:");
     println!("cluster = \"{}\"", report.cluster);

@@ -16,5 +16,5 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<()> {
     );
     telemetry::start_logging(config.log.as_deref()).context("cannot write the log")?;
     preflight::check(&config)?;
-    daemon::run(config)
+    daemon::run(&config)
 }

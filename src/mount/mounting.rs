@@ -139,6 +139,12 @@ impl Mount {
         Ok(Self { core, point, unmounter, ended })
     }
 
+    /// Whether the kernel has dentry epochs; without them it caches no names.
+    #[must_use]
+    pub fn has_epochs(&self) -> bool {
+        self.core.kernel().has_epochs()
+    }
+
     /// Waits until nothing is served any more: somebody unmounted, or the connection broke.
     pub async fn ended(&mut self) {
         // The sender goes only after it has sent.

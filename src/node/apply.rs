@@ -33,7 +33,11 @@ struct Round {
 }
 
 /// Runs until the driver is gone, or until this replica cannot go on.
-pub(super) fn run(shared: &Arc<Shared>, inbox: &Receiver<Vec<Committed>>, after: &Sender<LogIndex>) {
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    inbox: &Receiver<Vec<Committed>>,
+    after: &Sender<LogIndex>,
+) {
     while let Ok(mut entries) = inbox.recv() {
         while entries.len() < ROUND
             && let Ok(more) = inbox.try_recv()
@@ -60,8 +64,7 @@ fn apply_round(shared: &Shared, entries: &[Committed]) -> Result<(), ApplyError>
     }
     let batch = overlay.finish()?;
     let conf_state = entries.iter().rev().find_map(|entry| entry.conf_state.as_ref());
-    let point =
-        AppliedPoint { index: last.position.index, term: last.position.term, conf_state };
+    let point = AppliedPoint { index: last.position.index, term: last.position.term, conf_state };
     shared.state.commit(&batch, point)?;
     tell_mount(shared, &round);
     for (node, address) in &round.members {
@@ -145,9 +148,7 @@ fn tell_mount(shared: &Shared, round: &Round) {
             }
         }
     }
-    if own != SessionId::CLUSTER
-        && round.sessions.contains(&SessionChange::Ended(own))
-    {
+    if own != SessionId::CLUSTER && round.sessions.contains(&SessionChange::Ended(own)) {
         shared.session_ended(own);
     }
 }

@@ -49,7 +49,9 @@ impl Driver {
                     let rest = self.inbox.clone();
                     for message in std::iter::once(first).chain(rest.try_iter().take(BATCH)) {
                         match message {
-                            ToDriver::Input(input) => self.core.handle(clock::monotonic(), input)?,
+                            ToDriver::Input(input) => {
+                                self.core.handle(clock::monotonic(), input)?
+                            }
                             // Whoever asked may be gone.
                             ToDriver::Status(answer) => drop(answer.send(self.status())),
                             ToDriver::Stop => return Ok(()),

@@ -103,17 +103,46 @@ impl Handle {
     /// applied by every node of the roster. Never blocks; order among mutations in flight at once is
     /// not kept.
     pub fn mutate(&self, op: proto::command::Op) -> Pending {
-        self.submit(op, Wait::Roster)
+        self.submit(op, Wait::Roster, None)
     }
 
     /// The same, without waiting for the roster: resolves once committed and applied here. For bytes
-    /// that nobody has been promised yet.
-    pub fn mutate_here(&self, op: proto::command::Op) -> Pending {
-        self.submit(op, Wait::Here)
+    /// that nobody has been promised yet. `time` becomes the command's: bytes are committed later
+    /// than they were written, and `mtime` must not move when that happens.
+    pub fn mutate_here(&self, op: proto::command::Op, time: proto::Time) -> Pending {
+        self.submit(op, Wait::Here, Some(time))
     }
 
-    fn submit(&self, op: proto::command::Op, wait: Wait) -> Pending {
-        let (answer, input) = self.0.mutations.submit(op, wait, self.0.clock.next());
+    /// Waits until what was applied here at `index` may be acknowledged: until every node of the
+    /// roster shows it. What [`Self::mutate_here`] left out.
+    ///
+    /// # Errors
+    /// [`NodeError::Deadline`] after `op_timeout`.
+    pub async fn until_acknowledged(&self, index: LogIndex) -> Result<(), NodeError> {
+        self.until(|| self.stable_index() >= index).await
+    }
+
+    /// Waits for the gate to change until `condition` holds.
+    async fn until(&self, condition: impl Fn() -> bool) -> Result<(), NodeError> {
+        let deadline = clock::monotonic() + self.op_timeout();
+        // Subscribed first, so that no change falls between looking and waiting.
+        let mut changes = self.0.gate.changes();
+        while !condition() {
+            if clock::monotonic() >= deadline {
+                return Err(NodeError::Deadline);
+            }
+            changes.changed().await.map_err(|_| NodeError::Stopping)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn submit(
+        &self,
+        op: proto::command::Op,
+        wait: Wait,
+        time: Option<proto::Time>,
+    ) -> Pending {
+        let (answer, input) = self.0.mutations.submit(op, wait, time, self.0.clock.next());
         if let Some(input) = input {
             self.0.input(input);
         }
@@ -150,7 +179,7 @@ impl Handle {
     pub(super) async fn grant_inodes(&self) -> Result<(), NodeError> {
         let session = self.session();
         let op = proto::command::Op::GrantInodes(proto::GrantInodes { count: 8192 });
-        let outcome = self.mutate_here(op).await?;
+        let outcome = self.submit(op, Wait::Here, None).await?;
         match outcome.granted {
             Some(range) if self.session() == session => {
                 self.0.mutations.grant(range.first, range.end);
@@ -179,16 +208,7 @@ impl Handle {
     /// # Errors
     /// [`NodeError::Deadline`] after `op_timeout`.
     pub async fn until_servable(&self, mod_index: LogIndex) -> Result<(), NodeError> {
-        let deadline = clock::monotonic() + self.op_timeout();
-        // Subscribed first, so that no change falls between looking and waiting.
-        let mut changes = self.0.gate.changes();
-        while !self.may_serve(mod_index) {
-            if clock::monotonic() >= deadline {
-                return Err(NodeError::Deadline);
-            }
-            changes.changed().await.map_err(|_| NodeError::Stopping)?;
-        }
-        Ok(())
+        self.until(|| self.may_serve(mod_index)).await
     }
 
     /// What is left of the lease, less a margin: the longest TTL to give to the kernel. Zero where

@@ -49,6 +49,8 @@ struct Queued {
     since: Monotonic,
     op: Op,
     wait: Wait,
+    /// The command's time; the moment of proposing where it is absent.
+    time: Option<Time>,
     answer: Answering,
 }
 
@@ -95,10 +97,16 @@ impl Mutations {
 
     /// Numbers a mutation of the session, to be proposed now or once the window has room. The second
     /// value is to be given to the core.
-    pub(super) fn submit(&self, op: Op, wait: Wait, hlc: u64) -> (Answer, Option<Input>) {
+    pub(super) fn submit(
+        &self,
+        op: Op,
+        wait: Wait,
+        time: Option<Time>,
+        hlc: u64,
+    ) -> (Answer, Option<Input>) {
         let (answer, receiver) = oneshot::channel();
         let mut inner = self.inner.lock();
-        let queued = Queued { since: clock::monotonic(), op, wait, answer };
+        let queued = Queued { since: clock::monotonic(), op, wait, time, answer };
         if inner.has_room() {
             (receiver, Some(inner.propose(self.node, queued, hlc)))
         } else {
@@ -111,7 +119,7 @@ impl Mutations {
     pub(super) fn submit_for_cluster(&self, op: Op, name: u64, hlc: u64) -> (Answer, Input) {
         let (answer, receiver) = oneshot::channel();
         let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(name) };
-        let data = encode(self.node, key, 0, op, hlc);
+        let data = encode(self.node, key, 0, op, None, hlc);
         let waiting = Waiting { since: clock::monotonic(), outcome: None, answer };
         self.inner.lock().waiting.insert(key, waiting);
         (receiver, Input::Propose { key, data, wait: Wait::Here })
@@ -150,7 +158,10 @@ impl Mutations {
             answer.is_closed() || now.since(since) >= patience
         };
         let mut inner = self.inner.lock();
-        for queued in inner.queue.extract_if(.., |queued| late(queued.since, &queued.answer)) {
+        // In order, so those that are late come first.
+        while let Some(queued) =
+            inner.queue.pop_front_if(|queued| late(queued.since, &queued.answer))
+        {
             let _ = queued.answer.send(Err(NodeError::Deadline));
         }
         let given_up: Vec<_> =
@@ -171,13 +182,13 @@ impl Inner {
     }
 
     fn propose(&mut self, node: NodeId, queued: Queued, hlc: u64) -> Input {
-        let Queued { since, op, wait, answer } = queued;
+        let Queued { since, op, wait, time, answer } = queued;
         self.last_seq += 1;
         self.unanswered.insert(self.last_seq);
         let lowest = *self.unanswered.first().expect("one was just inserted");
         let key = ProposalKey { session: self.session, seq: Seq(self.last_seq) };
         self.waiting.insert(key, Waiting { since, outcome: None, answer });
-        Input::Propose { key, data: encode(node, key, lowest, op, hlc), wait }
+        Input::Propose { key, data: encode(node, key, lowest, op, time, hlc), wait }
     }
 
     fn answered(&mut self, key: ProposalKey) {
@@ -187,17 +198,29 @@ impl Inner {
     }
 }
 
-fn encode(node: NodeId, key: ProposalKey, lowest: u64, op: Op, hlc: u64) -> Bytes {
-    let now = clock::wall();
+fn encode(
+    node: NodeId,
+    key: ProposalKey,
+    lowest: u64,
+    op: Op,
+    time: Option<Time>,
+    hlc: u64,
+) -> Bytes {
+    let time = time.unwrap_or_else(now);
     let command = Command {
         volume: VolumeId::FIRST.0,
         session: key.session.0,
         seq: key.seq.0,
         lowest_unanswered: lowest,
-        time: Some(Time { seconds: now.seconds, nanos: now.nanos }),
+        time: Some(time),
         clock: hlc,
         node: node.0,
         op: Some(op),
     };
     command.encode_to_vec().into()
+}
+
+fn now() -> Time {
+    let now = clock::wall();
+    Time { seconds: now.seconds, nanos: now.nanos }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::{Handle, NodeError};
-use crate::consensus::Input;
+use crate::consensus::{Input, Wait};
 use crate::fs::proto::{ReleaseOrphans, SessionEnd, SessionOpen, Touch, command::Op};
 use crate::fs::query;
 use crate::types::{Ino, SessionId};
@@ -94,7 +94,7 @@ pub(super) async fn housekeep(handle: Handle) {
         let inos = std::mem::take(&mut *handle.0.released.lock());
         for inos in inos.chunks(PER_COMMAND) {
             let op = Op::ReleaseOrphans(ReleaseOrphans { inos: inos.to_vec() });
-            if handle.mutate_here(op).await.is_err() {
+            if handle.submit(op, Wait::Here, None).await.is_err() {
                 // A session that is gone holds nothing; otherwise it is said again.
                 handle.0.released.lock().extend_from_slice(inos);
             }
@@ -102,7 +102,8 @@ pub(super) async fn housekeep(handle: Handle) {
         let touched = std::mem::take(&mut *handle.0.touched.lock());
         for inodes in touched.chunks(PER_COMMAND) {
             // An access time that is lost is lost.
-            let _ = handle.mutate_here(Op::Touch(Touch { inodes: inodes.to_vec() })).await;
+            let op = Op::Touch(Touch { inodes: inodes.to_vec() });
+            let _ = handle.submit(op, Wait::Here, None).await;
         }
     }
 }

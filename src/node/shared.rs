@@ -13,7 +13,7 @@ use super::mutations::Mutations;
 use super::status::RaftStatus;
 use super::{NodeConfig, Observer, Transport};
 use crate::consensus::{Input, ReadGate};
-use crate::store::{DataDir, Files, RaftLog, State};
+use crate::store::{Files, RaftLog, State};
 use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
 
 /// A message to the driver thread.
@@ -38,7 +38,6 @@ pub(super) struct Shared {
     pub(super) state: State,
     pub(super) files: Files,
     pub(super) log: RaftLog,
-    pub(super) directory: DataDir,
     pub(super) clock: HybridClock,
     /// The open session of this node.
     pub(super) session: watch::Sender<Option<SessionId>>,

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use crossbeam_channel::Receiver;
 
 use super::shared::{Shared, ToDriver};
-use crate::store::{StoreError, snapshot};
-use crate::types::LogIndex;
+use crate::store::{SnapshotHeader, StoreError, write_snapshot};
+use crate::types::{LogIndex, VolumeId};
 
+/// How records are encoded.
+const FEATURE_LEVEL: u32 = 1;
 /// However far a member lags, the log is cut when it holds this many bytes.
 const MAX_LOG: u64 = 1 << 30;
 
@@ -40,7 +42,17 @@ fn take(shared: &Shared) -> Result<u64, StoreError> {
     let index = export.index();
     // Bytes reach their files before the state says so, so this covers whatever the image names.
     shared.files.sync()?;
-    let size = snapshot::write(&shared.directory, export)?;
+    let header = SnapshotHeader {
+        cluster: shared.config.cluster,
+        volume: VolumeId::FIRST,
+        index,
+        term: export.term(),
+        conf_state: export.conf_state().clone(),
+        digest: export.digest(),
+        feature_level: FEATURE_LEVEL,
+    };
+    let file = write_snapshot(&shared.config.snapshots, &header, export)?;
+    let size = std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
     let needed = if shared.log.used_size() > MAX_LOG { index } else { needed(shared).min(index) };
     shared.log.compact_to(needed)?;
     tracing::info!(index = index.0, log_from = needed.0, size, took = ?started.elapsed(), "snapshot");
@@ -51,5 +63,8 @@ fn take(shared: &Shared) -> Result<u64, StoreError> {
 fn needed(shared: &Shared) -> LogIndex {
     let (answer, status) = tokio::sync::oneshot::channel();
     let asked = shared.driver.send(ToDriver::Status(answer));
-    asked.ok().and_then(|()| status.blocking_recv().ok()).map_or(LogIndex(0), |status| status.needed)
+    asked
+        .ok()
+        .and_then(|()| status.blocking_recv().ok())
+        .map_or(LogIndex(0), |status| status.needed)
 }

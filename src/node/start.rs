@@ -1,5 +1,6 @@
 //! Puts a node together, and takes it apart again.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,11 +17,15 @@ use super::{Handle, Transport, apply, log_writer, session, snapshots};
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::query;
 use crate::store::{Recovered, StoreError};
-use crate::types::{NodeId, Position, Term};
+use crate::types::{ClusterId, NodeId, Position, Term};
 
 /// Settings of a node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
+    /// The cluster that the node belongs to.
+    pub cluster: ClusterId,
+    /// Where its snapshot files are.
+    pub snapshots: PathBuf,
     /// The core's.
     pub core: CoreConfig,
     /// How long a mutation or a strong read may wait.
@@ -93,7 +98,6 @@ impl Node {
             state: recovered.state,
             files: recovered.files,
             log: recovered.log,
-            directory: recovered.directory,
             config,
         });
         let driver = Driver {
@@ -171,8 +175,7 @@ fn boot(recovered: &Recovered) -> Result<Boot, StoreError> {
             strong: record.strong,
         })
         .collect();
-    let members =
-        query::members(&state)?.into_iter().map(|member| NodeId(member.node)).collect();
+    let members = query::members(&state)?.into_iter().map(|member| NodeId(member.node)).collect();
     Ok(Boot {
         applied: Position { index: state.applied(), term: recovered.state.term() },
         conf_state: recovered.state.conf_state(),
@@ -203,4 +206,3 @@ async fn hand_over(handle: &Handle) {
 fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
     std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(StartError::Thread)
 }
-

@@ -21,7 +21,8 @@ pub(super) enum EnvelopeError {
 pub(super) fn encode(message: PeerMessage) -> Envelope {
     let body = match message {
         PeerMessage::Raft(message) => {
-            let bytes = message.write_to_bytes().expect("every required field is set: there is none");
+            let bytes =
+                message.write_to_bytes().expect("every required field is set: there is none");
             Body::Raft(bytes.into())
         }
         PeerMessage::Visible { session, index } => {

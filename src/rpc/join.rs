@@ -72,10 +72,8 @@ async fn ask(
         .map_err(|error| tonic::Status::invalid_argument(error.to_string()))?
         .connect_timeout(Duration::from_secs(1))
         .timeout(Duration::from_secs(10));
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let channel =
+        endpoint.connect().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
     let request = JoinRequest {
         format: FORMAT,
         cluster: cluster.0.to_vec().into(),

@@ -50,7 +50,8 @@ impl Peer for PeerService {
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Delivered>, Status> {
         let mut frames = request.into_inner();
-        let Some(Frame { hello: Some(Hello { format, cluster, node }), .. }) = frames.message().await?
+        let Some(Frame { hello: Some(Hello { format, cluster, node }), .. }) =
+            frames.message().await?
         else {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };

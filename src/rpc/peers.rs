@@ -107,11 +107,8 @@ impl Transport for Peers {
             queued: Arc::new(AtomicUsize::new(0)),
             connected: Arc::new(AtomicBool::new(false)),
         };
-        let hello = Hello {
-            format: FORMAT,
-            cluster: self.cluster.0.to_vec().into(),
-            node: self.node.0,
-        };
+        let hello =
+            Hello { format: FORMAT, cluster: self.cluster.0.to_vec().into(), node: self.node.0 };
         let handle = self.handle.clone();
         self.runtime.spawn(keep_connected(node, link.clone(), hello, messages, handle));
         links.insert(node, link);
@@ -169,7 +166,9 @@ async fn keep_connected(
     }
 }
 
-async fn connect(address: &str) -> Result<PeerClient<tonic::transport::Channel>, tonic::transport::Error> {
+async fn connect(
+    address: &str,
+) -> Result<PeerClient<tonic::transport::Channel>, tonic::transport::Error> {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(Duration::from_secs(1))
         .tcp_nodelay(true)

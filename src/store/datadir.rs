@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! LOCK         locked while a daemon works on the directory; holds its process id
+//! genesis      the record that every member of the cluster starts from
 //! identity     cluster, node, nonce and address, as TOML
 //! boot         under which boot and mount the state was last written
 //! log/         the Raft log
@@ -276,8 +277,9 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
 fn anything_but_lock(dir: &Path) -> Result<Option<String>, StoreError> {
     for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
         let name = entry.map_err(StoreError::io("list", dir))?.file_name();
-        // What `create` leaves behind when it is killed, and what ext4 puts into a new root directory.
-        if name != "LOCK" && name != "identity.tmp" && name != "lost+found" {
+        // What joining leaves behind when it is killed, and what ext4 puts into a new root directory.
+        let ours = ["LOCK", "identity.tmp", "genesis", "genesis.tmp", "snapshots", "joining"];
+        if name != "lost+found" && !ours.iter().any(|ours| name == *ours) {
             return Ok(Some(name.to_string_lossy().into_owned()));
         }
     }

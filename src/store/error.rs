@@ -129,6 +129,13 @@ pub enum StoreError {
     },
 }
 
+impl From<crate::fs::CorruptRecord> for StoreError {
+    fn from(corrupt: crate::fs::CorruptRecord) -> Self {
+        let key = corrupt.key.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self::CorruptRecord { key, reason: corrupt.corruption.to_string() }
+    }
+}
+
 impl StoreError {
     /// For `map_err` after a system call.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {

@@ -112,7 +112,7 @@ fn found(layout: &mut Layout, founder: &NodeDir) -> Result<()> {
             "node 1 of the cluster in {} has lost its data: use another directory",
             layout.dir.display()
         );
-        let report = daemon::init(Config::load(&founder.config())?).context(FailingNode(1))?;
+        let report = daemon::init(&Config::load(&founder.config())?).context(FailingNode(1))?;
         layout.cluster = Some(report.cluster.to_string());
         layout.save()?;
     }

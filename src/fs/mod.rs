@@ -23,7 +23,7 @@ mod tests;
 mod view;
 
 /// Records, commands and outcomes, generated from `proto/fs.proto`.
-#[allow(missing_docs, clippy::pedantic)]
+#[allow(missing_docs, clippy::pedantic, rustdoc::invalid_html_tags)]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/quorumfs.fs.v1.rs"));
 }

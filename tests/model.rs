@@ -33,4 +33,5 @@ fn run(actions: &[Action]) {
         replica.check();
         tree.assert_like(&replica);
     }
+    replica.check_history();
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use quorumfs::fs::keys::{self, Parsed};
 use quorumfs::fs::{Errno, proto, query};
 use quorumfs::types::Ino;
 
@@ -375,21 +376,23 @@ impl Tree {
     pub fn end_session(&mut self, session: u64) {
         self.sessions.remove(&session);
         let orphans: Vec<u64> = self.orphans.keys().copied().collect();
-        orphans.into_iter().for_each(|ino| self.release(ino, session));
+        for ino in orphans {
+            self.release(ino, session);
+        }
     }
 
     /// Compares everything that the model knows, and that nothing else exists.
     pub fn assert_like(&self, replica: &Replica) {
-        let next = query::next_ino(&replica.state).expect("sound").0;
-        for ino in 1..next.min(self.nodes.keys().last().map_or(1, |last| last + 20)) {
-            let inode = query::inode(&replica.state, Ino(ino)).expect("sound");
-            let found = inode.map(|inode| seen(replica, ino, &inode));
-            assert_eq!(found.as_ref(), self.nodes.get(&ino), "inode {ino}");
-        }
+        let inos = replica.state.keys().filter_map(|key| match keys::parse(key) {
+            Some(Parsed::Inode { ino }) => Some(ino.0),
+            _ => None,
+        });
+        let found: BTreeMap<u64, Node> =
+            inos.map(|ino| (ino, seen(replica, ino, &inode(replica, ino)))).collect();
+        assert_eq!(found, self.nodes);
         for &(ino, generation) in replica.files.keys() {
-            let inode = query::inode(&replica.state, Ino(ino)).expect("sound");
-            let current = inode.map(|inode| inode.generation);
-            assert_eq!(current, Some(generation), "a backing file of {ino} was left behind");
+            let current = inode(replica, ino).generation;
+            assert_eq!(current, generation, "a backing file of {ino} was left behind");
         }
         let orphans = query::orphans(&replica.state, Ino(0), usize::MAX).expect("sound");
         let orphans: BTreeMap<u64, BTreeSet<u64>> = orphans
@@ -398,6 +401,10 @@ impl Tree {
             .collect();
         assert_eq!(orphans, self.orphans);
     }
+}
+
+fn inode(replica: &Replica, ino: u64) -> proto::Inode {
+    query::inode(&replica.state, Ino(ino)).expect("sound").expect("exists")
 }
 
 /// An inode of the replica as the model would have it.

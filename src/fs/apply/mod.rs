@@ -105,7 +105,7 @@ fn execute<V: ViewMut + Records>(
         Op::RemoveXattr(op) => xattr::remove(context, op),
         Op::Write(op) => write::write(context, op),
         Op::ReleaseOrphans(op) => orphans::release(context, op),
-        Op::GrantInodes(op) => sessions::grant(context, op),
+        Op::GrantInodes(op) => sessions::grant(context, op.count),
         Op::Touch(op) => attributes::touch(context, op),
         Op::SessionOpen(op) => sessions::open(context, op),
         Op::SessionEnd(op) => sessions::end(context, op),

@@ -62,10 +62,10 @@ fn look_up<V: ViewMut + Records>(
     mode: Mode,
 ) -> Step<Option<Rename>, V> {
     let parent = context.directory(Ino(op.parent))?;
-    let new_parent = match op.new_parent == op.parent {
-        true => None,
-        false => Some(context.directory(Ino(op.new_parent))?),
-    };
+    let mut new_parent = None;
+    if op.new_parent != op.parent {
+        new_parent = Some(context.directory(Ino(op.new_parent))?);
+    }
     let slot = context.slot(&parent, &op.name)?;
     let new_slot = context.slot(new_parent.as_ref().unwrap_or(&parent), &op.new_name)?;
     let dentry = slot.dentry.ok_or(Errno::ENOENT)?;

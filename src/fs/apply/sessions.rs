@@ -72,12 +72,12 @@ pub(super) fn end<V: ViewMut + Records>(
 
 pub(super) fn grant<V: ViewMut + Records>(
     context: &mut Context<'_, V>,
-    op: &proto::GrantInodes,
+    count: u64,
 ) -> Step<proto::Outcome, V> {
-    if !(1..=GRANT_MAX).contains(&op.count) {
+    if !(1..=GRANT_MAX).contains(&count) {
         return Err(Errno::EINVAL.into());
     }
-    let range = allocate(context, op.count)?;
+    let range = allocate(context, count)?;
     let granted = &mut context.session_record.granted;
     if granted.len() >= GRANTS_KEPT {
         granted.remove(0);

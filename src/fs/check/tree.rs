@@ -139,8 +139,7 @@ impl Tree {
             let is_directory = seen.kind == Kind::Directory;
             let expected_names = u32::from(ino != Ino::ROOT && seen.nlink > 0);
             if is_directory && named.names != expected_names {
-                let names = named.names;
-                self.problems.push(Problem::DirectoryNames { ino, names });
+                self.problems.push(Problem::DirectoryNames { ino, names: named.names });
             }
             let counted = match (is_directory, self.orphans.contains(&ino)) {
                 (true, false) => 2 + named.subdirectories,

@@ -1,4 +1,4 @@
-//! SetAttr, Touch and extended attributes.
+//! `SetAttr`, `Touch` and extended attributes.
 
 use super::proto::{Kind, SetAttr};
 use super::{Errno, Ino, Op, ROOT, World, bytes, proto, query, resize, time, write};

@@ -177,7 +177,9 @@ fn bytes(text: &str) -> bytes::Bytes {
 
 fn digest_of(state: &BTreeMap<Vec<u8>, Vec<u8>>) -> Digest {
     let mut digest = Digest::default();
-    state.iter().for_each(|(key, value)| digest.add(key, value));
+    for (key, value) in state {
+        digest.add(key, value);
+    }
     digest
 }
 

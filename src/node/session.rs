@@ -41,7 +41,9 @@ async fn open(handle: &Handle) -> Result<SessionId, NodeError> {
         principal: String::new(),
         strong: shared.config.strong,
     };
+    // A late duplicate of an earlier opening is refused, as any command of a session that is gone.
     let outcome = handle.mutate_cluster(Op::SessionOpen(open)).await?;
+    debug_assert_eq!(outcome.errno, 0, "opening a session fails in no other way");
     let session = SessionId(outcome.id);
     shared.mutations.begin(session, outcome.granted.map(|range| (range.first, range.end)));
     shared.input(Input::OwnSession { session: Some(session) });

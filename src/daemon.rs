@@ -57,16 +57,26 @@ pub fn run(config: &Config) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(serve(config));
+    // Streams to peers have threads of their own, on which nothing ever waits for a disk or a kernel:
+    // heartbeats must get through whatever the mount is busy with.
+    let streams = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("streams")
+        .on_thread_start(crate::node::run_promptly)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime of the streams")?;
+    let result = runtime.block_on(serve(config, streams.handle()));
+    streams.shutdown_background();
     // Reads of a disk that does not answer must not keep the daemon from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
 }
 
-async fn serve(config: &Config) -> Result<()> {
+async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let listener = rpc::bind(config.listen).await?;
+    let listener = streams.spawn(rpc::bind(config.listen)).await??;
     let stopping = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -82,8 +92,7 @@ async fn serve(config: &Config) -> Result<()> {
     let genesis = directory.genesis()?.into();
     tracing::info!(node = identity.node.0, cluster = %identity.cluster, "starting");
 
-    let peers =
-        Arc::new(Peers::new(identity.cluster, identity.node, tokio::runtime::Handle::current()));
+    let peers = Arc::new(Peers::new(identity.cluster, identity.node, streams.clone()));
     let recovered = store::recover(&directory, LogOptions::default())?;
     let node = Node::start(node_config(config, &identity, &directory), recovered, peers.clone())?;
     let handle = node.handle();
@@ -95,7 +104,7 @@ async fn serve(config: &Config) -> Result<()> {
     let peer_service = PeerService::new(identity.cluster, handle.clone(), genesis);
     let admin = AdminService::new(identity.cluster, handle.clone(), mount_status.clone());
     let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(rpc::serve(listener, peer_service, admin, async move {
+    let server = streams.spawn(rpc::serve(listener, peer_service, admin, async move {
         let _ = server_stopped.await;
     }));
 

@@ -25,6 +25,6 @@ mod transport;
 
 pub use clock::{monotonic, wall};
 pub use handle::{Handle, NodeError, Observer, Pending};
-pub use start::{Node, NodeConfig};
+pub use start::{Node, NodeConfig, run_promptly};
 pub use status::RaftStatus;
 pub use transport::Transport;

@@ -2,7 +2,7 @@
 //!
 //! Not here, on purpose: ACCESS (the kernel checks permissions itself, `default_permissions`), locks
 //! (the kernel does them locally while we do not ask for them), LSEEK (answered ENOSYS, the kernel
-//! then finds data and holes by the size), FALLOCATE (EOPNOTSUPP, so that posix_fallocate(3) writes),
+//! then finds data and holes by the size), FALLOCATE (EOPNOTSUPP, so that `posix_fallocate(3)` writes),
 //! READDIRPLUS (its late replies plant names that nothing catches).
 
 use std::ffi::OsStr;

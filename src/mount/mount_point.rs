@@ -9,20 +9,22 @@ use std::time::Duration;
 use super::mounting::MountError;
 use super::sys;
 
-/// How the kernel's table names our mounts.
-pub(super) const FS_TYPE: &str = "fuse.quorumfs";
+/// How the kernel's table names the source of our mounts. Their type is `fuse`, or `fuse.quorumfs`
+/// where fusermount3 mounted.
+pub(super) const SOURCE: &str = "quorumfs";
 /// A mount that answers nothing for so long is alive and stuck.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// Cuts read requests fourfold against the default of 128.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+/// One line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
 #[derive(Debug, PartialEq, Eq)]
 struct MountLine {
     /// `major:minor`, the name of its directory in `/sys/class/bdi`.
     device: String,
     point: PathBuf,
     fs_type: String,
+    source: String,
 }
 
 /// Makes sure that something can be mounted at `path`, and answers its absolute form. What an
@@ -32,7 +34,7 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     let point = absolute(path).map_err(missing)?;
     // The last line is the mount on top.
     while let Some(mounted) = find(&point) {
-        if mounted.fs_type != FS_TYPE || !is_dead(&point) {
+        if !mounted.is_ours() || !is_dead(&point) {
             let fs_type = mounted.fs_type;
             return Err(MountError::AlreadyMounted { path: point, fs_type });
         }
@@ -56,6 +58,12 @@ pub(super) fn raise_read_ahead(point: &Path) {
     let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device);
     if let Err(error) = fs::write(&setting, READ_AHEAD_KIB) {
         tracing::info!(%setting, %error, "read-ahead stays small");
+    }
+}
+
+impl MountLine {
+    fn is_ours(&self) -> bool {
+        self.fs_type.starts_with("fuse") && self.source == SOURCE
     }
 }
 
@@ -86,17 +94,17 @@ fn is_dead(point: &Path) -> bool {
 
 fn find(point: &Path) -> Option<MountLine> {
     let table = fs::read("/proc/self/mountinfo").ok()?;
-    let lines = table.split(|byte| *byte == b'\n').filter_map(parse);
-    lines.filter(|line| line.point == point).last()
+    let mut from_the_last = table.rsplit(|byte| *byte == b'\n').filter_map(parse);
+    from_the_last.find(|line| line.point == point)
 }
 
 fn parse(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
     let point = unescape(fields.nth(1)?);
-    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
-    let fs_type = String::from_utf8_lossy(fs_type).into_owned();
-    Some(MountLine { device, point, fs_type })
+    let mut after = fields.skip_while(|field| *field != b"-").skip(1);
+    let mut next = || after.next().map(|field| String::from_utf8_lossy(field).into_owned());
+    Some(MountLine { device, point, fs_type: next()?, source: next()? })
 }
 
 /// Blanks and backslashes are written in octal, as `\040`.
@@ -106,15 +114,12 @@ fn unescape(field: &[u8]) -> PathBuf {
     while let [byte, tail @ ..] = rest {
         let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
         let escaped = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match (byte, escaped) {
-            (b'\\', Some(escaped)) => {
-                bytes.push(escaped);
-                rest = &tail[3..];
-            }
-            _ => {
-                bytes.push(*byte);
-                rest = tail;
-            }
+        if let (b'\\', Some(escaped)) = (byte, escaped) {
+            bytes.push(escaped);
+            rest = &tail[3..];
+        } else {
+            bytes.push(*byte);
+            rest = tail;
         }
     }
     std::ffi::OsString::from_vec(bytes).into()
@@ -127,12 +132,14 @@ mod tests {
     /// The line that a dead mount is recognised by, with and without optional fields.
     #[test]
     fn mountinfo() {
-        let line = br"98 29 0:52 / /mnt/my\040data rw,relatime shared:33 - fuse.quorumfs q rw";
+        let line = br"98 29 0:52 / /mnt/my\040data rw,relatime shared:33 - fuse quorumfs rw";
         let wanted = MountLine {
             device: "0:52".into(),
             point: "/mnt/my data".into(),
-            fs_type: FS_TYPE.into(),
+            fs_type: "fuse".into(),
+            source: SOURCE.into(),
         };
+        assert!(wanted.is_ours());
         assert_eq!(parse(line), Some(wanted));
         let bare = parse(b"1 1 8:1 / / rw - ext4 /dev/root rw").expect("a line");
         assert_eq!((bare.fs_type.as_str(), bare.point), ("ext4", "/".into()));

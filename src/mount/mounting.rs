@@ -121,7 +121,8 @@ impl Mount {
         options: MountOptions,
         runtime: tokio::runtime::Handle,
     ) -> Result<Self, MountError> {
-        let point = mount_point::prepare(&options.mount_point)?;
+        let MountOptions { mount_point } = options;
+        let point = mount_point::prepare(&mount_point)?;
         let refused = |source| MountError::Refused { path: point.clone(), source };
         let serve = |source| MountError::Serve { path: point.clone(), source };
         let core = Arc::new(Core::new(handle, runtime));
@@ -158,13 +159,12 @@ impl Mount {
     pub async fn stop(mut self) -> Result<(), MountError> {
         self.core.commit_all().await;
         let (point, mut unmounter) = (self.point.clone(), self.unmounter);
-        let unmounted = tokio::task::spawn_blocking(move || {
+        let detached = tokio::task::spawn_blocking(move || {
             // Politely first: what is written until then still arrives.
             unmounter.unmount().or_else(|_| sys::detach(&point, true))
         });
-        match unmounted.await {
-            Ok(Err(source)) => return Err(MountError::Unmount { path: self.point, source }),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(source)) = detached.await {
+            return Err(MountError::Unmount { path: self.point, source });
         }
         let _ = self.ended.wait_for(|ended| *ended).await;
         Ok(())
@@ -173,7 +173,7 @@ impl Mount {
 
 fn config() -> Config {
     let mut options = vec![
-        MountOption::FSName("quorumfs".into()),
+        MountOption::FSName(mount_point::SOURCE.into()),
         MountOption::Subtype("quorumfs".into()),
         MountOption::DefaultPermissions,
     ];

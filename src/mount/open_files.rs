@@ -34,8 +34,8 @@ impl Core {
         let parent = place.parent;
         let new = NewInode { kind: Kind::Regular, mode, rdev: 0, target: Bytes::new() };
         let buffer = self.open.hold(ino);
-        let made = self.mutate(&[parent], make(caller, place, ino, new)).await;
-        let seen = match made.and_then(|outcome| Seen::of_outcome(ino, outcome)) {
+        let outcome = self.mutate(&[parent], make(caller, place, ino, new)).await;
+        let seen = match outcome.and_then(|outcome| Seen::of_outcome(ino, outcome)) {
             Ok(seen) => seen,
             Err(error) => {
                 self.unhold(ino);

@@ -62,8 +62,8 @@ fn seconds(duration: Duration) -> i64 {
 mod tests {
     use super::*;
 
-    fn at(seconds: i64) -> Option<Time> {
-        Some(Time { seconds, nanos: 5 })
+    fn at(seconds: i64) -> Time {
+        Time { seconds, nanos: 5 }
     }
 
     /// The rule of mount(8), relatime.
@@ -71,9 +71,9 @@ mod tests {
     fn relatime() {
         let now = Time { seconds: 1_000_000, nanos: 0 };
         let inode = |atime, mtime, ctime| Inode {
-            atime: at(atime),
-            mtime: at(mtime),
-            ctime: at(ctime),
+            atime: Some(at(atime)),
+            mtime: Some(at(mtime)),
+            ctime: Some(at(ctime)),
             ..Inode::default()
         };
         assert!(!wants_touch(&inode(999_000, 998_000, 998_500), now));

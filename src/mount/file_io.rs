@@ -14,8 +14,6 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// The bits that clear on a write by somebody without privileges.
 const SUID_SGID: u32 = 0o6000;
-/// A read whose file is truncated again and again takes what it has after so many tries.
-const READ_TRIES: usize = 4;
 
 /// Where a read found its bytes: a backing file and, over it, what is buffered.
 struct Source {
@@ -34,14 +32,20 @@ impl Core {
         let file = self.file(handle)?;
         self.lease_is_live().await?;
         self.settle_appends(file.buffer.ino).await;
-        let mut tries = 0;
+        let deadline = Instant::now() + self.node.op_timeout();
         loop {
-            let source = self.source(&file, ByteRange::at(offset, u64::from(size)))?;
-            let bytes = self.read_source(&source, offset, size).await?;
-            tries += 1;
-            if tries == READ_TRIES || !self.was_cut(&source.seen)? {
-                return Ok(bytes);
+            let cuts = self.node.cuts();
+            if cuts.is_some() {
+                let source = self.source(&file, ByteRange::at(offset, u64::from(size)))?;
+                let bytes = self.read_source(&source, offset, size).await?;
+                if self.node.cuts() == cuts {
+                    return Ok(bytes);
+                }
             }
+            if Instant::now() >= deadline {
+                return Err(NodeError::Deadline.into());
+            }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -147,15 +151,6 @@ impl Core {
             Ok(result) => Ok(result?),
             Err(_) => Err(NodeError::Stopping.into()),
         }
-    }
-
-    /// Whether bytes were cut off since: what was read then may be zeros that never were there.
-    fn was_cut(&self, before: &Seen) -> Result<bool, OpError> {
-        let after = self.query(|state| self.see(state, before.ino))?;
-        Ok(after.is_none_or(|after| {
-            after.inode.generation != before.inode.generation
-                || after.inode.size < before.inode.size
-        }))
     }
 
     fn has_suid_sgid(&self, ino: Ino) -> Result<bool, OpError> {

@@ -6,7 +6,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::shared::Shared;
 use crate::consensus::{Committed, Input, SessionChange, SessionInfo};
-use crate::fs::{self, Applied, Change, Overlay};
+use crate::fs::{self, Applied, Change, FileEffect, Overlay};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId};
 
@@ -25,6 +25,8 @@ enum ApplyError {
 /// What one round did, for the core and the mount.
 #[derive(Default)]
 struct Round {
+    /// Bytes were cut off that the state still counts.
+    cutting: bool,
     commands: Vec<(ProposalKey, LogIndex)>,
     sessions: Vec<SessionChange>,
     members: Vec<(NodeId, String)>,
@@ -66,6 +68,9 @@ fn apply_round(shared: &Shared, entries: &[Committed]) -> Result<(), ApplyError>
     let conf_state = entries.iter().rev().find_map(|entry| entry.conf_state.as_ref());
     let point = AppliedPoint { index: last.position.index, term: last.position.term, conf_state };
     shared.state.commit(&batch, point)?;
+    if round.cutting {
+        shared.cuts.end();
+    }
     tell_mount(shared, &round);
     for (node, address) in &round.members {
         shared.transport.learn(*node, address);
@@ -93,6 +98,10 @@ fn apply_entry(
     let Applied { outcome, changes, effects } = fs::apply(overlay, entry.position, &command)?;
     // Before the state says so: a crash in between replays both, and neither minds.
     for effect in &effects {
+        let cuts = !matches!(effect, FileEffect::Write { .. });
+        if cuts && !std::mem::replace(&mut round.cutting, true) {
+            shared.cuts.begin();
+        }
         shared.files.carry_out(effect)?;
     }
     let session = SessionId(command.session);

@@ -224,6 +224,13 @@ impl Handle {
         &self.0.files
     }
 
+    /// How often backing files were cut so far; none while they are. A read of bytes is whole only where
+    /// this is the same before its query and after its last byte.
+    #[must_use]
+    pub fn cuts(&self) -> Option<u64> {
+        self.0.cuts.count()
+    }
+
     /// The mount no longer holds an inode whose last name is gone. Batched; nobody waits.
     pub fn release_orphan(&self, ino: Ino) {
         self.0.released.lock().push(ino.0);

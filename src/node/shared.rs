@@ -37,6 +37,7 @@ pub(super) struct Shared {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) state: State,
     pub(super) files: Files,
+    pub(super) cuts: Cuts,
     pub(super) log: RaftLog,
     pub(super) clock: HybridClock,
     /// The open session of this node.
@@ -74,6 +75,28 @@ impl Shared {
             fatal.get_or_insert_with(|| reason.to_string());
             first
         });
+    }
+}
+
+/// Backing files are cut before the state says so, because replay relies on that order. In between a
+/// reader would find zeros where the state still promises bytes: it looks here before and after.
+#[derive(Debug, Default)]
+pub(super) struct Cuts(AtomicU64);
+
+impl Cuts {
+    pub(super) fn begin(&self) {
+        let before = self.0.fetch_add(1, Ordering::SeqCst);
+        debug_assert!(before.is_multiple_of(2), "one round at a time");
+    }
+
+    pub(super) fn end(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many rounds have cut files; none while one does.
+    pub(super) fn count(&self) -> Option<u64> {
+        let count = self.0.load(Ordering::SeqCst);
+        count.is_multiple_of(2).then_some(count)
     }
 }
 

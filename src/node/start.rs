@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use super::clock::HybridClock;
 use super::driver::Driver;
 use super::mutations::Mutations;
-use super::shared::{Gate, Shared, ToDriver};
+use super::shared::{Cuts, Gate, Shared, ToDriver};
 use super::{Handle, Transport, apply, log_writer, session, snapshots};
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::query;
@@ -97,6 +97,7 @@ impl Node {
             fatal: watch::channel(None).0,
             state: recovered.state,
             files: recovered.files,
+            cuts: Cuts::default(),
             log: recovered.log,
             config,
         });

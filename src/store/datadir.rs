@@ -217,7 +217,7 @@ impl DataDir {
     /// # Errors
     /// When the disk refuses.
     pub fn switch_state(&self, dir: &Path) -> Result<(), StoreError> {
-        let name = dir.file_name().expect("it came from new_state_dir").to_string_lossy();
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
         durable::replace(&self.path.join("current"), format!("{name}\n").as_bytes())
     }
 

@@ -78,7 +78,9 @@ fn what_is_remembered_is_what_is_stored() {
     let mut model = BTreeMap::new();
     for index in 1..500 {
         let changes: Vec<_> = (0..4)
-            .map(|_| (random(&mut seed) % 20, (!random(&mut seed).is_multiple_of(3)).then_some(index)))
+            .map(|_| {
+                (random(&mut seed) % 20, (!random(&mut seed).is_multiple_of(3)).then_some(index))
+            })
             .collect();
         commit(&state, index, &changes);
         model.extend(changes);

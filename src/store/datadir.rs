@@ -16,28 +16,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
+use super::identity::{Identity, read_identity, write_identity};
 use super::{durable, sys};
 use crate::store::StoreError;
-use crate::types::{ClusterId, NodeId};
 
-const FORMAT: u64 = 1;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const STATE: &str = "state-";
-
-/// Whose replica a data directory holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The node, which is the Raft id too.
-    pub node: NodeId,
-    /// Random, drawn when the directory was made: tells it from another one under the same id.
-    pub nonce: u64,
-    /// Where peers find this node, `HOST:PORT`.
-    pub address: String,
-}
 
 /// What must be the same for bytes that were never fsynced to be there still: the kernel's boot, the
 /// mount, and the directory itself (a copy is another one). Unknown is never the same as anything.
@@ -218,7 +202,7 @@ impl DataDir {
     /// # Errors
     /// When the disk refuses.
     pub fn switch_state(&self, dir: &Path) -> Result<(), StoreError> {
-        let name = dir.file_name().expect("it came from new_state_dir").to_string_lossy();
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
         durable::replace(&self.path.join("current"), format!("{name}\n").as_bytes())
     }
 
@@ -292,57 +276,6 @@ fn read_optional(path: &Path) -> Result<Option<String>, StoreError> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(StoreError::io("read", path)(source)),
     }
-}
-
-/// `identity` as it is in the file. Numbers that may exceed TOML's are in hexadecimal.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct IdentityFile {
-    format: u64,
-    cluster: String,
-    node: u64,
-    nonce: String,
-    address: String,
-}
-
-/// What every format has.
-#[derive(Deserialize)]
-struct AnyFormat {
-    format: u64,
-}
-
-fn write_identity(dir: &Path, identity: &Identity) -> Result<(), StoreError> {
-    let file = IdentityFile {
-        format: FORMAT,
-        cluster: identity.cluster.to_string(),
-        node: identity.node.0,
-        nonce: format!("{:016x}", identity.nonce),
-        address: identity.address.clone(),
-    };
-    let text = toml::to_string(&file).expect("strings and small numbers are valid TOML");
-    durable::replace(&dir.join("identity"), text.as_bytes())
-}
-
-fn read_identity(dir: &Path) -> Result<Identity, StoreError> {
-    let path = dir.join("identity");
-    let text = std::fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
-    let damaged = |what: String| StoreError::Corrupt {
-        path: path.clone(),
-        offset: None,
-        what,
-        advice: "put back what it held, or move this data directory away and join as a new node",
-    };
-    let any: AnyFormat = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-    if any.format > FORMAT {
-        return Err(StoreError::Newer { path, found: any.format, supported: FORMAT });
-    }
-    let file: IdentityFile = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-    Ok(Identity {
-        cluster: file.cluster.parse().map_err(|error: &str| damaged(error.to_owned()))?,
-        node: NodeId(file.node),
-        nonce: u64::from_str_radix(&file.nonce, 16).map_err(|error| damaged(error.to_string()))?,
-        address: file.address,
-    })
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use raft::eraftpb::ConfState;
 
-use super::state::{Point, State};
+use super::point::Point;
+use super::state::State;
 use crate::fs::{Digest, Pair, keys};
 use crate::store::StoreError;
 use crate::types::{LogIndex, Term};

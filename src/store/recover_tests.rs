@@ -6,9 +6,8 @@ use raft::eraftpb::{ConfState, Entry, HardState};
 
 use super::{LogOptions, Rebuilt, Recovered, recover};
 use crate::fs::{Overlay, View, ViewMut, keys};
-use crate::store::datadir::{BootIdentity, DataDir, Identity};
 use crate::store::snapshot::{SnapshotHeader, write_snapshot};
-use crate::store::{AppliedPoint, RaftLog, State, StoreError};
+use crate::store::{AppliedPoint, BootIdentity, DataDir, Identity, RaftLog, State, StoreError};
 use crate::types::{ClusterId, Ino, LogIndex, NodeId, Term, VolumeId};
 
 const OPTIONS: LogOptions =

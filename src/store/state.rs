@@ -7,12 +7,12 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use protobuf::Message;
 use raft::eraftpb::ConfState;
 
 use super::export::{Cursor, Export};
+use super::point::{AppliedPoint, Point};
 use super::records::Records;
-use crate::fs::{Batch, Digest, Pair, View, keys};
+use crate::fs::{Batch, Digest, Pair, View};
 use crate::store::StoreError;
 use crate::types::{LogIndex, Term};
 
@@ -28,24 +28,9 @@ const FLUSH_MS: u64 = 200;
 const CLOSING: Duration = Duration::from_secs(5);
 /// Pairs in one batch when a state is built from a snapshot.
 const BUILD_CHUNK: usize = 1000;
-/// Applied index and term (8 bytes each) and digest (16), little-endian.
-const POINT: &str = "applied";
-/// The membership, an encoded `eraftpb.ConfState`.
-const CONF_STATE: &str = "conf_state";
 /// A state's directory can always be built again.
 const REBUILD: &str = "remove the file `boot` of the data directory and restart the daemon: the state \
      is then rebuilt from the snapshot file and the log";
-
-/// How far a batch brings the state.
-#[derive(Clone, Copy, Debug)]
-pub struct AppliedPoint<'a> {
-    /// The last entry of the log that is in it.
-    pub index: LogIndex,
-    /// That entry's term.
-    pub term: Term,
-    /// The membership from there on, where it changed.
-    pub conf_state: Option<&'a ConfState>,
-}
 
 /// The state, written by the apply loop alone and read by queries.
 ///
@@ -58,15 +43,6 @@ pub struct State {
     /// Held for reading by queries, for writing by a commit.
     point: RwLock<Point>,
     exports: Mutex<Vec<Weak<Mutex<Cursor>>>>,
-}
-
-/// What the whole state stands at.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Point {
-    pub(super) index: LogIndex,
-    pub(super) term: Term,
-    pub(super) digest: Digest,
-    pub(super) conf_state: ConfState,
 }
 
 /// The whole state at one applied index: applies wait while it lives. A thread that holds one must not
@@ -84,7 +60,7 @@ impl State {
     /// When sled cannot read what is there.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let records = open_sled(dir)?;
-        let point = read_point(&records, dir)?;
+        let point = Point::read_from(&records, dir)?;
         Ok(Self {
             path: dir.to_owned(),
             records,
@@ -266,31 +242,6 @@ impl View for StateRead<'_> {
     }
 }
 
-impl Point {
-    /// This point after changes that add `difference` to the digest.
-    fn advanced(mut self, difference: Digest, at: AppliedPoint<'_>) -> Self {
-        self.index = at.index;
-        self.term = at.term;
-        self.digest.merge(difference);
-        if let Some(conf_state) = at.conf_state {
-            self.conf_state = conf_state.clone();
-        }
-        self
-    }
-
-    fn write_to(&self, writes: &mut sled::Batch, conf_state: Option<&ConfState>) {
-        let mut point = Vec::with_capacity(32);
-        point.extend_from_slice(&self.index.0.to_le_bytes());
-        point.extend_from_slice(&self.term.0.to_le_bytes());
-        point.extend_from_slice(&self.digest.0.to_le_bytes());
-        writes.insert(keys::meta(POINT), point);
-        if let Some(conf_state) = conf_state {
-            let bytes = conf_state.write_to_bytes().expect("encoding into memory cannot fail");
-            writes.insert(keys::meta(CONF_STATE), bytes);
-        }
-    }
-}
-
 fn open_sled(dir: &Path) -> Result<Records, StoreError> {
     let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES);
     let config = config.flush_every_ms(Some(FLUSH_MS));
@@ -315,26 +266,7 @@ fn is_locked(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
-fn read_point(records: &Records, dir: &Path) -> Result<Point, StoreError> {
-    let Some(bytes) = records.get(&keys::meta(POINT), dir)? else { return Ok(Point::default()) };
-    let (index, term, digest) = decode_point(&bytes)
-        .ok_or_else(|| damaged(dir, "its applied index cannot be decoded".to_owned()))?;
-    let conf_state = match records.get(&keys::meta(CONF_STATE), dir)? {
-        Some(bytes) => ConfState::parse_from_bytes(&bytes)
-            .map_err(|error| damaged(dir, format!("its membership cannot be decoded: {error}")))?,
-        None => ConfState::default(),
-    };
-    Ok(Point { index, term, digest, conf_state })
-}
-
-fn decode_point(bytes: &[u8]) -> Option<(LogIndex, Term, Digest)> {
-    let (index, rest) = bytes.split_first_chunk()?;
-    let (term, rest) = rest.split_first_chunk()?;
-    let digest = u128::from_le_bytes(rest.try_into().ok()?);
-    Some((LogIndex(u64::from_le_bytes(*index)), Term(u64::from_le_bytes(*term)), Digest(digest)))
-}
-
-fn damaged(dir: &Path, what: String) -> StoreError {
+pub(super) fn damaged(dir: &Path, what: String) -> StoreError {
     StoreError::Corrupt { path: dir.to_owned(), offset: None, what, advice: REBUILD }
 }
 

@@ -34,7 +34,9 @@ fn everything(state: &State) -> Model {
 
 fn digest_of(pairs: &Model) -> Digest {
     let mut digest = Digest::default();
-    pairs.iter().for_each(|(key, value)| digest.add(key, value));
+    for (key, value) in pairs {
+        digest.add(key, value);
+    }
     digest
 }
 
@@ -76,7 +78,9 @@ fn what_is_remembered_is_what_is_stored() {
     let mut model = BTreeMap::new();
     for index in 1..500 {
         let changes: Vec<_> = (0..4)
-            .map(|_| (random(&mut seed) % 20, (random(&mut seed) % 3 != 0).then_some(index)))
+            .map(|_| {
+                (random(&mut seed) % 20, (!random(&mut seed).is_multiple_of(3)).then_some(index))
+            })
             .collect();
         commit(&state, index, &changes);
         model.extend(changes);
@@ -109,7 +113,7 @@ fn an_export_is_the_state_at_its_start() {
                 let changes: Vec<_> = (0..20)
                     .map(|_| {
                         let ino = random(&mut seed) % (2 * INODES + 100);
-                        (ino, (random(&mut seed) % 2 == 0).then_some(index))
+                        (ino, (random(&mut seed).is_multiple_of(2)).then_some(index))
                     })
                     .collect();
                 commit(&state, index, &changes);

@@ -14,16 +14,16 @@
 //!
 //! Format: raft-engine 0.4, `src/file_pipe_log/format.rs` and `src/log_batch.rs`. A record is
 //! `{ u56 length, u8 compression, u64 footer offset } entries crc32 footer crc32`, big-endian but for
-//! the checksums; the last one is XORed with the file's number.
+//! the checksums; the last one is xored with the file's number.
 
 use std::path::{Path, PathBuf};
 
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
 
-const FILE_MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
-/// Magic, version, alignment.
-const FILE_HEADER: usize = FILE_MAGIC.len() + 8 + 8;
+/// Magic, version 2, no alignment.
+const FILE_HEADER: &[u8] =
+    b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0";
 const RECORD_HEADER: usize = 16;
 const CHECKSUM: usize = 4;
 /// Digits of a file's number in its name.
@@ -69,8 +69,8 @@ fn damage(bytes: &[u8], number: u64, may_be_torn: bool) -> Option<usize> {
     let signature = number.to_le_bytes()[..CHECKSUM].try_into().map(u32::from_le_bytes);
     let signature = signature.expect("four bytes");
     let mut offset = 0;
-    if bytes.starts_with(FILE_MAGIC) {
-        offset = FILE_HEADER;
+    if bytes.starts_with(FILE_HEADER) {
+        offset = FILE_HEADER.len();
         while let Some(length) = bytes.get(offset..).and_then(|rest| record(rest, signature)) {
             offset += length;
         }

@@ -13,9 +13,9 @@ const TAIL_BYTES: usize = 16 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// Everything up to this index is cut off.
-    pub(super) truncated_index: u64,
+    pub(super) cut_at: u64,
     /// The term of the entry there.
-    pub(super) truncated_term: u64,
+    pub(super) cut_term: u64,
     /// The last hard state that was written.
     pub(super) hard_state: HardState,
     /// `(first index, term)` of each run of entries of one term, ascending.
@@ -33,15 +33,15 @@ pub(super) struct Index {
 impl Index {
     /// No entries, after one that was cut off.
     pub(super) fn after(index: u64, term: u64, hard_state: HardState) -> Self {
-        Self { truncated_index: index, truncated_term: term, hard_state, ..Self::default() }
+        Self { cut_at: index, cut_term: term, hard_state, ..Self::default() }
     }
 
     pub(super) fn first(&self) -> u64 {
-        self.truncated_index + 1
+        self.cut_at + 1
     }
 
     pub(super) fn last(&self) -> u64 {
-        self.truncated_index + self.sizes.len() as u64
+        self.cut_at + self.sizes.len() as u64
     }
 
     /// Bytes of all entries.
@@ -51,8 +51,8 @@ impl Index {
 
     /// The term of an entry, or of the last one that was cut off.
     pub(super) fn term(&self, index: u64) -> Option<u64> {
-        if index == self.truncated_index {
-            return Some(self.truncated_term);
+        if index == self.cut_at {
+            return Some(self.cut_term);
         }
         if index < self.first() || index > self.last() {
             return None;
@@ -83,9 +83,9 @@ impl Index {
     /// Forgets entries up to `index`, which is in the log.
     pub(super) fn cut(&mut self, index: u64) {
         let term = self.term(index).expect("the caller has checked that the entry is there");
-        let count = usize::try_from(index - self.truncated_index).expect("entries fit in memory");
+        let count = usize::try_from(index - self.cut_at).expect("entries fit in memory");
         self.bytes -= self.sizes.drain(..count).map(u64::from).sum::<u64>();
-        (self.truncated_index, self.truncated_term) = (index, term);
+        (self.cut_at, self.cut_term) = (index, term);
         while self.terms.get(1).is_some_and(|&(first, _)| first <= index + 1) {
             self.terms.pop_front();
         }

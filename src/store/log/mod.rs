@@ -5,8 +5,11 @@
 //! [`RaftLog::open`].
 
 mod check;
+mod engine;
 mod index;
+mod load;
 mod raft_log;
 mod storage;
 
-pub use raft_log::{LogOptions, RaftLog};
+pub use engine::LogOptions;
+pub use raft_log::RaftLog;

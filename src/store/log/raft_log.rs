@@ -1,69 +1,34 @@
 //! The log itself: appending, cutting, reading.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState};
-use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+use raft_engine::{Command, Engine, LogBatch};
 
 use super::check;
+use super::engine::{
+    EntryCodec, LogOptions, TRUNCATED, VOLUME, config, contained, encode_truncated, put_hard_state,
+};
 use super::index::Index;
 use crate::store::StoreError;
-use crate::store::error::REJOIN;
-use crate::types::{LogIndex, Term, VolumeId};
-
-const VOLUME: u64 = VolumeId::FIRST.0;
-/// Encoded hard state.
-const HARD_STATE: &[u8] = b"hard_state";
-/// Index and term of the last entry that was cut off: twice 8 bytes, little-endian.
-const TRUNCATED: &[u8] = b"truncated";
-/// Entries read at a time when the log is opened.
-const OPEN_CHUNK: u64 = 1024;
-
-/// How the log uses its disk.
-#[derive(Clone, Copy, Debug)]
-pub struct LogOptions {
-    /// Bytes after which a new file is begun.
-    pub file_bytes: u64,
-    /// Bytes of files beyond which cutting the log gives files back.
-    pub purge_bytes: u64,
-    /// Whether files are filled with zeros before they are needed, and used again after: an fsync of
-    /// a fresh file also has to record where its blocks are. Costs 1.5 times `purge_bytes` of space.
-    pub prefill: bool,
-}
-
-impl Default for LogOptions {
-    fn default() -> Self {
-        Self { file_bytes: 32 << 20, purge_bytes: 64 << 20, prefill: true }
-    }
-}
+use crate::types::{LogIndex, Term};
 
 /// The Raft log, and with it the hard state. Cheap to clone: all clones are the same log.
 #[derive(Clone)]
-pub struct RaftLog(Arc<Shared>);
+pub struct RaftLog(pub(super) Arc<Shared>);
 
-struct Shared {
-    dir: PathBuf,
-    engine: Engine,
-    index: Mutex<Index>,
+pub(super) struct Shared {
+    pub(super) dir: PathBuf,
+    pub(super) engine: Engine,
+    pub(super) index: Mutex<Index>,
     /// Held while writing, so that `index` need not be.
     writing: Mutex<()>,
     /// A write failed: what is on disk is not known any more.
     poisoned: AtomicBool,
-}
-
-struct EntryCodec;
-
-impl MessageExt for EntryCodec {
-    type Entry = Entry;
-
-    fn index(entry: &Entry) -> u64 {
-        entry.index
-    }
 }
 
 impl fmt::Debug for RaftLog {
@@ -247,7 +212,7 @@ impl RaftLog {
     #[must_use]
     pub fn truncated(&self) -> (LogIndex, Term) {
         let index = self.0.index.lock();
-        (LogIndex(index.truncated_index), Term(index.truncated_term))
+        (LogIndex(index.cut_at), Term(index.cut_term))
     }
 
     /// Bytes of the entries that the log holds.
@@ -256,68 +221,10 @@ impl RaftLog {
         self.0.index.lock().bytes()
     }
 
-    /// Fills the index from the engine, checking that nothing is missing.
-    fn load(&self) -> Result<(), StoreError> {
-        let engine = &self.0.engine;
-        let (at, term) = match engine.get(VOLUME, TRUNCATED) {
-            Some(bytes) => decode_truncated(&bytes)
-                .ok_or_else(|| self.damaged("where it begins cannot be decoded"))?,
-            None => (0, 0),
-        };
-        let hard_state = contained("read", &self.0.dir, || engine.get_message(VOLUME, HARD_STATE))?;
-        let mut index = Index::after(at, term, hard_state.unwrap_or_default());
-        if let (Some(first), Some(last)) = (engine.first_index(VOLUME), engine.last_index(VOLUME)) {
-            self.load_entries(&mut index, first, last)?;
-        }
-        if index.hard_state.commit > index.last() {
-            let commit = index.hard_state.commit;
-            return Err(self.damaged(&format!(
-                "entry {commit} was committed, but the last one is {}",
-                index.last()
-            )));
-        }
-        *self.0.index.lock() = index;
-        Ok(())
-    }
-
-    fn load_entries(&self, index: &mut Index, first: u64, last: u64) -> Result<(), StoreError> {
-        if first > index.first() && last >= index.first() {
-            return Err(self.damaged(&format!(
-                "it should begin with entry {}, but begins with {first}",
-                index.first()
-            )));
-        }
-        let mut low = index.first();
-        let mut term = index.truncated_term;
-        while low <= last {
-            let high = (low + OPEN_CHUNK).min(last + 1);
-            let entries = self.read(low, high)?;
-            if low == index.first() && entries.first().is_some_and(|entry| entry.term < term) {
-                // Left over from before a reset: raft-engine may forget a cut, never an append.
-                return self.write("cut", true, |batch| {
-                    batch.add_command(VOLUME, Command::Compact { index: last + 1 });
-                    Ok(())
-                });
-            }
-            for (entry, expected) in entries.iter().zip(low..) {
-                if entry.index != expected || entry.term < term {
-                    return Err(self.damaged(&format!(
-                        "entry {} of term {} stands where entry {expected} should be",
-                        entry.index, entry.term
-                    )));
-                }
-                term = entry.term;
-            }
-            index.append(&entries);
-            low = high;
-        }
-        Ok(())
-    }
-
     /// Reads `[low, high)` from disk, on a thread of its own: raft-engine keeps the last block that a
     /// thread has read, by its place in *a* log, so that two logs in one process (as in tests) would
     /// read each other's. It is rare: recent entries are in memory.
-    fn read(&self, low: u64, high: u64) -> Result<Vec<Entry>, StoreError> {
+    pub(super) fn read(&self, low: u64, high: u64) -> Result<Vec<Entry>, StoreError> {
         let engine = &self.0.engine;
         let fetch = || {
             let mut entries = Vec::new();
@@ -343,7 +250,7 @@ impl RaftLog {
     }
 
     /// Writes what `fill` puts into a batch. The caller holds `writing`.
-    fn write(
+    pub(super) fn write(
         &self,
         action: &'static str,
         sync: bool,
@@ -372,66 +279,10 @@ impl RaftLog {
     fn gap(&self, at: LogIndex) -> StoreError {
         gap(&self.0.index.lock(), at)
     }
-
-    fn damaged(&self, what: &str) -> StoreError {
-        damaged(&self.0.dir, what.to_owned())
-    }
-}
-
-fn config(dir: &Path, options: LogOptions) -> Config {
-    Config {
-        dir: dir.to_string_lossy().into_owned(),
-        // See `check`.
-        recovery_mode: RecoveryMode::TolerateTailCorruption,
-        batch_compression_threshold: ReadableSize(0),
-        target_file_size: ReadableSize(options.file_bytes),
-        purge_threshold: ReadableSize(options.purge_bytes),
-        enable_log_recycle: options.prefill,
-        prefill_for_recycle: options.prefill,
-        ..Config::default()
-    }
-}
-
-/// Runs a call of raft-engine. It panics where an fsync fails, and on some damage.
-fn contained<T>(
-    action: &'static str,
-    dir: &Path,
-    call: impl FnOnce() -> raft_engine::Result<T>,
-) -> Result<T, StoreError> {
-    use raft_engine::Error;
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(
-            source @ (Error::Corruption(_)
-            | Error::Codec(_)
-            | Error::Protobuf(_)
-            | Error::EntryCompacted
-            | Error::EntryNotFound),
-        )) => Err(damaged(dir, source.to_string())),
-        Ok(Err(source)) => Err(StoreError::Log { action, path: dir.to_owned(), source }),
-        Err(_) => Err(StoreError::LogPanicked { action, path: dir.to_owned() }),
-    }
-}
-
-fn damaged(dir: &Path, what: String) -> StoreError {
-    StoreError::Corrupt { path: dir.to_owned(), offset: None, what, advice: REJOIN }
 }
 
 fn gap(index: &Index, at: LogIndex) -> StoreError {
     StoreError::LogGap { index: at, first: LogIndex(index.first()), last: LogIndex(index.last()) }
-}
-
-fn put_hard_state(batch: &mut LogBatch, hard_state: &HardState) -> raft_engine::Result<()> {
-    batch.put_message(VOLUME, HARD_STATE.to_vec(), hard_state)
-}
-
-fn encode_truncated(index: LogIndex, term: Term) -> Vec<u8> {
-    [index.0.to_le_bytes(), term.0.to_le_bytes()].concat()
-}
-
-fn decode_truncated(bytes: &[u8]) -> Option<(u64, u64)> {
-    let (index, term) = bytes.split_first_chunk()?;
-    Some((u64::from_le_bytes(*index), u64::from_le_bytes(term.try_into().ok()?)))
 }
 
 #[cfg(test)]

@@ -17,7 +17,9 @@ fn pairs(count: u64, value: usize) -> Vec<Pair> {
 
 fn header(index: u64, pairs: &[Pair]) -> SnapshotHeader {
     let mut digest = Digest::default();
-    pairs.iter().for_each(|(key, value)| digest.add(key, value));
+    for (key, value) in pairs {
+        digest.add(key, value);
+    }
     SnapshotHeader {
         cluster: ClusterId([7; 16]),
         volume: VolumeId::FIRST,

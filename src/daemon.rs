@@ -53,21 +53,13 @@ pub fn init(config: &Config) -> Result<InitReport> {
 /// When it cannot start, or cannot go on.
 pub fn run(config: &Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    // Streams to peers have threads of their own, on which nothing ever waits for a disk or a kernel:
-    // heartbeats must get through whatever the mount is busy with.
-    let streams = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("streams")
-        .on_thread_start(crate::node::run_promptly)
-        .enable_all()
-        .build()
-        .context("cannot start the runtime of the streams")?;
-    let result = runtime.block_on(serve(config, streams.handle()));
-    streams.shutdown_background();
+    let streams = Streams::start()?;
+    let result = runtime.block_on(serve(config, &streams.handle));
+    drop(streams);
     // Reads of a disk that does not answer must not keep the daemon from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
@@ -94,7 +86,8 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
 
     let peers = Arc::new(Peers::new(identity.cluster, identity.node, streams.clone()));
     let recovered = store::recover(&directory, LogOptions::default())?;
-    let node = Node::start(node_config(config, &identity, &directory), recovered, peers.clone())?;
+    let node =
+        Node::start(node_config(config, &identity, &directory), recovered, peers.clone(), streams)?;
     let handle = node.handle();
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
@@ -144,6 +137,32 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     // Streams of peers end with the process.
     server.abort();
     Ok(())
+}
+
+/// The thread of the core and its streams to the peers. Nothing on it ever waits for a disk or a
+/// kernel: heartbeats must get through whatever the mount is busy with.
+struct Streams {
+    handle: tokio::runtime::Handle,
+    /// Dropped to end the thread.
+    _running: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Streams {
+    fn start() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime of the streams")?;
+        let handle = runtime.handle().clone();
+        let (running, stopped) = tokio::sync::oneshot::channel();
+        let body = move || {
+            crate::node::run_promptly();
+            // The sender is only ever dropped.
+            let _ = runtime.block_on(stopped);
+        };
+        std::thread::Builder::new().name("core".to_owned()).spawn(body)?;
+        Ok(Self { handle, _running: running })
+    }
 }
 
 fn node_config(config: &Config, identity: &Identity, directory: &DataDir) -> NodeConfig {

@@ -1,6 +1,7 @@
 //! The core: inputs in, effects out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use raft::eraftpb::{
     ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState,
@@ -22,6 +23,9 @@ use crate::types::{LogIndex, Monotonic, NodeId, Position, Term};
 const MESSAGE_BYTES: usize = 1 << 20;
 /// What a node shows is said again every so many ticks, for those who missed it.
 const REPEAT_TICKS: u64 = 4;
+/// Those who wait for nothing learn this much later what this node shows, so that one message serves
+/// several commands.
+const TELL_ALL_AFTER: Duration = Duration::from_millis(1);
 /// A learner this close to the leader's log becomes a voter.
 const PROMOTION_LAG: u64 = 64;
 
@@ -79,7 +83,12 @@ pub struct Core<S: Storage> {
     /// What the whole roster shows; never goes back.
     stable: LogIndex,
     gate: ReadGate,
-    tell_visible: bool,
+    /// Whose proposals were applied since they were told what this node shows.
+    tell_now: BTreeSet<NodeId>,
+    /// When everybody is to be told, at the latest.
+    tell_all_by: Option<Monotonic>,
+    /// The last acknowledgement of entries to a leader: term, index, when.
+    answered: (u64, u64, Monotonic),
 }
 
 impl<S: Storage> Core<S> {
@@ -133,7 +142,9 @@ impl<S: Storage> Core<S> {
             proposals: Proposals::default(),
             stable: LogIndex(0),
             gate: ReadGate::default(),
-            tell_visible: false,
+            tell_now: BTreeSet::new(),
+            tell_all_by: None,
+            answered: (0, 0, Monotonic::default()),
             config,
         })
     }
@@ -147,6 +158,7 @@ impl<S: Storage> Core<S> {
         self.now = now;
         match input {
             Input::Tick => self.tick(),
+            Input::Wake => {}
             Input::Peer { from, message } => self.hear(from, message),
             Input::Connected { node } => self.connected(node),
             Input::Propose { key, data, wait } => self.proposals.add(key, data, wait),
@@ -156,13 +168,14 @@ impl<S: Storage> Core<S> {
                 self.members.extend(members);
                 self.note_applied(Position { index, term }, &sessions);
                 for (key, index) in commands {
+                    self.tell_now.extend(self.roster.node_of(key.session));
                     let done = self.proposals.applied(key, index);
                     self.effects.extend(done.map(|key| Effect::Acknowledge { key }));
                 }
             }
             Input::OwnSession { session } => {
                 self.lease.begin(session);
-                self.tell_visible = true;
+                self.tell_all_by = Some(self.now);
             }
             Input::ProposeExpiry { session, data } => {
                 if self.is_leader() && self.keeper.is_expiring(session) {
@@ -187,6 +200,12 @@ impl<S: Storage> Core<S> {
             }
         }
         Ok(self.effects.pop_front())
+    }
+
+    /// When to poll again although nothing happened; none where an input comes first.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Monotonic> {
+        self.tell_all_by
     }
 
     /// What decides about reads at present.
@@ -256,7 +275,9 @@ impl<S: Storage> Core<S> {
         self.ticks += 1;
         self.raft.tick();
         self.proposals.retry(self.now - self.config.retry_after);
-        self.tell_visible |= self.ticks.is_multiple_of(REPEAT_TICKS);
+        if self.ticks.is_multiple_of(REPEAT_TICKS) {
+            self.tell_all_by = Some(self.now);
+        }
         self.keeper.note_commit(self.now, self.commit_index());
         for session in self.keeper.overdue(self.now, &self.roster) {
             self.effects.push_back(Effect::Expire { session });
@@ -288,7 +309,8 @@ impl<S: Storage> Core<S> {
     }
 
     fn connected(&mut self, node: NodeId) {
-        self.tell_visible = true;
+        self.tell_now.insert(node);
+        self.answered = (0, 0, self.now);
         if node == self.role.2 {
             self.proposals.retry(self.now);
             self.lease.hurry();
@@ -313,7 +335,7 @@ impl<S: Storage> Core<S> {
         self.applied = applied;
         self.raft.advance_apply_to(applied.index.0);
         sessions.iter().for_each(|change| self.roster.apply(change));
-        self.tell_visible = true;
+        self.tell_all_by.get_or_insert(self.now + TELL_ALL_AFTER);
         let durable = self.raft.raft.raft_log.persisted.min(applied.index.0);
         self.raft.mut_store().trim(LogIndex(durable));
     }
@@ -374,7 +396,8 @@ impl<S: Storage> Core<S> {
         let number = ready.number();
         self.last_ready = number;
         self.send_all(ready.take_messages());
-        let after = ready.take_persisted_messages();
+        let mut after = ready.take_persisted_messages();
+        after.retain(|message| self.says_something_new(message));
         let entries = ready.take_entries();
         let committed = ready.take_committed_entries();
         for state in ready.take_read_states() {
@@ -399,6 +422,21 @@ impl<S: Storage> Core<S> {
             self.persisted(number);
         }
         self.hand_out(committed)
+    }
+
+    /// An acknowledgement of entries that repeats the last one is answer to a message that only moved the
+    /// commit index: it is left out, unless that is so long ago that the first one may be lost.
+    fn says_something_new(&mut self, message: &Message) -> bool {
+        if message.get_msg_type() != MessageType::MsgAppendResponse || message.reject {
+            return true;
+        }
+        let (term, index, when) = self.answered;
+        if (term, index) == (message.term, message.index) && self.now.since(when) < self.config.tick
+        {
+            return false;
+        }
+        self.answered = (message.term, message.index, self.now);
+        true
     }
 
     fn hand_out(&mut self, entries: Vec<Entry>) -> Result<(), CoreError> {
@@ -452,7 +490,7 @@ impl<S: Storage> Core<S> {
             // What the last one was sent may be lost.
             self.proposals.retry(self.now);
             self.lease.hurry();
-            self.tell_visible = true;
+            self.tell_all_by = Some(self.now);
         }
         // With an effect to hand out, `settle` runs once more before the driver waits.
         self.effects.push_back(Effect::Role { role, term: now.1, leader: now.2 });
@@ -505,14 +543,15 @@ impl<S: Storage> Core<S> {
         }
     }
 
+    /// Tells the nodes whose mutations wait for it what this node shows; the others a little later, with
+    /// whatever else was applied by then.
     fn tell(&mut self) {
-        let Some(session) = self.lease.session() else { return };
-        if !std::mem::take(&mut self.tell_visible) {
-            return;
+        let mut peers = std::mem::take(&mut self.tell_now);
+        if self.tell_all_by.take_if(|by| *by <= self.now).is_some() {
+            peers.extend(self.membership().map(|(node, _)| node));
         }
-        let own = self.config.node;
-        let peers: Vec<_> =
-            self.membership().map(|(node, _)| node).filter(|node| *node != own).collect();
+        peers.remove(&self.config.node);
+        let Some(session) = self.lease.session() else { return };
         for to in peers {
             let message = PeerMessage::Visible { session, index: self.applied.index };
             self.effects.push_back(Effect::Send { to, message });

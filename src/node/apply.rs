@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
+use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 
 use super::shared::Shared;
 use crate::consensus::{Committed, Input, SessionChange, SessionInfo};
@@ -37,10 +37,10 @@ struct Round {
 /// Runs until the driver is gone, or until this replica cannot go on.
 pub(super) fn run(
     shared: &Arc<Shared>,
-    inbox: &Receiver<Vec<Committed>>,
-    after: &Sender<LogIndex>,
+    inbox: &mut UnboundedReceiver<Vec<Committed>>,
+    due: &Sender<()>,
 ) {
-    while let Ok(mut entries) = inbox.recv() {
+    while let Some(mut entries) = inbox.blocking_recv() {
         while entries.len() < ROUND
             && let Ok(more) = inbox.try_recv()
         {
@@ -50,9 +50,9 @@ pub(super) fn run(
             shared.fail(&error);
             return;
         }
-        if let Some(last) = entries.last() {
-            // The snapshot thread takes what it can: it looks at the newest only.
-            let _ = after.try_send(last.position.index);
+        if shared.snapshot_is_due() {
+            // The thread may be at work on one.
+            let _ = due.try_send(());
         }
     }
 }
@@ -67,7 +67,7 @@ fn apply_round(shared: &Shared, entries: &[Committed]) -> Result<(), ApplyError>
     let batch = overlay.finish()?;
     let conf_state = entries.iter().rev().find_map(|entry| entry.conf_state.as_ref());
     let point = AppliedPoint { index: last.position.index, term: last.position.term, conf_state };
-    shared.state.commit(&batch, point)?;
+    shared.state.commit(batch, point)?;
     if round.cutting {
         shared.cuts.end();
     }

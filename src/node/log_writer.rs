@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::Receiver;
 use raft::eraftpb::{Entry, HardState};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::shared::Shared;
 use crate::consensus::Input;
@@ -20,8 +20,8 @@ pub(super) struct Write {
 const BATCH_BYTES: usize = 8 << 20;
 
 /// Runs until the driver is gone, or until a write fails: then nothing is ever acknowledged again.
-pub(super) fn run(shared: &Arc<Shared>, inbox: &Receiver<Write>) {
-    while let Ok(first) = inbox.recv() {
+pub(super) fn run(shared: &Arc<Shared>, inbox: &mut UnboundedReceiver<Write>) {
+    while let Some(first) = inbox.blocking_recv() {
         let mut number = first.number;
         if let Err(error) = write_batch(shared, inbox, first, &mut number) {
             shared.fail(&error);
@@ -33,7 +33,7 @@ pub(super) fn run(shared: &Arc<Shared>, inbox: &Receiver<Write>) {
 
 fn write_batch(
     shared: &Shared,
-    inbox: &Receiver<Write>,
+    inbox: &mut UnboundedReceiver<Write>,
     first: Write,
     number: &mut u64,
 ) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@
 //!
 //! | thread | does |
 //! |---|---|
-//! | `core` | owns the core: inputs in, effects out; never blocks |
+//! | `core` | the streams to the peers, and the task that owns the core; never blocks |
 //! | `log` | appends to the Raft log and syncs it, as one write for all that waits |
 //! | `apply` | applies committed entries: backing files, state, the mount's caches |
 //! | `snapshot` | writes snapshot files and cuts the log behind them |

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
@@ -16,13 +16,13 @@ use crate::consensus::{Input, ReadGate};
 use crate::store::{Files, RaftLog, State};
 use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
 
-/// A message to the driver thread.
+/// A message to the driver.
 pub(super) enum ToDriver {
     /// For the core.
     Input(Input),
     /// What `status` shows of the core.
     Status(tokio::sync::oneshot::Sender<RaftStatus>),
-    /// End the thread.
+    /// End.
     Stop,
 }
 
@@ -30,7 +30,7 @@ pub(super) enum ToDriver {
 pub(super) struct Shared {
     pub(super) config: NodeConfig,
     pub(super) node: NodeId,
-    pub(super) driver: Sender<ToDriver>,
+    pub(super) driver: UnboundedSender<ToDriver>,
     pub(super) gate: Gate,
     pub(super) mutations: Mutations,
     pub(super) observer: OnceLock<Arc<dyn Observer>>,
@@ -38,6 +38,8 @@ pub(super) struct Shared {
     pub(super) state: State,
     pub(super) files: Files,
     pub(super) cuts: Cuts,
+    /// A snapshot is due when the log has this many bytes; 0: not known yet.
+    pub(super) next_snapshot: AtomicU64,
     pub(super) log: RaftLog,
     pub(super) clock: HybridClock,
     /// The open session of this node.
@@ -58,6 +60,10 @@ impl Shared {
     pub(super) fn input(&self, input: Input) {
         // The driver has ended: the daemon is stopping, and nobody waits for this any more.
         let _ = self.driver.send(ToDriver::Input(input));
+    }
+
+    pub(super) fn snapshot_is_due(&self) -> bool {
+        self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
     }
 
     /// This node's own session was ended by the others: another is opened in its place.

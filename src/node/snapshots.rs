@@ -1,8 +1,9 @@
 //! The thread that writes snapshot files and cuts the log behind them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crossbeam_channel::Receiver;
+use tokio::sync::mpsc::Receiver;
 
 use super::shared::{Shared, ToDriver};
 use crate::store::{SnapshotHeader, StoreError, write_snapshot};
@@ -14,25 +15,26 @@ const FEATURE_LEVEL: u32 = 1;
 const MAX_LOG: u64 = 1 << 30;
 
 /// Runs until the apply thread is gone, or until this replica cannot go on.
-pub(super) fn run(shared: &Arc<Shared>, applied: &Receiver<LogIndex>) {
-    let mut last_log = 0;
-    let mut last_snapshot = 0;
-    while applied.recv().is_ok() {
-        let log = shared.log.used_size();
-        // Writing snapshots costs at most about as much as writing the log does.
-        let grown = log.saturating_sub(last_log);
-        if grown < shared.config.snapshot_min_log.max(last_snapshot) {
+pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<()>) {
+    plan_next(shared, 0);
+    while due.blocking_recv().is_some() {
+        if !shared.snapshot_is_due() {
             continue;
         }
         match take(shared) {
-            Ok(size) => last_snapshot = size,
+            Ok(size) => plan_next(shared, size),
             Err(error) => {
                 shared.fail(&error);
                 return;
             }
         }
-        last_log = shared.log.used_size();
     }
+}
+
+/// Writing snapshots costs at most about as much as writing the log does.
+fn plan_next(shared: &Shared, last_snapshot: u64) {
+    let growth = shared.config.snapshot_min_log.max(last_snapshot);
+    shared.next_snapshot.store(shared.log.used_size() + growth, Ordering::Relaxed);
 }
 
 /// Writes a snapshot file and cuts the log behind it. Returns the file's size in bytes.

@@ -1,13 +1,13 @@
 //! Puts a node together, and takes it apart again.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{bounded, unbounded};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::clock::HybridClock;
 use super::driver::Driver;
@@ -55,13 +55,14 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Node {
     handle: Handle,
+    driver: tokio::task::JoinHandle<()>,
     threads: Vec<JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Node {
-    /// Starts the threads of a node over what was recovered from its data directory. Must be called
-    /// within a tokio runtime.
+    /// Starts a node over what was recovered from its data directory. Must be called within a tokio
+    /// runtime; `streams` is the one that serves the peers, whose thread the driver shares.
     ///
     /// # Errors
     /// When the stores or the log cannot be used.
@@ -69,6 +70,7 @@ impl Node {
         config: NodeConfig,
         recovered: Recovered,
         transport: Arc<dyn Transport>,
+        streams: &tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
         let boot = boot(&recovered)?;
         for member in query::members(&recovered.state.read())? {
@@ -76,10 +78,11 @@ impl Node {
         }
         let logger = crate::telemetry::raft_logger();
         let core = Core::new(config.core.clone(), recovered.log.clone(), boot, &logger)?;
-        let (driver, inbox) = unbounded();
-        let (log, log_inbox) = unbounded();
-        let (to_apply, apply_inbox) = unbounded();
-        let (applied, snapshot_inbox) = bounded(1);
+        // These queues park a thread at once: one that spins first would take the cores from the others.
+        let (driver, inbox) = mpsc::unbounded_channel();
+        let (log, mut log_inbox) = mpsc::unbounded_channel();
+        let (to_apply, mut apply_inbox) = mpsc::unbounded_channel();
+        let (due, mut snapshot_due) = mpsc::channel(1);
         let node = config.core.node;
         let shared = Arc::new(Shared {
             node,
@@ -98,6 +101,7 @@ impl Node {
             state: recovered.state,
             files: recovered.files,
             cuts: Cuts::default(),
+            next_snapshot: AtomicU64::new(0),
             log: recovered.log,
             config,
         });
@@ -110,19 +114,19 @@ impl Node {
             role: (Role::Follower, Term(0), NodeId(0)),
             lease_was_live: false,
         };
-        let mut threads = vec![thread("core", move || driver.run())?];
+        let driver = streams.spawn(driver.run());
         let of_log = shared.clone();
-        threads.push(thread("log", move || log_writer::run(&of_log, &log_inbox))?);
+        let mut threads = vec![thread("log", move || log_writer::run(&of_log, &mut log_inbox))?];
         let of_apply = shared.clone();
-        threads.push(thread("apply", move || apply::run(&of_apply, &apply_inbox, &applied))?);
+        threads.push(thread("apply", move || apply::run(&of_apply, &mut apply_inbox, &due))?);
         let of_snapshot = shared.clone();
-        threads.push(thread("snapshot", move || snapshots::run(&of_snapshot, &snapshot_inbox))?);
+        threads.push(thread("snapshot", move || snapshots::run(&of_snapshot, &mut snapshot_due))?);
         let handle = Handle(shared);
         let tasks = vec![
             tokio::spawn(session::keep_open(handle.clone())),
             tokio::spawn(session::housekeep(handle.clone())),
         ];
-        Ok(Self { handle, threads, tasks })
+        Ok(Self { handle, driver, threads, tasks })
     }
 
     /// The node's face.
@@ -148,11 +152,14 @@ impl Node {
     /// # Errors
     /// When the cache cannot be flushed; it is rebuilt at the next start then.
     pub async fn stop(self) -> Result<(), StoreError> {
-        let Self { handle, threads, tasks } = self;
+        let Self { handle, driver, threads, tasks } = self;
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
         session::close(&handle).await;
         hand_over(&handle).await;
         let _ = handle.0.driver.send(ToDriver::Stop);
+        if driver.await.is_err() {
+            tracing::error!("the driver panicked");
+        }
         // The other threads end when the driver has dropped their channels.
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use raft::eraftpb::ConfState;
 
-use super::datadir::{DataDir, Identity};
+use super::datadir::DataDir;
+use super::identity::Identity;
 use super::snapshot::{SnapshotHeader, read_snapshot, write_snapshot};
 use super::{StoreError, durable};
 use crate::fs::{self, Overlay, Position, proto};

@@ -39,10 +39,10 @@ pub(super) struct Point {
 impl Point {
     /// As it was written last; at index 0 in an empty state.
     pub(super) fn read_from(records: &Records, dir: &Path) -> Result<Self, StoreError> {
-        let Some(bytes) = records.get(&keys::meta(POINT), dir)? else { return Ok(Self::default()) };
+        let Some(bytes) = records.get(&keys::meta(POINT))? else { return Ok(Self::default()) };
         let (index, term, digest) = decode_point(&bytes)
             .ok_or_else(|| damaged(dir, "its applied index cannot be decoded".to_owned()))?;
-        let conf_state = match records.get(&keys::meta(CONF_STATE), dir)? {
+        let conf_state = match records.get(&keys::meta(CONF_STATE))? {
             Some(bytes) => ConfState::parse_from_bytes(&bytes).map_err(|error| {
                 damaged(dir, format!("its membership cannot be decoded: {error}"))
             })?,
@@ -62,16 +62,20 @@ impl Point {
         self
     }
 
-    pub(super) fn write_to(&self, writes: &mut sled::Batch, conf_state: Option<&ConfState>) {
+    /// The records that say so.
+    pub(super) fn writes(
+        &self,
+        conf_state: Option<&ConfState>,
+    ) -> impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)> + use<> {
         let mut point = Vec::with_capacity(32);
         point.extend_from_slice(&self.index.0.to_le_bytes());
         point.extend_from_slice(&self.term.0.to_le_bytes());
         point.extend_from_slice(&self.digest.0.to_le_bytes());
-        writes.insert(keys::meta(POINT), point);
-        if let Some(conf_state) = conf_state {
+        let members = conf_state.map(|conf_state| {
             let bytes = conf_state.write_to_bytes().expect("encoding into memory cannot fail");
-            writes.insert(keys::meta(CONF_STATE), bytes);
-        }
+            (keys::meta(CONF_STATE), Some(bytes))
+        });
+        std::iter::once((keys::meta(POINT), Some(point))).chain(members)
     }
 }
 

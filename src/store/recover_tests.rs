@@ -43,7 +43,7 @@ fn apply_up_to(state: &State, index: u64) {
         let members = ConfState::from((vec![index], vec![]));
         let conf_state = Some(&members);
         let at = AppliedPoint { index: LogIndex(index), term: Term(1), conf_state };
-        state.commit(&overlay.finish().unwrap(), at).unwrap();
+        state.commit(overlay.finish().unwrap(), at).unwrap();
     }
 }
 
@@ -156,7 +156,7 @@ fn a_snapshot_of_a_peer_resets_the_log() {
         let copy = State::open(peer.path()).unwrap();
         apply_up_to(&copy, index);
         let at = AppliedPoint { index: LogIndex(index), term: Term(term), conf_state: None };
-        copy.commit(&crate::fs::Batch::default(), at).unwrap();
+        copy.commit(crate::fs::Batch::default(), at).unwrap();
         snapshot(dir.path(), &copy);
         let started = start(dir.path(), "boot").unwrap();
         if (index, term) == (15, 1) {

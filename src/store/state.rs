@@ -2,8 +2,8 @@
 
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::Weak;
+use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -22,7 +22,9 @@ const CACHE_BYTES: u64 = 64 << 20;
 /// what came after, which is replayed from the Raft log: the applied index is in the same batch as the
 /// changes, so every prefix is a state that was. Never more is asked of it: sled's flush is no barrier
 /// for a power loss, after which the state is rebuilt from the snapshot file.
-const FLUSH_MS: u64 = 200;
+const FLUSH_MS: u64 = 2000;
+/// How often sled is given what was committed.
+const DRAIN: Duration = Duration::from_secs(1);
 /// How long sled's threads may go on with a database after it was dropped in this process. Other
 /// processes are kept out by the data directory's lock.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -38,8 +40,7 @@ const REBUILD: &str = "remove the file `boot` of the data directory and restart 
 /// thread changes it between two.
 #[derive(Debug)]
 pub struct State {
-    path: PathBuf,
-    records: Records,
+    records: Arc<Records>,
     /// Held for reading by queries, for writing by a commit.
     point: RwLock<Point>,
     exports: Mutex<Vec<Weak<Mutex<Cursor>>>>,
@@ -59,14 +60,10 @@ impl State {
     /// # Errors
     /// When sled cannot read what is there.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let records = open_sled(dir)?;
+        let records = Arc::new(open_sled(dir)?);
         let point = Point::read_from(&records, dir)?;
-        Ok(Self {
-            path: dir.to_owned(),
-            records,
-            point: RwLock::new(point),
-            exports: Mutex::default(),
-        })
+        start_draining(&records)?;
+        Ok(Self { records, point: RwLock::new(point), exports: Mutex::default() })
     }
 
     /// Builds the state of a snapshot in `dir`, which must be empty or absent, and hands it to the
@@ -82,25 +79,22 @@ impl State {
     ) -> Result<Self, StoreError> {
         let state = Self::open(dir)?;
         let mut found = Digest::default();
-        let mut writes = sled::Batch::default();
-        let mut pending = 0;
+        let mut writes = Vec::with_capacity(BUILD_CHUNK);
         for pair in pairs {
             let (key, value) = pair?;
             found.add(&key, &value);
-            writes.insert(key, value);
-            pending += 1;
-            if pending == BUILD_CHUNK {
-                state.records.apply(std::mem::take(&mut writes), dir)?;
-                pending = 0;
+            writes.push((key, Some(value)));
+            if writes.len() == BUILD_CHUNK {
+                state.records.commit(writes.drain(..))?;
             }
         }
         if found != digest {
             return Err(damaged(dir, format!("its pairs add up to {found} instead of {digest}")));
         }
         let point = Point::default().advanced(digest, at);
-        point.write_to(&mut writes, at.conf_state);
-        state.records.apply(writes, dir)?;
-        state.records.flush(dir)?;
+        writes.extend(point.writes(at.conf_state));
+        state.records.commit(writes.into_iter())?;
+        state.records.flush()?;
         *state.point.write() = point;
         Ok(state)
     }
@@ -115,20 +109,12 @@ impl State {
     ///
     /// # Errors
     /// When sled refuses: what it holds in memory is not known then, and must not be read.
-    pub fn commit(&self, batch: &Batch, at: AppliedPoint<'_>) -> Result<(), StoreError> {
+    pub fn commit(&self, batch: Batch, at: AppliedPoint<'_>) -> Result<(), StoreError> {
         let point = self.point.read().clone().advanced(batch.digest, at);
-        let mut writes = sled::Batch::default();
-        for (key, value) in &batch.writes {
-            match value {
-                Some(value) => writes.insert(key.as_slice(), value.as_slice()),
-                None => writes.remove(key.as_slice()),
-            }
-        }
-        point.write_to(&mut writes, at.conf_state);
+        let meta = point.writes(at.conf_state);
         let mut current = self.point.write();
-        self.keep_for_exports(batch)?;
-        self.records.apply(writes, &self.path)?;
-        self.records.remember(&batch.writes);
+        self.keep_for_exports(&batch)?;
+        self.records.commit(batch.writes.into_iter().chain(meta))?;
         *current = point;
         Ok(())
     }
@@ -171,7 +157,7 @@ impl State {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.records.path()
     }
 
     /// Hands everything to the kernel: a process that is killed afterwards has nothing to replay.
@@ -179,7 +165,7 @@ impl State {
     /// # Errors
     /// When the disk refuses.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.records.flush(&self.path)
+        self.records.flush()
     }
 
     /// Gives running exports the values that `batch` is about to change. The caller holds `point`.
@@ -188,7 +174,7 @@ impl State {
         for export in exports.iter().filter_map(Weak::upgrade) {
             let mut cursor = export.lock();
             for key in batch.writes.keys() {
-                cursor.keep(key, || self.records.get(key, &self.path))?;
+                cursor.keep(key, || self.records.get(key))?;
             }
         }
         Ok(())
@@ -222,7 +208,7 @@ impl StateRead<'_> {
 
     /// At most `limit` pairs from `from` on, ascending, of all tables.
     pub(super) fn scan_from(&self, from: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
-        self.state.records.scan((Bound::Included(from), Bound::Unbounded), limit, &self.state.path)
+        self.state.records.scan((Bound::Included(from), Bound::Unbounded), limit)
     }
 }
 
@@ -230,7 +216,7 @@ impl View for StateRead<'_> {
     type Error = StoreError;
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.state.records.get(key, &self.state.path)
+        self.state.records.get(key)
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
@@ -238,8 +224,25 @@ impl View for StateRead<'_> {
             return Ok(Vec::new());
         }
         let range = (Bound::Included(from), Bound::Excluded(to));
-        self.state.records.scan(range, limit, &self.state.path)
+        self.state.records.scan(range, limit)
     }
+}
+
+/// Gives sled what was committed, on a thread of its own, for as long as the state lives. An error is
+/// left to the next commit or flush, which meets it again.
+fn start_draining(records: &Arc<Records>) -> Result<(), StoreError> {
+    let weak = Arc::downgrade(records);
+    let body = move || {
+        while let Some(records) = weak.upgrade() {
+            if let Err(error) = records.drain() {
+                tracing::error!("{error}");
+            }
+            drop(records);
+            std::thread::sleep(DRAIN);
+        }
+    };
+    let started = std::thread::Builder::new().name("state".to_owned()).spawn(body);
+    started.map(drop).map_err(StoreError::io("start a thread for", records.path()))
 }
 
 fn open_sled(dir: &Path) -> Result<Records, StoreError> {
@@ -249,7 +252,7 @@ fn open_sled(dir: &Path) -> Result<Records, StoreError> {
     loop {
         // sled panics on some damage that it meets while it opens.
         match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(Ok(db)) => return Ok(Records::new(db)),
+            Ok(Ok(db)) => return Ok(Records::new(db, dir.to_owned())),
             Ok(Err(error)) if is_locked(&error) && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(2));
             }

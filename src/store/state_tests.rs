@@ -25,7 +25,7 @@ fn commit(state: &State, index: u64, changes: &[(u64, Option<u64>)]) {
             None => overlay.delete(keys::inode(Ino(ino))),
         }
     }
-    state.commit(&overlay.finish().unwrap(), at(index)).unwrap();
+    state.commit(overlay.finish().unwrap(), at(index)).unwrap();
 }
 
 fn everything(state: &State) -> Model {
@@ -58,8 +58,8 @@ fn a_commit_is_whole_and_survives_reopening() {
             digest: Digest(5),
         };
         let point = AppliedPoint { conf_state: Some(&members), ..at(9) };
-        state.commit(&batch, point).unwrap();
-        state.commit(&Batch::default(), at(10)).unwrap();
+        state.commit(batch, point).unwrap();
+        state.commit(Batch::default(), at(10)).unwrap();
     }
     let state = State::open(dir.path()).unwrap();
     assert_eq!((state.applied(), state.term(), state.digest()), (LogIndex(10), Term(1), Digest(5)));

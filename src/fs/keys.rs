@@ -10,7 +10,43 @@ const SESSION: u8 = b's';
 const OUTCOME: u8 = b'r';
 const ORPHAN: u8 = b'o';
 const MEMBER: u8 = b'n';
+const TOMBSTONE: u8 = b't';
+const COUNTER: u8 = b'c';
 const META: u8 = b'm';
+
+/// Keys `[from, to)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRange {
+    /// The first key.
+    pub from: Vec<u8>,
+    /// What comes after the last one.
+    pub to: Vec<u8>,
+}
+
+/// A counter that is replicated, unlike what is in `meta`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// The lowest inode number that nobody was granted yet.
+    NextIno,
+    /// The lowest id that no member ever had.
+    NextNode,
+}
+
+/// A key taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are those of the functions of the same names")]
+pub enum Parsed<'a> {
+    Inode { ino: Ino },
+    Dentry { parent: Ino, cookie: u64, name: &'a [u8] },
+    Xattr { ino: Ino, name: &'a [u8] },
+    Session { session: SessionId },
+    Outcome { session: SessionId, seq: Seq },
+    Orphan { ino: Ino },
+    Member { node: NodeId },
+    Tombstone { node: NodeId, session: SessionId },
+    Counter,
+    Meta,
+}
 
 /// Whether a key belongs to the tables that every replica holds alike; `meta` is each one's own.
 #[must_use]
@@ -83,6 +119,141 @@ pub fn dentry_cookie(name: &[u8]) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&blake3::hash(name).as_bytes()[..8]);
     (u64::from_be_bytes(first) >> 1).max(3)
+}
+
+/// tombstone: node, ended session.
+#[must_use]
+pub fn tombstone(node: NodeId, session: SessionId) -> Vec<u8> {
+    let mut key = number(TOMBSTONE, node.0);
+    key.extend_from_slice(&session.0.to_be_bytes());
+    key
+}
+
+/// counter: name.
+#[must_use]
+pub fn counter(counter: Counter) -> Vec<u8> {
+    let name: &[u8] = match counter {
+        Counter::NextIno => b"next_ino",
+        Counter::NextNode => b"next_node",
+    };
+    [&[COUNTER], name].concat()
+}
+
+/// The names of a directory whose cookies are above `after`, in the order of their cookies.
+#[must_use]
+pub fn dentries(parent: Ino, after: u64) -> KeyRange {
+    let to = end_of(number(DENTRY, parent.0));
+    let mut from = number(DENTRY, parent.0);
+    match after.checked_add(1) {
+        Some(first) => from.extend_from_slice(&first.to_be_bytes()),
+        None => from.clone_from(&to),
+    }
+    KeyRange { from, to }
+}
+
+/// The attributes of an inode, in the order of their names.
+#[must_use]
+pub fn xattrs(ino: Ino) -> KeyRange {
+    starting_with(number(XATTR, ino.0))
+}
+
+/// The outcomes of a session, in the order of their seqs.
+#[must_use]
+pub fn outcomes(session: SessionId) -> KeyRange {
+    starting_with(number(OUTCOME, session.0))
+}
+
+/// The ended sessions of a node, oldest first.
+#[must_use]
+pub fn tombstones(node: NodeId) -> KeyRange {
+    starting_with(number(TOMBSTONE, node.0))
+}
+
+/// All live sessions, oldest first.
+#[must_use]
+pub fn sessions() -> KeyRange {
+    starting_with(vec![SESSION])
+}
+
+/// Orphans with numbers above `after`, ascending.
+#[must_use]
+pub fn orphans(after: Ino) -> KeyRange {
+    KeyRange { from: end_of(number(ORPHAN, after.0)), to: vec![ORPHAN + 1] }
+}
+
+/// All members, by id.
+#[must_use]
+pub fn members() -> KeyRange {
+    starting_with(vec![MEMBER])
+}
+
+/// All keys of all tables, `meta` too.
+#[must_use]
+pub fn everything() -> KeyRange {
+    KeyRange { from: Vec::new(), to: vec![u8::MAX] }
+}
+
+/// Takes a key apart; `None` for one that none of the functions here makes.
+#[must_use]
+pub fn parse(key: &[u8]) -> Option<Parsed<'_>> {
+    let (&table, rest) = key.split_first()?;
+    if table == META {
+        return Some(Parsed::Meta);
+    }
+    if table == COUNTER {
+        let known = [Counter::NextIno, Counter::NextNode];
+        return known.iter().any(|&one| counter(one) == key).then_some(Parsed::Counter);
+    }
+    let (first, rest) = take_u64(rest)?;
+    if let Some(parsed) = parse_named(table, first, rest) {
+        return Some(parsed);
+    }
+    match (table, rest.len()) {
+        (INODE, 0) => Some(Parsed::Inode { ino: Ino(first) }),
+        (SESSION, 0) => Some(Parsed::Session { session: SessionId(first) }),
+        (ORPHAN, 0) => Some(Parsed::Orphan { ino: Ino(first) }),
+        (MEMBER, 0) => Some(Parsed::Member { node: NodeId(first) }),
+        (OUTCOME, 8) => {
+            let seq = Seq(take_u64(rest)?.0);
+            Some(Parsed::Outcome { session: SessionId(first), seq })
+        }
+        (TOMBSTONE, 8) => {
+            let session = SessionId(take_u64(rest)?.0);
+            Some(Parsed::Tombstone { node: NodeId(first), session })
+        }
+        _ => None,
+    }
+}
+
+fn parse_named(table: u8, first: u64, rest: &[u8]) -> Option<Parsed<'_>> {
+    match table {
+        DENTRY => {
+            let (cookie, name) = take_u64(rest)?;
+            Some(Parsed::Dentry { parent: Ino(first), cookie, name })
+        }
+        XATTR => Some(Parsed::Xattr { ino: Ino(first), name: rest }),
+        _ => None,
+    }
+}
+
+fn take_u64(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*number), rest))
+}
+
+fn starting_with(prefix: Vec<u8>) -> KeyRange {
+    KeyRange { to: end_of(prefix.clone()), from: prefix }
+}
+
+/// The first key after all those that start with `prefix`, whose first byte is a table's tag.
+fn end_of(mut prefix: Vec<u8>) -> Vec<u8> {
+    while let Some(last) = prefix.pop() {
+        if last < u8::MAX {
+            prefix.push(last + 1);
+            break;
+        }
+    }
+    prefix
 }
 
 fn number(table: u8, number: u64) -> Vec<u8> {

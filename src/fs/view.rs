@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::digest::Digest;
+use super::record::CorruptRecord;
 
 /// A key and its value.
 pub type Pair = (Vec<u8>, Vec<u8>);
@@ -49,9 +50,10 @@ impl<V: View + ?Sized> View for &V {
     }
 }
 
-/// The simplest view: an ordered map in memory. The simulation's and the tests' state.
+/// The simplest view: an ordered map in memory. The simulation's and the tests' state. Reading it
+/// cannot fail; only what it holds can be corrupt.
 impl View for BTreeMap<Vec<u8>, Vec<u8>> {
-    type Error = std::convert::Infallible;
+    type Error = CorruptRecord;
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Self::Error> {
         Ok(BTreeMap::get(self, key).cloned())
@@ -146,5 +148,27 @@ impl<B: View> ViewMut for Overlay<B> {
 
     fn delete(&mut self, key: Vec<u8>) {
         self.changes.insert(key, None);
+    }
+}
+
+impl Batch {
+    /// Writes the changes to a map in memory.
+    pub fn write_to(self, map: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
+        for (key, value) in self.writes {
+            match value {
+                Some(value) => map.insert(key, value),
+                None => map.remove(&key),
+            };
+        }
+    }
+}
+
+impl ViewMut for BTreeMap<Vec<u8>, Vec<u8>> {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.insert(key, value);
+    }
+
+    fn delete(&mut self, key: Vec<u8>) {
+        self.remove(&key);
     }
 }

@@ -1,0 +1,110 @@
+//! What applying a command did: its outcome, what caches must forget, what backing files must become.
+
+use bytes::Bytes;
+
+use super::proto;
+pub use crate::types::Position;
+use crate::types::{ByteRange, Generation, Ino, NodeId, SessionId};
+
+/// What applying one command did, besides its changes of the view.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    /// The answer to the proposer.
+    pub outcome: proto::Outcome,
+    /// What others may have cached that is different now; empty where the command was a retry.
+    pub changes: Vec<Change>,
+    /// What has to happen to backing files, in this order.
+    pub effects: Vec<FileEffect>,
+}
+
+/// Something that a cache may hold and that is different now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Attributes of an inode.
+    Attributes {
+        /// Whose.
+        ino: Ino,
+    },
+    /// Bytes of a file, including those that a truncation cut off.
+    Bytes {
+        /// Whose.
+        ino: Ino,
+        /// Which.
+        range: ByteRange,
+    },
+    /// A name now means another inode, or none, or did not exist before.
+    Name {
+        /// Its directory.
+        parent: Ino,
+        /// The name.
+        name: Vec<u8>,
+        /// Whether the name existed before, so that a kernel may have cached it.
+        existed: bool,
+    },
+    /// An inode lost its last name; sessions must say whether they hold it.
+    Orphaned {
+        /// Which.
+        ino: Ino,
+    },
+    /// An inode is gone for good.
+    Removed {
+        /// Which.
+        ino: Ino,
+    },
+    /// A session began.
+    SessionOpened {
+        /// Its id.
+        session: SessionId,
+        /// Its node.
+        node: NodeId,
+        /// Whether it is in the roster.
+        strong: bool,
+    },
+    /// A session ended: closed, expired or superseded.
+    SessionEnded {
+        /// Its id.
+        session: SessionId,
+        /// Its node.
+        node: NodeId,
+    },
+    /// A member is known by this address from now on.
+    MemberAdded {
+        /// Its id.
+        node: NodeId,
+        /// Where its daemon listens.
+        address: String,
+    },
+}
+
+/// Something that has to happen to a backing file. Each is idempotent, and replaying all of them
+/// from any earlier index on leaves the same bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileEffect {
+    /// Write bytes at an offset, creating the file where it is absent.
+    Write {
+        /// Whose bytes.
+        ino: Ino,
+        /// Which life of them.
+        generation: Generation,
+        /// Where.
+        offset: u64,
+        /// What.
+        data: Bytes,
+    },
+    /// Cut or extend (with zeros) to a size, creating the file where it is absent.
+    Truncate {
+        /// Whose bytes.
+        ino: Ino,
+        /// Which life of them.
+        generation: Generation,
+        /// The size in bytes.
+        size: u64,
+    },
+    /// Delete the file.
+    Remove {
+        /// Whose bytes.
+        ino: Ino,
+        /// Which life of them.
+        generation: Generation,
+    },
+}

@@ -1,0 +1,102 @@
+//! chmod, chown, truncate, utimens and relatime's touch.
+
+use super::context::{
+    Context, Inode, Step, Stop, check_time, later, left_behind, without_suid_sgid,
+};
+use crate::fs::applied::{Change, FileEffect};
+use crate::fs::errno::Errno;
+use crate::fs::limits::SIZE_MAX;
+use crate::fs::proto;
+use crate::fs::query;
+use crate::fs::record::Records;
+use crate::fs::view::ViewMut;
+use crate::types::{ByteRange, Generation, Ino};
+
+pub(super) fn set_attr<V: ViewMut + Records>(
+    context: &mut Context<'_, V>,
+    op: &proto::SetAttr,
+) -> Step<proto::Outcome, V> {
+    check_time(op.atime)?;
+    check_time(op.mtime)?;
+    let mut inode = context.inode(Ino(op.ino))?;
+    if let Some(size) = op.size {
+        check_size(&inode, size)?;
+        set_size(context, &mut inode, size);
+    }
+    if op.kill_suid_sgid {
+        inode.record.mode = without_suid_sgid(&inode);
+    }
+    let record = &mut inode.record;
+    record.mode = op.mode.map_or(record.mode, |mode| mode & 0o7777);
+    record.uid = op.uid.unwrap_or(record.uid);
+    record.gid = op.gid.unwrap_or(record.gid);
+    record.atime = op.atime.or(record.atime);
+    record.mtime = op.mtime.or(record.mtime);
+    context.stamp(&mut inode);
+    context.save(&inode);
+    Ok(left_behind(inode))
+}
+
+fn check_size(inode: &Inode, size: u64) -> Result<(), Errno> {
+    if inode.is_directory() {
+        return Err(Errno::EISDIR);
+    }
+    if !inode.is_regular() {
+        return Err(Errno::EINVAL);
+    }
+    if size > SIZE_MAX { Err(Errno::EFBIG) } else { Ok(()) }
+}
+
+fn set_size<V: ViewMut + Records>(context: &mut Context<'_, V>, inode: &mut Inode, size: u64) {
+    let before = inode.record.size;
+    // As ftruncate(2): also where the size stays.
+    inode.record.mtime = Some(context.time);
+    if size == before {
+        return;
+    }
+    let index = context.at.index.0;
+    let ino = inode.ino;
+    let generation = Generation(inode.record.generation);
+    if size == 0 {
+        inode.record.generation = index;
+        context.order(FileEffect::Remove { ino, generation });
+    } else {
+        context.order(FileEffect::Truncate { ino, generation, size });
+    }
+    inode.record.size = size;
+    inode.record.data_version = index;
+    let range =
+        if size < before { ByteRange::from(size) } else { ByteRange { start: before, end: size } };
+    context.note(Change::Bytes { ino, range });
+}
+
+pub(super) fn touch<V: ViewMut + Records>(
+    context: &mut Context<'_, V>,
+    op: &proto::Touch,
+) -> Step<proto::Outcome, V> {
+    for touched in &op.inodes {
+        check_time(touched.atime)?;
+    }
+    for touched in &op.inodes {
+        let (ino, atime) = (Ino(touched.ino), touched.atime.unwrap_or_default());
+        // The file may be gone by now, and nobody waits to hear of it.
+        if let Some(record) = query::inode(context.view, ino).map_err(Stop::View)? {
+            raise_atime(context, Inode { ino, record }, atime);
+        }
+    }
+    Ok(proto::Outcome::default())
+}
+
+fn raise_atime<V: ViewMut + Records>(
+    context: &mut Context<'_, V>,
+    mut inode: Inode,
+    atime: proto::Time,
+) {
+    let raised = Some(later(inode.record.atime, atime));
+    if raised == inode.record.atime {
+        return;
+    }
+    inode.record.atime = raised;
+    inode.record.mod_index = context.at.index.0;
+    context.save(&inode);
+}

@@ -1,0 +1,342 @@
+//! What may happen: commands of two nodes, restarts and expiries of their sessions, and retries.
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use quorumfs::fs::proto::command::Op;
+use quorumfs::fs::{Applied, Errno, proto};
+
+use crate::replica::Replica;
+use crate::tree::{Body, Result, Tree, When};
+
+/// One step of a run. Inodes are places in the list of those there are.
+#[derive(Clone, Debug)]
+pub enum Action {
+    Command {
+        node: usize,
+        clock_skew: i64,
+        op: Draft,
+    },
+    /// The node's daemon starts anew.
+    Open {
+        node: usize,
+    },
+    /// The node's session is expired.
+    End {
+        node: usize,
+    },
+    /// A command of the past comes again.
+    Retry {
+        which: usize,
+    },
+}
+
+/// An operation whose inodes are still to be chosen.
+#[derive(Clone, Debug)]
+pub enum Draft {
+    Make { kind: proto::Kind, parent: usize, name: &'static str, mode: u32 },
+    Link { ino: usize, parent: usize, name: &'static str },
+    Unlink { parent: usize, name: &'static str },
+    Rmdir { parent: usize, name: &'static str },
+    Rename { from: (usize, &'static str), to: (usize, &'static str), flags: u32 },
+    SetAttr { ino: usize, attributes: proto::SetAttr },
+    SetXattr { ino: usize, name: &'static str, value: &'static str, flags: u32 },
+    RemoveXattr { ino: usize, name: &'static str },
+    Write { ino: usize, write: proto::Write },
+    Touch { ino: usize, atime: i64 },
+    Release { ino: usize },
+    Grant,
+}
+
+pub fn action() -> impl Strategy<Value = Action> {
+    let command = (0..2_usize, -3..3_i64, draft())
+        .prop_map(|(node, clock_skew, op)| Action::Command { node, clock_skew, op });
+    prop_oneof![
+        40 => command,
+        1 => (0..2_usize).prop_map(|node| Action::Open { node }),
+        1 => (0..2_usize).prop_map(|node| Action::End { node }),
+        5 => any::<usize>().prop_map(|which| Action::Retry { which }),
+    ]
+}
+
+fn name() -> impl Strategy<Value = &'static str> {
+    const LONG: &str = concat!(
+        "0123456789012345678901234567890123456789012345678901234567890123",
+        "0123456789012345678901234567890123456789012345678901234567890123",
+        "0123456789012345678901234567890123456789012345678901234567890123",
+        "0123456789012345678901234567890123456789012345678901234567890123",
+    );
+    prop_oneof![
+        30 => prop_oneof![Just("a"), Just("b"), Just("c"), Just("d")],
+        1 => prop_oneof![Just(""), Just("."), Just(".."), Just("a/b"), Just("a\0"), Just(LONG)],
+    ]
+}
+
+fn draft() -> impl Strategy<Value = Draft> {
+    let ino = any::<usize>;
+    prop_oneof![
+        8 => make(),
+        2 => (ino(), ino(), name()).prop_map(|(ino, parent, name)| Draft::Link { ino, parent, name }),
+        3 => (ino(), name()).prop_map(|(parent, name)| Draft::Unlink { parent, name }),
+        2 => (ino(), name()).prop_map(|(parent, name)| Draft::Rmdir { parent, name }),
+        7 => (ino(), name(), ino(), name(), prop_oneof![4 => Just(0), 1 => 1..5_u32, 3 => Just(2)])
+            .prop_map(|(from, name, to, new_name, flags)| {
+                Draft::Rename { from: (from, name), to: (to, new_name), flags }
+            }),
+        3 => (ino(), attributes())
+            .prop_map(|(ino, attributes)| Draft::SetAttr { ino, attributes }),
+        2 => (ino(), prop_oneof![Just("user.a"), Just("user.b")], prop_oneof![Just(""), Just("v")],
+                0..3_u32)
+            .prop_map(|(ino, name, value, flags)| Draft::SetXattr { ino, name, value, flags }),
+        1 => (ino(), prop_oneof![Just("user.a"), Just("user.b")])
+            .prop_map(|(ino, name)| Draft::RemoveXattr { ino, name }),
+        4 => (ino(), write()).prop_map(|(ino, write)| Draft::Write { ino, write }),
+        1 => (ino(), 0..200_i64).prop_map(|(ino, atime)| Draft::Touch { ino, atime }),
+        2 => ino().prop_map(|ino| Draft::Release { ino }),
+        1 => Just(Draft::Grant),
+    ]
+}
+
+fn make() -> impl Strategy<Value = Draft> {
+    let kind = prop_oneof![
+        4 => Just(proto::Kind::Directory),
+        3 => Just(proto::Kind::Regular),
+        1 => Just(proto::Kind::Symlink),
+        1 => Just(proto::Kind::Fifo),
+    ];
+    let mode = prop_oneof![Just(0o644), Just(0o755), Just(0o2755), Just(0o6777)];
+    (kind, any::<usize>(), name(), mode).prop_map(|(kind, parent, name, mode)| Draft::Make {
+        kind,
+        parent,
+        name,
+        mode,
+    })
+}
+
+fn attributes() -> impl Strategy<Value = proto::SetAttr> {
+    let time = || option::of((0..200_i64).prop_map(|seconds| proto::Time { seconds, nanos: 0 }));
+    let small = || option::of(0..5_u32);
+    let size = option::of(prop_oneof![Just(0), 0..40_u64]);
+    let mode = option::of(prop_oneof![Just(0o6755), Just(0o2644), Just(0o2775), Just(0o600)]);
+    (mode, small(), small(), size, time(), time(), any::<bool>()).prop_map(
+        |(mode, uid, gid, size, atime, mtime, kill_suid_sgid)| proto::SetAttr {
+            ino: 0,
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+            kill_suid_sgid,
+        },
+    )
+}
+
+fn write() -> impl Strategy<Value = proto::Write> {
+    let piece = (0..40_u64, vec(1..255_u8, 0..12))
+        .prop_map(|(offset, data)| proto::Piece { offset, data: data.into() });
+    (vec(piece, 0..4), any::<bool>(), any::<bool>()).prop_map(|(pieces, append, kill_suid_sgid)| {
+        proto::Write { ino: 0, pieces, append, kill_suid_sgid }
+    })
+}
+
+/// Does it to both, and compares the outcomes.
+pub fn take(replica: &mut Replica, tree: &mut Tree, index: u64, action: &Action) {
+    match action {
+        Action::Command { node, clock_skew, op } => {
+            command(replica, tree, index, *node, *clock_skew, op);
+        }
+        Action::Open { node } => open(replica, tree, index, *node),
+        Action::End { node } => {
+            if let Some(session) = replica.proposers[*node].session {
+                end(replica, tree, index, session);
+            }
+        }
+        Action::Retry { which } => retry(replica, index, *which),
+    }
+}
+
+fn cluster(replica: &mut Replica, index: u64, op: Op) -> Applied {
+    replica.apply(index, &proto::Command { op: Some(op), ..proto::Command::default() })
+}
+
+fn open(replica: &mut Replica, tree: &mut Tree, index: u64, node: usize) {
+    let op = proto::SessionOpen {
+        node: node as u64 + 1,
+        nonce: index,
+        principal: String::new(),
+        strong: index.is_multiple_of(2),
+    };
+    let applied = cluster(replica, index, Op::SessionOpen(op));
+    assert_eq!((applied.outcome.errno, applied.outcome.id), (0, index));
+    if let Some(last) = replica.proposers[node].session.replace(index) {
+        tree.end_session(last);
+        // Nobody will be told what its commands did.
+        replica.history.retain(|(command, _)| command.session != last);
+    }
+    tree.sessions.insert(index);
+    replica.proposers[node].next_ino = applied.outcome.granted.expect("a first range").first;
+    replica.proposers[node].seq = 0;
+}
+
+fn end(replica: &mut Replica, tree: &mut Tree, index: u64, session: u64) {
+    let op = proto::SessionEnd { session, expired: true };
+    assert_eq!(cluster(replica, index, Op::SessionEnd(op)).outcome.errno, 0);
+    tree.end_session(session);
+}
+
+fn retry(replica: &mut Replica, index: u64, which: usize) {
+    if replica.history.is_empty() {
+        return;
+    }
+    let (command, outcome) = replica.history[which % replica.history.len()].clone();
+    let state = replica.state.clone();
+    let again = replica.apply(index, &command);
+    assert_eq!(again, Applied { outcome, ..Applied::default() }, "a retry of {command:?}");
+    assert_eq!(replica.state, state);
+}
+
+fn command(
+    replica: &mut Replica,
+    tree: &mut Tree,
+    index: u64,
+    node: usize,
+    clock_skew: i64,
+    draft: &Draft,
+) {
+    let proposer = &mut replica.proposers[node];
+    let session = proposer.session.unwrap_or(999_999);
+    let when = When { time: index.cast_signed() + clock_skew, index };
+    proposer.seq += 1;
+    let mut command = proto::Command {
+        volume: 1,
+        session,
+        seq: proposer.seq,
+        lowest_unanswered: 1,
+        time: Some(proto::Time { seconds: when.time, nanos: 0 }),
+        clock: index,
+        node: node as u64 + 1,
+        op: None,
+    };
+    if !tree.sessions.contains(&session) {
+        command.op = Some(Op::GrantInodes(proto::GrantInodes { count: 1 }));
+        let outcome = replica.apply(index, &command).outcome;
+        assert_eq!(outcome.errno, Errno::ESTALE.number());
+        return;
+    }
+    let (op, expected) = both(tree, &mut proposer.next_ino, session, when, draft);
+    command.op = Some(op);
+    let applied = replica.apply(index, &command);
+    let expected_errno = expected.err().map_or(0, Errno::number);
+    assert_eq!(applied.outcome.errno, expected_errno, "outcome of {command:?}");
+    if expected_errno != 0 {
+        assert!(applied.changes.is_empty() && applied.effects.is_empty());
+    }
+    replica.history.push((command, applied.outcome));
+}
+
+/// The inode at a place: mostly one that exists, sometimes not.
+fn choose(tree: &Tree, place: usize) -> u64 {
+    if place % 41 == 40 {
+        return 77_777;
+    }
+    *tree.nodes.keys().nth(place / 41 % tree.nodes.len()).expect("there is the root")
+}
+
+/// Mostly a directory.
+fn choose_directory(tree: &Tree, place: usize) -> u64 {
+    if place.is_multiple_of(11) {
+        return choose(tree, place / 11);
+    }
+    let is_directory = |node: &crate::tree::Node| matches!(node.body, Body::Directory { .. });
+    let all: Vec<u64> =
+        tree.nodes.iter().filter(|(_, node)| is_directory(node)).map(|(ino, _)| *ino).collect();
+    all[place / 11 % all.len()]
+}
+
+/// The operation, and what the model makes of it.
+fn both(
+    tree: &mut Tree,
+    next_ino: &mut u64,
+    session: u64,
+    when: When,
+    draft: &Draft,
+) -> (Op, Result<()>) {
+    let bytes = |text: &'static str| bytes::Bytes::from_static(text.as_bytes());
+    match draft {
+        Draft::Make { kind, parent, name, mode } => {
+            *next_ino += 1;
+            let op = proto::Make {
+                parent: choose_directory(tree, *parent),
+                name: bytes(name),
+                ino: *next_ino - 1,
+                kind: (*kind).into(),
+                mode: *mode,
+                uid: 1,
+                gid: 2,
+                rdev: 0,
+                target: bytes(if *kind == proto::Kind::Symlink { "target" } else { "" }),
+            };
+            let expected = tree.make(&op, name, when);
+            (Op::Make(op), expected)
+        }
+        Draft::Link { ino, parent, name } => {
+            let (ino, parent) = (choose(tree, *ino), choose_directory(tree, *parent));
+            let expected = tree.link(ino, parent, name, when);
+            (Op::Link(proto::Link { ino, parent, name: bytes(name) }), expected)
+        }
+        Draft::Unlink { parent, name } => {
+            let parent = choose_directory(tree, *parent);
+            let expected = tree.unlink(parent, name, when);
+            (Op::Unlink(proto::Unlink { parent, name: bytes(name) }), expected)
+        }
+        Draft::Rmdir { parent, name } => {
+            let parent = choose_directory(tree, *parent);
+            let expected = tree.rmdir(parent, name, when);
+            (Op::Rmdir(proto::Rmdir { parent, name: bytes(name) }), expected)
+        }
+        Draft::Rename { from: (from, name), to: (to, new_name), flags } => {
+            let (parent, new_parent) = (choose_directory(tree, *from), choose_directory(tree, *to));
+            let expected = tree.rename((parent, name), (new_parent, new_name), *flags, when);
+            let (name, new_name, flags) = (bytes(name), bytes(new_name), *flags);
+            (Op::Rename(proto::Rename { parent, name, new_parent, new_name, flags }), expected)
+        }
+        Draft::SetAttr { ino, attributes } => {
+            let op = proto::SetAttr { ino: choose(tree, *ino), ..*attributes };
+            let expected = tree.set_attr(&op, when);
+            (Op::SetAttr(op), expected)
+        }
+        Draft::SetXattr { ino, name, value, flags } => {
+            let (ino, flags) = (choose(tree, *ino), *flags);
+            let op = proto::SetXattr { ino, name: bytes(name), value: bytes(value), flags };
+            let expected = tree.set_xattr(&op, name, when);
+            (Op::SetXattr(op), expected)
+        }
+        Draft::RemoveXattr { ino, name } => {
+            let ino = choose(tree, *ino);
+            let expected = tree.remove_xattr(ino, name, when);
+            (Op::RemoveXattr(proto::RemoveXattr { ino, name: bytes(name) }), expected)
+        }
+        Draft::Write { ino, write } => {
+            let op = proto::Write { ino: choose(tree, *ino), ..write.clone() };
+            let expected = tree.write(&op, when);
+            (Op::Write(op), expected)
+        }
+        Draft::Touch { ino, atime } => {
+            let ino = choose(tree, *ino);
+            tree.touch(ino, *atime, when);
+            let atime = Some(proto::Time { seconds: *atime, nanos: 0 });
+            let inodes = vec![proto::TouchedInode { ino, atime }];
+            (Op::Touch(proto::Touch { inodes }), Ok(()))
+        }
+        Draft::Release { ino } => {
+            let ino = match tree.orphans.keys().nth(*ino % (tree.orphans.len() + 1)) {
+                Some(orphan) => *orphan,
+                None => choose(tree, *ino),
+            };
+            tree.release(ino, session);
+            (Op::ReleaseOrphans(proto::ReleaseOrphans { inos: vec![ino] }), Ok(()))
+        }
+        Draft::Grant => (Op::GrantInodes(proto::GrantInodes { count: 3 }), Ok(())),
+    }
+}

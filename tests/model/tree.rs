@@ -1,0 +1,458 @@
+//! A plain POSIX tree. It knows nothing of keys, records, sessions' windows or generations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use quorumfs::fs::keys::{self, Parsed};
+use quorumfs::fs::{Errno, proto, query};
+use quorumfs::types::Ino;
+
+use crate::replica::Replica;
+
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// When something happens: the time on the proposer's clock, and the log index.
+#[derive(Clone, Copy)]
+pub struct When {
+    pub time: i64,
+    pub index: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    File(Vec<u8>),
+    Directory { names: BTreeMap<String, u64>, parent: u64 },
+    Symlink(String),
+    Fifo,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub body: Body,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub nlink: u32,
+    pub atime: i64,
+    pub mtime: i64,
+    pub ctime: i64,
+    pub version: u64,
+    pub mod_index: u64,
+    pub data_version: u64,
+    pub xattrs: BTreeMap<String, String>,
+}
+
+pub struct Tree {
+    pub nodes: BTreeMap<u64, Node>,
+    /// Who may hold what has no name any more.
+    pub orphans: BTreeMap<u64, BTreeSet<u64>>,
+    pub sessions: BTreeSet<u64>,
+}
+
+impl Node {
+    fn new(body: Body, mode: u32, when: When) -> Self {
+        let nlink = if matches!(body, Body::Directory { .. }) { 2 } else { 1 };
+        let mut node = Self {
+            body,
+            mode,
+            uid: 0,
+            gid: 0,
+            nlink,
+            atime: when.time,
+            mtime: when.time,
+            ctime: 0,
+            version: 0,
+            mod_index: 0,
+            data_version: when.index,
+            xattrs: BTreeMap::new(),
+        };
+        node.changed(when);
+        node
+    }
+
+    fn changed(&mut self, when: When) {
+        self.version += 1;
+        self.mod_index = when.index;
+        self.ctime = when.time;
+    }
+
+    fn is_directory(&self) -> bool {
+        matches!(self.body, Body::Directory { .. })
+    }
+
+    fn kill_suid_sgid(&mut self) {
+        if let Body::File(_) = self.body {
+            self.mode &= if self.mode & 0o10 == 0 { !0o4000 } else { !0o6000 };
+        }
+    }
+}
+
+fn valid(name: &str) -> Result<()> {
+    match name {
+        _ if name.len() > 255 => Err(Errno::ENAMETOOLONG),
+        "" | "." | ".." => Err(Errno::EINVAL),
+        _ if name.contains(['/', '\0']) => Err(Errno::EINVAL),
+        _ => Ok(()),
+    }
+}
+
+impl Tree {
+    pub fn new() -> Self {
+        let body = Body::Directory { names: BTreeMap::new(), parent: 1 };
+        let root = Node::new(body, 0o755, When { time: 0, index: 0 });
+        Self {
+            nodes: BTreeMap::from([(1, root)]),
+            orphans: BTreeMap::new(),
+            sessions: BTreeSet::new(),
+        }
+    }
+
+    fn node(&mut self, ino: u64) -> Result<&mut Node> {
+        self.nodes.get_mut(&ino).ok_or(Errno::ENOENT)
+    }
+
+    /// The names of a directory that is still there.
+    fn names(&mut self, ino: u64) -> Result<&mut BTreeMap<String, u64>> {
+        let node = self.node(ino)?;
+        let nlink = node.nlink;
+        match &mut node.body {
+            Body::Directory { names, .. } if nlink > 0 => Ok(names),
+            Body::Directory { .. } => Err(Errno::ENOENT),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    fn named(&mut self, parent: u64, name: &str) -> Result<u64> {
+        valid(name)?;
+        self.names(parent)?.get(name).copied().ok_or(Errno::ENOENT)
+    }
+
+    fn names_changed(&mut self, ino: u64, when: When) {
+        let node = self.nodes.get_mut(&ino).expect("was looked up");
+        node.mtime = when.time;
+        node.changed(when);
+    }
+
+    /// Counts directories anew instead of keeping count.
+    fn recount(&mut self, ino: u64) {
+        let Body::Directory { names, .. } = &self.nodes[&ino].body else { return };
+        let below = names.values().filter(|child| self.nodes[child].is_directory()).count();
+        self.nodes.get_mut(&ino).expect("exists").nlink = 2 + u32::try_from(below).expect("few");
+    }
+
+    fn lost_name(&mut self, ino: u64, when: When) {
+        let node = self.nodes.get_mut(&ino).expect("was named");
+        node.nlink = if node.is_directory() { 0 } else { node.nlink - 1 };
+        node.changed(when);
+        if node.nlink == 0 {
+            self.orphans.insert(ino, self.sessions.clone());
+        }
+    }
+
+    pub fn make(&mut self, op: &proto::Make, name: &str, when: When) -> Result<()> {
+        valid(name)?;
+        if self.names(op.parent)?.contains_key(name) {
+            return Err(Errno::EEXIST);
+        }
+        let parent = self.node(op.parent)?.clone();
+        let body = match op.kind() {
+            proto::Kind::Directory => Body::Directory { names: BTreeMap::new(), parent: op.parent },
+            proto::Kind::Symlink => Body::Symlink(String::from_utf8_lossy(&op.target).into()),
+            proto::Kind::Fifo => Body::Fifo,
+            _ => Body::File(Vec::new()),
+        };
+        let mode = if matches!(body, Body::Symlink(_)) { 0o777 } else { op.mode };
+        let mut node = Node::new(body, mode, when);
+        (node.uid, node.gid) = (op.uid, op.gid);
+        if parent.mode & 0o2000 != 0 {
+            node.gid = parent.gid;
+            node.mode |= if node.is_directory() { 0o2000 } else { 0 };
+        }
+        self.nodes.insert(op.ino, node);
+        self.names(op.parent)?.insert(name.to_owned(), op.ino);
+        self.recount(op.parent);
+        self.names_changed(op.parent, when);
+        Ok(())
+    }
+
+    pub fn link(&mut self, ino: u64, parent: u64, name: &str, when: When) -> Result<()> {
+        valid(name)?;
+        self.node(ino)?;
+        if self.names(parent)?.contains_key(name) {
+            return Err(Errno::EEXIST);
+        }
+        let node = self.node(ino)?;
+        if node.is_directory() {
+            return Err(Errno::EPERM);
+        }
+        if node.nlink == 0 {
+            return Err(Errno::ENOENT);
+        }
+        node.nlink += 1;
+        node.changed(when);
+        self.names(parent)?.insert(name.to_owned(), ino);
+        self.names_changed(parent, when);
+        Ok(())
+    }
+
+    pub fn unlink(&mut self, parent: u64, name: &str, when: When) -> Result<()> {
+        let ino = self.named(parent, name)?;
+        if self.node(ino)?.is_directory() {
+            return Err(Errno::EISDIR);
+        }
+        self.names(parent)?.remove(name);
+        self.lost_name(ino, when);
+        self.names_changed(parent, when);
+        Ok(())
+    }
+
+    pub fn rmdir(&mut self, parent: u64, name: &str, when: When) -> Result<()> {
+        let ino = self.named(parent, name)?;
+        if !self.names(ino)?.is_empty() {
+            return Err(Errno::ENOTEMPTY);
+        }
+        self.names(parent)?.remove(name);
+        self.lost_name(ino, when);
+        self.recount(parent);
+        self.names_changed(parent, when);
+        Ok(())
+    }
+
+    /// Whether `ino` is in the tree below (or is) `top`, by looking at names from the top down.
+    fn contains(&self, top: u64, ino: u64) -> bool {
+        let Body::Directory { names, .. } = &self.nodes[&top].body else { return false };
+        top == ino || names.values().any(|&child| self.contains(child, ino))
+    }
+
+    pub fn rename(
+        &mut self,
+        (from, name): (u64, &str),
+        (to, new_name): (u64, &str),
+        flags: u32,
+        when: When,
+    ) -> Result<()> {
+        if flags > 2 {
+            return Err(Errno::EINVAL);
+        }
+        valid(name)?;
+        valid(new_name)?;
+        self.names(from)?;
+        self.names(to)?;
+        let source = self.named(from, name)?;
+        let target = self.names(to)?.get(new_name).copied();
+        match (flags, target) {
+            (1, Some(_)) => return Err(Errno::EEXIST),
+            (2, None) => return Err(Errno::ENOENT),
+            (_, Some(target)) if target == source => return Ok(()),
+            _ => {}
+        }
+        let above = |tree: &Self, moved: u64, into: u64| tree.contains(moved, into);
+        if above(self, source, to) || flags == 2 && above(self, target.unwrap_or(0), from) {
+            return Err(Errno::EINVAL);
+        }
+        if let Some(target) = target.filter(|_| flags != 2) {
+            match (&self.nodes[&source].body, &self.nodes[&target].body) {
+                (Body::Directory { .. }, Body::Directory { names, .. }) if names.is_empty() => {}
+                (Body::Directory { .. }, Body::Directory { .. }) => return Err(Errno::ENOTEMPTY),
+                (Body::Directory { .. }, _) => return Err(Errno::ENOTDIR),
+                (_, Body::Directory { .. }) => return Err(Errno::EISDIR),
+                _ => {}
+            }
+        }
+        self.names(from)?.remove(name);
+        self.names(to)?.insert(new_name.to_owned(), source);
+        self.moved(source, to, when);
+        match target {
+            Some(target) if flags == 2 => {
+                self.names(from)?.insert(name.to_owned(), target);
+                self.moved(target, from, when);
+            }
+            Some(target) => self.lost_name(target, when),
+            None => {}
+        }
+        for parent in BTreeSet::from([from, to]) {
+            self.recount(parent);
+            self.names_changed(parent, when);
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self, ino: u64, to: u64, when: When) {
+        let node = self.nodes.get_mut(&ino).expect("was named");
+        node.changed(when);
+        if let Body::Directory { parent, .. } = &mut node.body {
+            *parent = to;
+        }
+    }
+
+    pub fn set_attr(&mut self, op: &proto::SetAttr, when: When) -> Result<()> {
+        let node = self.node(op.ino)?;
+        if let Some(size) = op.size {
+            let Body::File(bytes) = &mut node.body else {
+                return Err(if node.is_directory() { Errno::EISDIR } else { Errno::EINVAL });
+            };
+            let size = usize::try_from(size).expect("small files");
+            if size != bytes.len() {
+                node.data_version = when.index;
+            }
+            bytes.resize(size, 0);
+            node.mtime = when.time;
+        }
+        if op.kill_suid_sgid {
+            node.kill_suid_sgid();
+        }
+        node.mode = op.mode.unwrap_or(node.mode);
+        node.uid = op.uid.unwrap_or(node.uid);
+        node.gid = op.gid.unwrap_or(node.gid);
+        node.atime = op.atime.map_or(node.atime, |time| time.seconds);
+        node.mtime = op.mtime.map_or(node.mtime, |time| time.seconds);
+        node.changed(when);
+        Ok(())
+    }
+
+    pub fn touch(&mut self, ino: u64, atime: i64, when: When) {
+        if let Some(node) = self.nodes.get_mut(&ino)
+            && node.atime < atime
+        {
+            node.atime = atime;
+            node.mod_index = when.index;
+        }
+    }
+
+    pub fn write(&mut self, op: &proto::Write, when: When) -> Result<()> {
+        let node = self.node(op.ino)?;
+        let Body::File(bytes) = &mut node.body else {
+            return Err(if node.is_directory() { Errno::EISDIR } else { Errno::EINVAL });
+        };
+        let mut wrote = false;
+        for piece in op.pieces.iter().filter(|piece| !piece.data.is_empty()) {
+            let at = if op.append { bytes.len() } else { usize::try_from(piece.offset).unwrap() };
+            let end = at + piece.data.len();
+            bytes.resize(bytes.len().max(end), 0);
+            bytes[at..end].copy_from_slice(&piece.data);
+            wrote = true;
+        }
+        if wrote {
+            let ctime = node.ctime.max(when.time);
+            node.changed(when);
+            node.ctime = ctime;
+            node.mtime = node.mtime.max(when.time);
+            node.data_version = when.index;
+            if op.kill_suid_sgid {
+                node.kill_suid_sgid();
+            }
+        }
+        Ok(())
+    }
+
+    pub fn set_xattr(&mut self, op: &proto::SetXattr, name: &str, when: When) -> Result<()> {
+        let node = self.node(op.ino)?;
+        match (op.flags, node.xattrs.contains_key(name)) {
+            (1, true) => return Err(Errno::EEXIST),
+            (2, false) => return Err(Errno::ENODATA),
+            _ => {}
+        }
+        node.xattrs.insert(name.to_owned(), String::from_utf8_lossy(&op.value).into());
+        node.changed(when);
+        Ok(())
+    }
+
+    pub fn remove_xattr(&mut self, ino: u64, name: &str, when: When) -> Result<()> {
+        let node = self.node(ino)?;
+        node.xattrs.remove(name).ok_or(Errno::ENODATA)?;
+        node.changed(when);
+        Ok(())
+    }
+
+    pub fn release(&mut self, ino: u64, session: u64) {
+        if let Some(holders) = self.orphans.get_mut(&ino) {
+            holders.remove(&session);
+            if holders.is_empty() {
+                self.orphans.remove(&ino);
+                self.nodes.remove(&ino);
+            }
+        }
+    }
+
+    pub fn end_session(&mut self, session: u64) {
+        self.sessions.remove(&session);
+        let orphans: Vec<u64> = self.orphans.keys().copied().collect();
+        for ino in orphans {
+            self.release(ino, session);
+        }
+    }
+
+    /// Compares everything that the model knows, and that nothing else exists.
+    pub fn assert_like(&self, replica: &Replica) {
+        let inos = replica.state.keys().filter_map(|key| match keys::parse(key) {
+            Some(Parsed::Inode { ino }) => Some(ino.0),
+            _ => None,
+        });
+        let found: BTreeMap<u64, Node> =
+            inos.map(|ino| (ino, seen(replica, ino, &inode(replica, ino)))).collect();
+        assert_eq!(found, self.nodes);
+        for &(ino, generation) in replica.files.keys() {
+            let current = inode(replica, ino).generation;
+            assert_eq!(current, generation, "a backing file of {ino} was left behind");
+        }
+        let orphans = query::orphans(&replica.state, Ino(0), usize::MAX).expect("sound");
+        let orphans: BTreeMap<u64, BTreeSet<u64>> = orphans
+            .into_iter()
+            .map(|(ino, orphan)| (ino.0, orphan.holders.into_iter().collect()))
+            .collect();
+        assert_eq!(orphans, self.orphans);
+    }
+}
+
+fn inode(replica: &Replica, ino: u64) -> proto::Inode {
+    query::inode(&replica.state, Ino(ino)).expect("sound").expect("exists")
+}
+
+/// An inode of the replica as the model would have it.
+fn seen(replica: &Replica, ino: u64, inode: &proto::Inode) -> Node {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+    let body = match inode.kind() {
+        proto::Kind::Directory => {
+            Body::Directory { names: list(replica, ino), parent: inode.parent }
+        }
+        proto::Kind::Symlink => Body::Symlink(text(&inode.target)),
+        proto::Kind::Fifo => Body::Fifo,
+        _ => Body::File(replica.read(ino, inode)),
+    };
+    let xattrs = query::xattr_names(&replica.state, Ino(ino)).expect("sound");
+    let value = |name: &[u8]| {
+        let value = query::xattr(&replica.state, Ino(ino), name).expect("sound");
+        text(&value.expect("was listed"))
+    };
+    let seconds = |time: Option<proto::Time>| time.expect("always there").seconds;
+    Node {
+        body,
+        mode: inode.mode,
+        uid: inode.uid,
+        gid: inode.gid,
+        nlink: inode.nlink,
+        atime: seconds(inode.atime),
+        mtime: seconds(inode.mtime),
+        ctime: seconds(inode.ctime),
+        version: inode.version,
+        mod_index: inode.mod_index,
+        data_version: inode.data_version,
+        xattrs: xattrs.iter().map(|name| (text(name), value(name))).collect(),
+    }
+}
+
+/// A directory's names, a few at a time.
+fn list(replica: &Replica, directory: u64) -> BTreeMap<String, u64> {
+    let mut names = BTreeMap::new();
+    let mut after = 0;
+    loop {
+        let page = query::readdir(&replica.state, Ino(directory), after, 2).expect("sound");
+        let Some(last) = page.last() else { return names };
+        after = last.cookie;
+        for entry in page {
+            let name = String::from_utf8(entry.name).expect("text");
+            let found = query::lookup(&replica.state, Ino(directory), name.as_bytes());
+            assert_eq!(found.expect("sound").map(|dentry| dentry.ino), Some(entry.ino.0));
+            assert_eq!(names.insert(name, entry.ino.0), None, "listed twice");
+        }
+    }
+}

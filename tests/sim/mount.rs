@@ -137,14 +137,16 @@ impl World {
 
     /// The core lets an outcome out.
     pub fn acknowledge(&mut self, node: usize, key: ProposalKey) {
-        let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
-        let (index, outcome) =
-            daemon.mount.outcomes.remove(&key).expect("what is acknowledged was applied here");
+        let mount = &mut self.nodes[node].daemon.as_mut().expect("it runs").mount;
         if key.session == SessionId::CLUSTER {
-            self.session_opened(node, &outcome);
+            if let Some((_, outcome)) = mount.outcomes.remove(&key) {
+                self.session_opened(node, &outcome);
+            }
             return;
         }
-        let Some(client) = daemon.mount.proposed.remove(&key) else { return };
+        let Some(client) = mount.proposed.remove(&key) else { return };
+        let (index, outcome) =
+            mount.outcomes.remove(&key).expect("what is acknowledged was applied here");
         let call = self.clients[client].current.expect("it waits for this").call;
         if !matches!(call, Call::Append { wait_for_roster: false, .. }) {
             self.check_shown(node, index, "acknowledged");

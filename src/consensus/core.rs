@@ -106,7 +106,7 @@ impl<S: Storage> Core<S> {
             max_committed_size_per_ready: 4 << 20,
             ..raft::Config::default()
         };
-        let view = LogView::new(log, boot.conf_state.clone());
+        let view = LogView::new(log, boot.conf_state.clone(), config.kept_log_bytes);
         let mut raft = RawNode::new(&raft_config, view, logger)?;
         if boot.conf_state.get_voters() == [config.node.0] {
             // Nobody else could win, so there is nothing to wait for.

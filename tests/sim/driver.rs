@@ -4,7 +4,7 @@ use quorumfs::consensus::{Committed, Effect, Input, PeerMessage, Role, SessionCh
 use quorumfs::fs::proto::{self, command::Op};
 use quorumfs::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId, Term};
 
-use crate::clock::{MICRO, MILLI};
+use crate::clock::{MICRO, MILLI, Nanos};
 use crate::node::{NodeEvent, Round};
 use crate::world::{Event, World};
 use prost::Message;
@@ -173,7 +173,7 @@ impl World {
     // ------------------------------------------------------------ applying
 
     fn wake_applier(&mut self, node: usize) {
-        let stuck = self.nodes[node].applier_stuck_until.saturating_sub(self.now);
+        let stuck = self.stuck_for(node, false);
         let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
         if daemon.applying || daemon.to_apply.is_empty() {
             return;
@@ -218,7 +218,16 @@ impl World {
         let round = Round { report, last: last.index, changes };
         self.nodes[node].daemon.as_mut().expect("as above").round = Some(round);
         let delay = self.random.skewed(5 * MICRO, 5 * MILLI);
-        self.after(delay, node, NodeEvent::Show);
+        self.after(self.stuck_for(node, true) + delay, node, NodeEvent::Show);
+    }
+
+    fn stuck_for(&self, node: usize, in_kernel: bool) -> Nanos {
+        let node = &self.nodes[node];
+        if node.kernel_is_stuck == in_kernel {
+            node.applier_stuck_until.saturating_sub(self.now)
+        } else {
+            0
+        }
     }
 
     fn show(&mut self, node: usize, round: Round) {

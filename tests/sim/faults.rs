@@ -6,7 +6,17 @@ use quorumfs::consensus::Input;
 
 use crate::clock::{MILLI, SECOND};
 use crate::network::Direction;
+use crate::random::Random;
 use crate::world::{Event, World};
+
+/// Kinds of faults.
+const KINDS: u64 = 16;
+
+/// The kinds that a run has: most have some but not all, so that others meet more often.
+pub fn choose_kinds(random: &mut Random) -> Vec<u64> {
+    let kinds: Vec<u64> = (0..KINDS).filter(|_| random.chance(600)).collect();
+    if kinds.len() < 4 { (0..KINDS).collect() } else { kinds }
+}
 
 /// The end of a fault.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +42,7 @@ impl World {
         self.faults += 1;
         let victim = self.random.index(self.nodes.len());
         let leader = self.leader().unwrap_or(victim);
-        let kind = match self.random.below(16) {
+        let kind = match self.random.pick(&self.fault_kinds) {
             0 => self.kill(victim, false, "fault: process killed"),
             1 => self.kill(victim, true, "fault: power lost"),
             2 => {
@@ -62,6 +72,7 @@ impl World {
             12 => {
                 let until = self.now + self.random.within(SECOND / 2, 6 * SECOND);
                 self.nodes[victim].applier_stuck_until = until;
+                self.nodes[victim].kernel_is_stuck = self.random.chance(500);
                 "fault: stuck applier"
             }
             13 => {

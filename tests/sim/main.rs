@@ -170,6 +170,16 @@ fn seeds_150_to_199() {
     run_seeds(150..200);
 }
 
+/// Any number of seeds, such as `QUORUMFS_SEEDS=1000..3000`, for those who have time.
+#[test]
+fn more_seeds() {
+    if let Ok(seeds) = std::env::var("QUORUMFS_SEEDS") {
+        let (first, end) = seeds.split_once("..").expect("QUORUMFS_SEEDS is like 1000..3000");
+        let number = |text: &str| text.parse().expect("QUORUMFS_SEEDS is like 1000..3000");
+        run_seeds(number(first)..number(end));
+    }
+}
+
 /// Without this, a failing seed could not be replayed.
 #[test]
 fn a_seed_gives_the_same_run_twice() {

@@ -30,6 +30,8 @@ pub struct Node {
     pub backlog: Option<Vec<NodeEvent>>,
     pub slow_disk_until: Nanos,
     pub applier_stuck_until: Nanos,
+    /// It is stuck between changing the state and making sure that the kernel shows it.
+    pub kernel_is_stuck: bool,
     /// The daemon dies in the middle of what it is doing, after so many effects.
     pub dies_after_effects: Option<u64>,
 }
@@ -90,6 +92,7 @@ impl Node {
             backlog: None,
             slow_disk_until: 0,
             applier_stuck_until: 0,
+            kernel_is_stuck: false,
             dies_after_effects: None,
         }
     }
@@ -100,8 +103,12 @@ impl Node {
         self.boots += 1;
         self.disk.raise_commit(self.state.applied);
         let ticks = usize::try_from(random.within(12, 19)).expect("small");
-        let config =
-            CoreConfig { election_ticks: (ticks, ticks + 1), ..CoreConfig::new(self.id, SESSION_TTL) };
+        let config = CoreConfig {
+            election_ticks: (ticks, ticks + 1),
+            // Little, so that peers that lag are sent what is on the disk.
+            kept_log_bytes: usize::try_from(random.pick(&[0, 2000, 1 << 20])).expect("small"),
+            ..CoreConfig::new(self.id, SESSION_TTL)
+        };
         let boot = Boot {
             applied: self.state.applied,
             conf_state: self.state.conf_state.clone(),

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use quorumfs::consensus::PeerMessage;
-use quorumfs::types::{NodeId, Term};
+use quorumfs::types::{LogIndex, NodeId, Term};
 
 use crate::checks::Truth;
 use crate::clock::{MILLI, Nanos, SECOND};
 use crate::coverage::Coverage;
-use crate::faults::Cure;
+use crate::faults::{Cure, choose_kinds};
 use crate::history::History;
 use crate::network::Network;
 use crate::node::{Node, NodeEvent};
@@ -43,6 +43,7 @@ pub struct World {
     pub truth: Truth,
     pub leaders: BTreeMap<Term, usize>,
     pub faults: u64,
+    pub fault_kinds: Vec<u64>,
     /// Faults happen, clients work.
     pub stormy: bool,
     pub working: bool,
@@ -60,6 +61,7 @@ impl World {
         let genesis = State::genesis(voters, commands);
         let nodes: Vec<Node> =
             (1..=count).map(|id| Node::new(NodeId(id), &genesis, &mut random)).collect();
+        let fault_kinds = choose_kinds(&mut random);
         let per_node = if count == 3 { 4 } else { 3 };
         let clients = (0..nodes.len() * per_node).map(|i| Client::new(i % nodes.len())).collect();
         Self {
@@ -75,6 +77,7 @@ impl World {
             truth: Truth::new(genesis.applied.index),
             leaders: BTreeMap::new(),
             faults: 0,
+            fault_kinds,
             stormy: false,
             working: true,
             trace,
@@ -169,11 +172,16 @@ impl World {
         }
     }
 
-    /// The state goes into a snapshot file, and what no node needs any more is cut off the log.
+    /// The state goes into a snapshot file, and what nobody needs any more is cut off the log: all have
+    /// it in their snapshots, the core knows that it was applied, and a leader knows that all have it
+    /// (it starts again from there when a message was lost).
     pub fn snapshot(&mut self, node: usize) {
         self.nodes[node].snapshot = self.nodes[node].state.clone();
-        let needed = self.nodes.iter().map(|node| node.snapshot.applied.index).min();
-        self.nodes[node].disk.cut(needed.expect("there are nodes"));
+        let daemon = self.nodes[node].daemon.as_ref().expect("it writes snapshots");
+        let known = self.nodes.iter().filter_map(|other| daemon.core.matched(other.id));
+        let all = self.nodes.iter().map(|other| other.snapshot.applied.index);
+        let needed = all.chain(known).fold(daemon.shown, LogIndex::min);
+        self.nodes[node].disk.cut(needed);
         self.coverage.count("snapshots");
         self.snapshot_later(node);
     }

@@ -94,6 +94,7 @@ fn end(mut child: Child) {
 }
 
 /// Every file below a directory with its bytes; empty where there is none.
+/// All files but the lock, which names whoever tried last.
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let Ok(entries) = fs::read_dir(dir) else { return found };
@@ -101,7 +102,7 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let path = entry.expect("readdir").path();
         if path.is_dir() {
             found.extend(contents(&path));
-        } else {
+        } else if !path.ends_with("LOCK") {
             found.insert(path.clone(), fs::read(&path).expect("read"));
         }
     }

@@ -46,7 +46,7 @@ const ONLY_IN: [(&str, &[&str]); 8] = [
     ("fuser", &["mount"]),
     ("sled", &["store"]),
     ("raft_engine", &["store"]),
-    ("raft", &["consensus", "store", "node"]),
+    ("raft", &["consensus", "store", "node", "rpc"]),
     ("tonic", &["rpc", "daemon", "cli"]),
     ("tokio", &["node", "rpc", "mount", "daemon", "cli"]),
 ];

@@ -22,6 +22,9 @@ pub struct CoreConfig {
     pub retry_after: Duration,
     /// Bytes of own proposals on their way; more wait here.
     pub max_in_flight_bytes: usize,
+    /// Bytes of entries that stay in memory although they are durable and applied, for peers that lag
+    /// a little; older ones are read from the log.
+    pub kept_log_bytes: usize,
 }
 
 impl CoreConfig {
@@ -36,6 +39,7 @@ impl CoreConfig {
             session_ttl,
             retry_after: Duration::from_secs(1),
             max_in_flight_bytes: 32 << 20,
+            kept_log_bytes: 8 << 20,
         }
     }
 

@@ -9,10 +9,6 @@ use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 
 use crate::types::{LogIndex, NodeId};
 
-/// How many bytes of entries stay in memory although they are durable and applied, for peers that lag
-/// a little.
-const KEPT_BYTES: usize = 8 << 20;
-
 /// raft-rs considers an entry stored as soon as it was handed out to be persisted, so everything from
 /// there on is kept here until it is durable (and applied: each entry is read at least once more).
 pub(super) struct LogView<S> {
@@ -21,18 +17,21 @@ pub(super) struct LogView<S> {
     /// Consecutive; replaces whatever `durable` holds from the first one's index on.
     tail: VecDeque<Entry>,
     tail_bytes: usize,
+    kept_bytes: usize,
     /// Which peer raft-rs wanted to send a snapshot to.
     snapshot_wanted: Cell<Option<NodeId>>,
 }
 
 impl<S: Storage> LogView<S> {
-    /// A view of `durable`, of a group whose membership at the applied index is `conf_state`.
-    pub(super) fn new(durable: S, conf_state: ConfState) -> Self {
+    /// A view of `durable`, of a group whose membership at the applied index is `conf_state`. Keeps
+    /// about `kept_bytes` of it in memory.
+    pub(super) fn new(durable: S, conf_state: ConfState, kept_bytes: usize) -> Self {
         Self {
             durable,
             conf_state,
             tail: VecDeque::new(),
             tail_bytes: 0,
+            kept_bytes,
             snapshot_wanted: Cell::new(None),
         }
     }
@@ -54,7 +53,7 @@ impl<S: Storage> LogView<S> {
     /// Forgets the oldest entries, all of which are durable and applied up to `index`, where they take
     /// too much memory.
     pub(super) fn trim(&mut self, index: LogIndex) {
-        while self.tail_bytes > KEPT_BYTES
+        while self.tail_bytes > self.kept_bytes
             && self.tail.front().is_some_and(|first| first.index <= index.0)
         {
             let first = self.tail.pop_front().expect("the loop has just seen it");

@@ -1,0 +1,187 @@
+//! What must hold: at every applied entry, and once a run is over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use quorumfs::consensus::Committed;
+use quorumfs::fs::{self, Digest, query};
+use quorumfs::types::{Ino, LogIndex, Position, ProposalKey, SessionId};
+
+use crate::coverage::Coverage;
+use crate::history::{Answer, Call, NAMES, Record, Subject};
+use crate::linearizability::is_linearizable;
+use crate::mount::look;
+use crate::state::Effect;
+use crate::world::World;
+
+/// Bytes of an appended tag.
+const TAG: u64 = 8;
+
+/// The one log that all replicas must have applied, and the states that it must have led to.
+#[derive(Debug)]
+pub struct Truth {
+    base: LogIndex,
+    entries: Vec<(Position, Bytes, Digest)>,
+    keys: BTreeSet<ProposalKey>,
+}
+
+impl Truth {
+    pub fn new(base: LogIndex) -> Self {
+        Self { base, entries: Vec::new(), keys: BTreeSet::new() }
+    }
+
+    /// Commands that were committed, whatever they came to.
+    pub fn commands(&self) -> usize {
+        self.entries.iter().filter(|(_, data, _)| !data.is_empty()).count()
+    }
+
+    /// A replica applied an entry. Whoever was first at an index says what the others must have.
+    pub fn applied(
+        &mut self,
+        entry: &Committed,
+        digest: Digest,
+        effect: &Effect,
+        coverage: &mut Coverage,
+    ) {
+        let place = entry.position.index.0 - self.base.0 - 1;
+        let place = usize::try_from(place).expect("a run is short");
+        if let Some((position, data, expected)) = self.entries.get(place) {
+            assert_eq!(*position, entry.position, "two entries were committed at one index");
+            assert_eq!(*data, entry.data, "two commands were committed at {position:?}");
+            assert_eq!(*expected, digest, "replicas differ after {position:?}");
+            return;
+        }
+        assert_eq!(place, self.entries.len(), "an index was skipped");
+        self.entries.push((entry.position, entry.data.clone(), digest));
+        let Some(key) = effect.key else { return };
+        coverage.count("commands");
+        if !self.keys.insert(key) {
+            coverage.count("repeated commands");
+            assert!(effect.applied.changes.is_empty(), "{key:?} took effect twice");
+        } else if key.session != SessionId::CLUSTER
+            && effect.applied.outcome.errno == fs::Errno::ESTALE.number()
+        {
+            coverage.count("commands refused because their session had ended");
+        }
+    }
+}
+
+/// Judges a run that is over: all nodes run, have applied everything, and nothing is under way.
+pub fn judge(world: &mut World) {
+    let first = &world.nodes[0].state;
+    for node in &world.nodes {
+        let problems = fs::check(&node.state.view).expect("nothing rots here");
+        assert!(problems.is_empty(), "node {}: {problems:?}", node.id);
+        assert_eq!(node.state.digest, first.digest, "node {} differs", node.id);
+        assert_eq!(node.state.view, first.view, "node {} differs", node.id);
+        assert_eq!(node.state.files, first.files, "node {} has other bytes", node.id);
+    }
+    read_everything(world);
+    let mut subjects: BTreeMap<Subject, Vec<&Record>> = BTreeMap::new();
+    for record in &world.history.records {
+        subjects.entry(record.subject).or_default().push(record);
+    }
+    for (subject, records) in subjects {
+        if let Subject::Log { file } = subject {
+            judge_log(world, file, &records);
+        } else {
+            assert!(is_linearizable(&records), "{subject:?} is not linearizable: {records:#?}");
+        }
+    }
+}
+
+/// One more read of everything, so that what was acknowledged last cannot be lost unnoticed.
+fn read_everything(world: &mut World) {
+    let subjects: BTreeSet<Subject> =
+        world.history.records.iter().map(|record| record.subject).collect();
+    for subject in subjects {
+        let calls: Vec<Call> = match subject {
+            Subject::Register { .. } => vec![Call::Get],
+            Subject::Names { .. } => (0..NAMES).map(Call::Lookup).collect(),
+            Subject::Log { .. } => vec![Call::Size],
+        };
+        for call in calls {
+            let (answer, _) = look(&world.nodes[0].state.view, subject, call);
+            let operation = world.history.invoke(usize::MAX, subject, call);
+            world.history.answer(operation, answer);
+        }
+    }
+}
+
+/// A log holds every acknowledged tag once, at the offset that its client was told, and all others at
+/// most once; offsets and sizes agree with the order in which operations were invoked and answered.
+fn judge_log(world: &World, file: Ino, records: &[&Record]) {
+    let tags = tags_of(world, file);
+    let mut places = BTreeMap::new();
+    for (tag, offset) in tags.iter().zip((0..).step_by(8)) {
+        assert!(places.insert(*tag, offset) == None, "tag {tag} was appended twice to {file}");
+    }
+    let mut appended = Vec::new();
+    for record in records.iter().copied() {
+        let Call::Append { tag, wait_for_roster } = record.call else { continue };
+        let place = places.remove(&tag);
+        match record.answer {
+            Some((_, answer)) => {
+                let told = place.map(Answer::Offset);
+                assert_eq!(
+                    Some(answer),
+                    told,
+                    "an acknowledged append to {file} is not there: {record:?}"
+                );
+            }
+            None => assert!(place.is_none() || !record.void, "{record:?} was never proposed"),
+        }
+        if let Some(offset) = place {
+            appended.push((offset, record, wait_for_roster));
+        }
+    }
+    assert!(places.is_empty(), "{file} holds tags that nobody appended: {places:?}");
+    appended.sort_by_key(|(offset, _, _)| *offset);
+    let mut first_answer = u64::MAX;
+    for (offset, record, _) in appended.iter().rev() {
+        assert!(
+            record.invoked < first_answer,
+            "order of appends at {offset} of {file}: {record:?}"
+        );
+        first_answer = first_answer.min(answered(record));
+    }
+    judge_sizes(file, records, &appended);
+}
+
+fn judge_sizes(file: Ino, records: &[&Record], appended: &[(u64, &Record, bool)]) {
+    let mut sizes: Vec<(u64, u64, u64)> = Vec::new();
+    for record in records {
+        let (Call::Size, Some((answered_at, Answer::Offset(size)))) = (record.call, record.answer)
+        else {
+            continue;
+        };
+        for (offset, append, wait_for_roster) in appended {
+            let seen = offset + TAG <= size;
+            let must = *wait_for_roster && answered(append) < record.invoked;
+            let may = append.invoked < answered_at;
+            assert!(seen || !must, "size {size} of {file} misses {append:?}: {record:?}");
+            assert!(may || !seen, "size {size} of {file} foresees {append:?}: {record:?}");
+        }
+        sizes.push((record.invoked, answered_at, size));
+    }
+    for (invoked, _, size) in &sizes {
+        let before = sizes.iter().filter(|(_, answered_at, _)| answered_at < invoked);
+        let largest = before.map(|(_, _, size)| *size).max().unwrap_or(0);
+        assert!(largest <= *size, "{file} was seen with {largest} bytes and then with {size}");
+    }
+}
+
+fn answered(record: &Record) -> u64 {
+    record.answer.map_or(u64::MAX, |(stamp, _)| stamp)
+}
+
+fn tags_of(world: &World, file: Ino) -> Vec<u64> {
+    let state = &world.nodes[0].state;
+    let inode = query::inode(&state.view, file).expect("nothing rots here").expect("it exists");
+    let bytes = state.files.get(&(file.0, inode.generation)).cloned().unwrap_or_default();
+    assert_eq!(bytes.len() as u64, inode.size, "the size of {file}");
+    bytes
+        .chunks(8)
+        .map(|tag| u64::from_be_bytes(tag.try_into().expect("tags have eight bytes")))
+        .collect()
+}

@@ -1,0 +1,277 @@
+//! The driver of a node: hands inputs to its core and does what the core wants done.
+
+use quorumfs::consensus::{Committed, Effect, Input, PeerMessage, Role, SessionChange};
+use quorumfs::fs::proto::{self, command::Op};
+use quorumfs::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId, Term};
+
+use crate::clock::{MICRO, MILLI, Nanos};
+use crate::node::{NodeEvent, Round};
+use crate::world::{Event, World};
+use prost::Message;
+
+/// Entries that are applied together at most.
+const ROUND_MAX: u64 = 40;
+
+impl World {
+    /// An event reaches a node. While its daemon is stopped, it waits.
+    pub fn deliver(&mut self, node: usize, event: NodeEvent) {
+        if let Some(backlog) = self.nodes[node].backlog.as_mut() {
+            backlog.push(event);
+            return;
+        }
+        self.take(node, event);
+        self.pump(node);
+    }
+
+    /// A stopped daemon goes on: everything that has come in meanwhile comes at once.
+    pub fn resume(&mut self, node: usize) {
+        let Some(backlog) = self.nodes[node].backlog.take() else { return };
+        self.trace.note(
+            self.now,
+            self.nodes[node].id.0,
+            "resumes",
+            &[("late", backlog.len() as u64)],
+        );
+        let all_first = self.random.chance(500);
+        for event in backlog {
+            self.take(node, event);
+            if !all_first {
+                self.pump(node);
+            }
+        }
+        self.pump(node);
+    }
+
+    fn take(&mut self, node: usize, event: NodeEvent) {
+        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
+        match event {
+            NodeEvent::Tick => {
+                let tick = self.nodes[node].clock.true_length(std::time::Duration::from_millis(50));
+                self.after(tick, node, NodeEvent::Tick);
+                self.input(node, Input::Tick);
+            }
+            NodeEvent::Peer { from, message } => self.input(node, Input::Peer { from, message }),
+            NodeEvent::Connected { node: peer } => {
+                self.input(node, Input::Connected { node: peer })
+            }
+            NodeEvent::Persisted { number } => {
+                self.nodes[node].disk.sync(number);
+                self.input(node, Input::Persisted { number });
+            }
+            NodeEvent::Apply => self.apply(node),
+            NodeEvent::Show => {
+                let round = daemon.round.take().expect("a round is under way");
+                self.show(node, round);
+            }
+            NodeEvent::Attempt { client, operation } => {
+                if self.clients[client].current.is_some_and(|now| now.operation == operation) {
+                    self.attempt(node, client);
+                }
+            }
+            NodeEvent::Deadline { client, operation } => self.give_up(node, client, operation),
+            NodeEvent::Snapshot => self.snapshot(node),
+        }
+    }
+
+    fn input(&mut self, node: usize, input: Input) {
+        let now = self.nodes[node].clock.local(self.now);
+        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
+        let handled = daemon.core.handle(now, input);
+        handled.unwrap_or_else(|error| panic!("node {} stops: {error}", self.nodes[node].id));
+    }
+
+    /// An input that follows from an effect.
+    pub fn input_later(&mut self, node: usize, input: Input) {
+        if let Some(daemon) = self.nodes[node].daemon.as_mut() {
+            daemon.inbox.push_back(input);
+        }
+    }
+
+    /// Does what the core wants done until there is nothing left to do.
+    pub fn pump(&mut self, node: usize) {
+        while let Some(daemon) = self.nodes[node].daemon.as_mut() {
+            if let Some(input) = daemon.inbox.pop_front() {
+                self.input(node, input);
+                continue;
+            }
+            let effect = daemon.core.poll_effect();
+            match effect.unwrap_or_else(|error| panic!("node {} stops: {error}", node + 1)) {
+                Some(effect) => self.perform(node, effect),
+                None => return,
+            }
+            if let Some(left) = self.nodes[node].dies_after_effects.as_mut() {
+                *left -= 1;
+                if *left == 0 {
+                    self.crash(node, false);
+                }
+            }
+        }
+    }
+
+    fn perform(&mut self, node: usize, effect: Effect) {
+        let id = self.nodes[node].id.0;
+        let daemon = self.nodes[node].daemon.as_mut().expect("its core has just spoken");
+        match effect {
+            Effect::Persist { number, entries, hard_state } => {
+                self.trace.note(self.now, id, "persist", &[("entries", entries.len() as u64)]);
+                self.nodes[node].disk.write(number, entries, hard_state);
+                let took = self.nodes[node].sync_time(&mut self.random, self.now);
+                let daemon = self.nodes[node].daemon.as_mut().expect("as above");
+                daemon.disk_busy_until = daemon.disk_busy_until.max(self.now + took);
+                let wait = daemon.disk_busy_until - self.now;
+                self.after(wait, node, NodeEvent::Persisted { number });
+            }
+            Effect::Send { to, message } => self.send(node, to, message),
+            Effect::Apply { entries } => {
+                daemon.to_apply.extend(entries);
+                self.wake_applier(node);
+            }
+            Effect::Acknowledge { key } => self.acknowledge(node, key),
+            Effect::Gate(gate) => self.set_gate(node, gate),
+            Effect::Expire { session } => self.expire(node, session),
+            Effect::Role { role, term, leader } => self.note_role(node, role, term, leader),
+            Effect::LogWasCut { first_index } => {
+                panic!("node {id} lacks entries before {first_index}, but none were cut")
+            }
+        }
+    }
+
+    fn send(&mut self, node: usize, to: NodeId, message: PeerMessage) {
+        let target = usize::try_from(to.0).expect("few nodes") - 1;
+        let from = self.nodes[node].id;
+        for delay in self.network.carry(&mut self.random, node, target) {
+            let message = message.clone();
+            self.schedule(delay, Event::Arrival { from, to: target, message });
+        }
+    }
+
+    fn note_role(&mut self, node: usize, role: Role, term: Term, leader: NodeId) {
+        let daemon = self.nodes[node].daemon.as_mut().expect("its core has just spoken");
+        if role == Role::Leader && daemon.role != Role::Leader {
+            self.coverage.count("leader changes");
+            let before = self.leaders.insert(term, node);
+            assert!(before.is_none_or(|before| before == node), "two leaders in term {term}");
+        }
+        (daemon.role, daemon.term) = (role, term);
+        let values = [("role", role as u64), ("term", term.0), ("leader", leader.0)];
+        self.trace.note(self.now, self.nodes[node].id.0, "role", &values);
+    }
+
+    fn expire(&mut self, node: usize, session: SessionId) {
+        self.coverage.count("expiries");
+        self.trace.note(self.now, self.nodes[node].id.0, "expires", &[("session", session.0)]);
+        let seq = self.random.next();
+        let op = Op::SessionEnd(proto::SessionEnd { session: session.0, expired: true });
+        let command = proto::Command { volume: 1, seq, op: Some(op), ..proto::Command::default() };
+        let data = command.encode_to_vec().into();
+        self.input_later(node, Input::ProposeExpiry { session, data });
+    }
+
+    /// A node joins: what an RPC to the leader would do.
+    pub fn add_member(&mut self, node: usize, nonce: u64) {
+        let op = Op::AddMember(proto::AddMember { nonce, address: format!("node{nonce}") });
+        let command =
+            proto::Command { volume: 1, seq: nonce, op: Some(op), ..proto::Command::default() };
+        let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(nonce) };
+        let data = command.encode_to_vec().into();
+        self.input_later(node, Input::Propose { key, data, wait: quorumfs::consensus::Wait::Here });
+        self.pump(node);
+    }
+
+    // ------------------------------------------------------------ applying
+
+    fn wake_applier(&mut self, node: usize) {
+        let stuck = self.stuck_for(node, false);
+        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
+        if daemon.applying || daemon.to_apply.is_empty() {
+            return;
+        }
+        daemon.applying = true;
+        let delay = self.random.skewed(20 * MICRO, 2 * MILLI);
+        self.after(stuck + delay, node, NodeEvent::Apply);
+    }
+
+    fn apply(&mut self, node: usize) {
+        let count = self.random.within(1, ROUND_MAX);
+        let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
+        let count = daemon.to_apply.len().min(usize::try_from(count).expect("small"));
+        let entries: Vec<Committed> = daemon.to_apply.drain(..count).collect();
+        let (mut commands, mut sessions) = (Vec::new(), Vec::new());
+        let (mut members, mut changes) = (Vec::new(), Vec::new());
+        let mut last = quorumfs::types::Position::default();
+        for entry in &entries {
+            last = entry.position;
+            let target = &mut self.nodes[node];
+            let effect = target.state.apply(entry);
+            let digest = target.state.digest;
+            self.truth.applied(entry, digest, &effect, &mut self.coverage);
+            let low = u64::try_from(digest.0 & u128::from(u64::MAX)).expect("masked");
+            self.trace.note(
+                self.now,
+                target.id.0,
+                "apply",
+                &[("index", last.index.0), ("term", last.term.0), ("digest", low)],
+            );
+            if let Some(key) = effect.key {
+                commands.push((key, last.index));
+                let mount = &mut target.daemon.as_mut().expect("as above").mount;
+                mount.note_outcome(key, last.index, &effect.applied.outcome);
+            }
+            sessions.extend(effect.sessions);
+            members.extend(effect.members);
+            changes.extend(effect.applied.changes);
+        }
+        let report =
+            Input::Applied { index: last.index, term: last.term, commands, sessions, members };
+        let round = Round { report, last: last.index, changes };
+        self.nodes[node].daemon.as_mut().expect("as above").round = Some(round);
+        let delay = self.random.skewed(5 * MICRO, 5 * MILLI);
+        self.after(self.stuck_for(node, true) + delay, node, NodeEvent::Show);
+    }
+
+    fn stuck_for(&self, node: usize, in_kernel: bool) -> Nanos {
+        let node = &self.nodes[node];
+        if node.kernel_is_stuck == in_kernel {
+            node.applier_stuck_until.saturating_sub(self.now)
+        } else {
+            0
+        }
+    }
+
+    fn show(&mut self, node: usize, round: Round) {
+        let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
+        daemon.mount.invalidate(&round.changes);
+        daemon.shown = round.last;
+        daemon.applying = false;
+        let ended: Vec<SessionId> = match &round.report {
+            Input::Applied { sessions, .. } => sessions.iter().filter_map(ended).collect(),
+            _ => unreachable!("a round reports what was applied"),
+        };
+        self.input(node, round.report);
+        for session in ended {
+            self.session_ended(node, session);
+        }
+        self.wake_applier(node);
+    }
+
+    /// Panics where another node could still serve something older than `index` although this one says
+    /// that nobody does.
+    pub fn check_shown(&self, node: usize, index: LogIndex, what: &str) {
+        for other in self.nodes.iter().filter(|other| other.has_lease(self.now)) {
+            let shown = other.daemon.as_ref().expect("it has a lease").shown;
+            assert!(
+                shown >= index,
+                "node {} {what} at index {index}, but node {} has a lease and shows only {shown}",
+                self.nodes[node].id,
+                other.id,
+            );
+        }
+    }
+}
+
+fn ended(change: &SessionChange) -> Option<SessionId> {
+    match change {
+        SessionChange::Opened(_) => None,
+        SessionChange::Ended(session) => Some(*session),
+    }
+}

@@ -1,0 +1,199 @@
+//! Simulation: replicas of the real consensus and state machine over disks, a network and clocks that
+//! fail, under one seed. What is checked: reads are linearizable, replicas agree at every index,
+//! nothing acknowledged is lost, everything happens once, nobody's lease outlives what it shows, and
+//! after the faults everybody gets on.
+//!
+//! `QUORUMFS_SEED=7 cargo nextest run --test sim replay` replays a seed and prints its trace to stderr,
+//! or to the file that `QUORUMFS_TRACE` names.
+
+mod checks;
+mod clock;
+mod coverage;
+mod disk;
+mod driver;
+mod faults;
+mod history;
+mod linearizability;
+mod mount;
+mod network;
+mod node;
+mod random;
+mod regressions;
+mod state;
+mod trace;
+mod workload;
+mod world;
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::clock::SECOND;
+use crate::coverage::Coverage;
+use crate::trace::Trace;
+use crate::world::World;
+
+const FAULTS_MIN: u64 = 10;
+const COMMANDS_MIN: usize = 2000;
+
+/// What the runs of a test must have met, at least once.
+const MUST_MEET: &[&str] = &[
+    "commands",
+    "commands refused because their session had ended",
+    "deadlines missed",
+    "expiries",
+    "fault: clock rate changed",
+    "fault: daemon stopped for a while",
+    "fault: everybody's power lost",
+    "fault: killed between effects",
+    "fault: leader crashed",
+    "fault: leader cut off",
+    "fault: leadership handed over",
+    "fault: messages delayed, dropped, repeated",
+    "fault: minority cut off",
+    "fault: node cut off",
+    "fault: one link cut",
+    "fault: one-way partition",
+    "fault: power lost",
+    "fault: process killed",
+    "fault: slow disk",
+    "fault: stuck applier",
+    "leader changes",
+    "reads served by the daemon",
+    "reads served by the kernel",
+    "rebuilds",
+    "repeated commands",
+    "retries",
+    "sessions lost by a live daemon",
+    "snapshots",
+    "unknown outcomes",
+    "unsynced writes lost",
+    "waits for a lease",
+    "waits for stability",
+];
+
+struct Report {
+    hash: u64,
+    coverage: Coverage,
+}
+
+/// One run. Panics where something does not hold.
+fn run(seed: u64, trace: Trace) -> Report {
+    let mut world = World::new(seed, trace);
+    world.begin();
+    let is_up = |world: &World| {
+        let count = world.nodes.len();
+        world.nodes.iter().all(|node| {
+            node.has_lease(world.now) && node.state.conf_state.get_voters().len() == count
+        })
+    };
+    assert!(world.run_until(20 * SECOND, is_up), "the cluster does not come up");
+
+    world.begin_faults();
+    let end = world.now + 60 * SECOND;
+    let is_enough = |world: &World| {
+        world.now >= end && world.faults >= FAULTS_MIN && world.truth.commands() >= COMMANDS_MIN
+    };
+    assert!(world.run_until(180 * SECOND, is_enough), "too little happens");
+
+    world.cure_everything();
+    let before: Vec<u64> = world.clients.iter().map(|client| client.answered).collect();
+    let all_get_on = |world: &World| {
+        world.clients.iter().zip(&before).all(|(client, before)| client.answered > *before)
+    };
+    assert!(world.run_until(20 * SECOND, all_get_on), "a client does not get on after the faults");
+
+    world.working = false;
+    assert!(world.run_until(20 * SECOND, has_settled), "the replicas do not converge");
+    checks::judge(&mut world);
+    for node in &world.nodes {
+        let daemon = node.daemon.as_ref().expect("all run");
+        world.coverage.add("retries", daemon.core.retries());
+    }
+    Report { hash: world.trace.hash(), coverage: world.coverage }
+}
+
+/// Whether nothing is under way and all replicas have applied the same.
+fn has_settled(world: &World) -> bool {
+    let applied = world.nodes[0].state.applied.index;
+    world.clients.iter().all(|client| client.current.is_none())
+        && world.nodes.iter().all(|node| {
+            let last = node.daemon.as_ref().map(|daemon| daemon.core.last_index());
+            node.state.applied.index == applied && last == Some(applied)
+        })
+}
+
+/// Runs seeds, says what they met, and fails if one of them does.
+fn run_seeds(seeds: Range<u64>) {
+    if replayed_seed().is_some() {
+        return;
+    }
+    let mut coverage = Coverage::default();
+    let mut failed = Vec::new();
+    for seed in seeds.clone() {
+        match catch_unwind(AssertUnwindSafe(|| run(seed, Trace::silent()))) {
+            Ok(report) => coverage.merge(&report.coverage),
+            Err(_) => {
+                println!("seed {seed} failed; replay it with");
+                println!("  QUORUMFS_SEED={seed} cargo nextest run --test sim replay");
+                failed.push(seed);
+            }
+        }
+    }
+    println!("seeds {seeds:?} met:\n{coverage}");
+    assert!(failed.is_empty(), "seeds that failed: {failed:?}");
+    let missing = coverage.missing(MUST_MEET);
+    assert!(missing.is_empty(), "never met, so nothing is proved about: {missing:?}");
+}
+
+fn replayed_seed() -> Option<u64> {
+    let seed = std::env::var("QUORUMFS_SEED").ok()?;
+    Some(seed.parse().expect("QUORUMFS_SEED is a number"))
+}
+
+#[test]
+fn seeds_0_to_49() {
+    run_seeds(0..50);
+}
+
+#[test]
+fn seeds_50_to_99() {
+    run_seeds(50..100);
+}
+
+#[test]
+fn seeds_100_to_149() {
+    run_seeds(100..150);
+}
+
+#[test]
+fn seeds_150_to_199() {
+    run_seeds(150..200);
+}
+
+/// Any number of seeds, such as `QUORUMFS_SEEDS=1000..3000`, for those who have time.
+#[test]
+fn more_seeds() {
+    if let Ok(seeds) = std::env::var("QUORUMFS_SEEDS") {
+        let (first, end) = seeds.split_once("..").expect("QUORUMFS_SEEDS is like 1000..3000");
+        let number = |text: &str| text.parse().expect("QUORUMFS_SEEDS is like 1000..3000");
+        run_seeds(number(first)..number(end));
+    }
+}
+
+/// Without this, a failing seed could not be replayed.
+#[test]
+fn a_seed_gives_the_same_run_twice() {
+    for seed in [3, 77] {
+        let [one, other] = [(); 2].map(|()| run(seed, Trace::silent()).hash);
+        assert_eq!(one, other, "two runs of seed {seed} differ");
+    }
+}
+
+/// Replays the seed that `QUORUMFS_SEED` names, with its trace.
+#[test]
+fn replay() {
+    if let Some(seed) = replayed_seed() {
+        let report = run(seed, Trace::printed());
+        println!("seed {seed}: trace hash {:016x}\n{}", report.hash, report.coverage);
+    }
+}

@@ -1,0 +1,369 @@
+//! A node's mount: its session, the operations that wait in it, and a model of what the kernel keeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use prost::Message;
+use quorumfs::consensus::{Input, ReadGate, Wait};
+use quorumfs::fs::proto::{self, command::Op};
+use quorumfs::fs::{Change, Errno, query};
+use quorumfs::types::{Ino, LogIndex, Monotonic, ProposalKey, Seq, SessionId};
+
+use crate::clock::MILLI;
+use crate::history::{Answer, Call, Name, Subject};
+use crate::state::View;
+use crate::world::World;
+
+/// What the kernel forgets before the lease ends.
+const TTL_MARGIN: std::time::Duration = std::time::Duration::from_millis(5);
+
+#[derive(Debug, Default)]
+pub struct Mount {
+    pub session: Option<SessionId>,
+    /// The nonce of the session that is being opened.
+    opening: Option<Seq>,
+    last_seq: u64,
+    inodes: proto::InoRange,
+    /// Clients whose commands were proposed.
+    proposed: BTreeMap<ProposalKey, usize>,
+    /// What those came to that are applied here: where, and their outcome.
+    outcomes: BTreeMap<ProposalKey, (LogIndex, proto::Outcome)>,
+    /// Clients that wait for the session, the lease or stability.
+    waiting: BTreeSet<usize>,
+    gate: ReadGate,
+    kernel: BTreeMap<(Subject, Call), (Answer, Monotonic)>,
+}
+
+impl Mount {
+    /// The kernel forgets what changed.
+    pub fn invalidate(&mut self, changes: &[Change]) {
+        for change in changes {
+            self.kernel.retain(|(subject, call), _| !is_touched(*subject, *call, change));
+        }
+    }
+
+    /// What the kernel answers without asking the daemon.
+    pub fn kernel_answer(&self, now: Monotonic, subject: Subject, call: Call) -> Option<Answer> {
+        let (answer, until) = self.kernel.get(&(subject, call))?;
+        (now < *until).then_some(*answer)
+    }
+
+    /// Keeps the outcome of a command of this session for whoever waits for it.
+    pub fn note_outcome(&mut self, key: ProposalKey, index: LogIndex, outcome: &proto::Outcome) {
+        let wanted = self.proposed.contains_key(&key)
+            || (key.session == SessionId::CLUSTER && self.opening == Some(key.seq));
+        if wanted {
+            self.outcomes.entry(key).or_insert_with(|| (index, outcome.clone()));
+        }
+    }
+
+    fn lowest_unanswered(&self) -> u64 {
+        self.proposed.keys().next().map_or(self.last_seq, |key| key.seq.0)
+    }
+}
+
+impl World {
+    /// Asks for a session where there is none.
+    pub fn open_session(&mut self, node: usize) {
+        let nonce = Seq(self.random.next());
+        let id = self.nodes[node].id;
+        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
+        daemon.mount.opening = Some(nonce);
+        let op = Op::SessionOpen(proto::SessionOpen {
+            node: id.0,
+            nonce: nonce.0,
+            principal: String::new(),
+            strong: true,
+        });
+        let key = ProposalKey { session: SessionId::CLUSTER, seq: nonce };
+        let data = self.encode(node, key, 0, op);
+        self.input_later(node, Input::Propose { key, data, wait: Wait::Here });
+    }
+
+    /// The daemon tries what a client asked for; it waits where it cannot be done yet.
+    pub fn attempt(&mut self, node: usize, client: usize) {
+        let Some(current) = self.clients[client].current else { return };
+        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
+        daemon.mount.waiting.remove(&client);
+        if current.call.is_read() {
+            self.read(node, client);
+        } else if daemon.mount.session.is_some() {
+            self.propose(node, client);
+        } else {
+            daemon.mount.waiting.insert(client);
+        }
+    }
+
+    fn read(&mut self, node: usize, client: usize) {
+        let current = self.clients[client].current.expect("the caller has seen it");
+        let now = self.nodes[node].clock.local(self.now);
+        let (answer, mod_index) = look(&self.nodes[node].state.view, current.subject, current.call);
+        let mount = &mut self.nodes[node].daemon.as_mut().expect("it runs").mount;
+        if mount.session.is_none() || !mount.gate.may_serve(now, mod_index) {
+            let live = mount.session.is_some() && now < mount.gate.lease_until;
+            mount.waiting.insert(client);
+            self.coverage.count(if live { "waits for stability" } else { "waits for a lease" });
+            return;
+        }
+        // Names that do not exist are not cached.
+        let until = mount.gate.lease_until - TTL_MARGIN;
+        if answer != Answer::Entry(None) {
+            mount.kernel.insert((current.subject, current.call), (answer, until));
+        }
+        self.check_shown(node, mod_index, "served a read");
+        self.coverage.count("reads served by the daemon");
+        self.finish(client, Some(answer));
+    }
+
+    fn propose(&mut self, node: usize, client: usize) {
+        let current = self.clients[client].current.expect("the caller has seen it");
+        let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+        let mount = &mut daemon.mount;
+        let session = mount.session.expect("the caller has seen it");
+        let call = with_inode(current.call, &mut mount.inodes);
+        mount.last_seq += 1;
+        let key = ProposalKey { session, seq: Seq(mount.last_seq) };
+        mount.proposed.insert(key, client);
+        let lowest = mount.lowest_unanswered();
+        let wait = match call {
+            Call::Append { wait_for_roster: false, .. } => Wait::Here,
+            _ => Wait::Roster,
+        };
+        self.history.records[current.operation].call = call;
+        self.clients[client].proposed(key, call);
+        let data = self.encode(node, key, lowest, op(current.subject, call));
+        self.input_later(node, Input::Propose { key, data, wait });
+    }
+
+    /// The core lets an outcome out.
+    pub fn acknowledge(&mut self, node: usize, key: ProposalKey) {
+        let mount = &mut self.nodes[node].daemon.as_mut().expect("it runs").mount;
+        if key.session == SessionId::CLUSTER {
+            if let Some((_, outcome)) = mount.outcomes.remove(&key) {
+                self.session_opened(node, &outcome);
+            }
+            return;
+        }
+        let Some(client) = mount.proposed.remove(&key) else { return };
+        let (index, outcome) =
+            mount.outcomes.remove(&key).expect("what is acknowledged was applied here");
+        let call = self.clients[client].current.expect("it waits for this").call;
+        if !matches!(call, Call::Append { wait_for_roster: false, .. }) {
+            self.check_shown(node, index, "acknowledged");
+        }
+        self.trace.note(
+            self.now,
+            self.nodes[node].id.0,
+            "ack",
+            &[("index", index.0), ("seq", key.seq.0)],
+        );
+        let answer = match outcome.errno {
+            0 if matches!(call, Call::Append { .. }) => Some(Answer::Offset(outcome.offset)),
+            0 => Some(Answer::Done),
+            errno if errno == Errno::ESTALE.number() => None,
+            errno => Some(Answer::Errno(errno)),
+        };
+        assert!(outcome.errno != Errno::EAGAIN.number(), "few commands overtake each other here");
+        self.finish(client, answer);
+    }
+
+    fn session_opened(&mut self, node: usize, outcome: &proto::Outcome) {
+        let session = SessionId(outcome.id);
+        let is_open = outcome.errno == 0 && self.nodes[node].state.has_session(session);
+        self.nodes[node].daemon.as_mut().expect("it runs").mount.opening = None;
+        if !is_open {
+            self.open_session(node);
+            return;
+        }
+        let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+        daemon.mount.session = Some(session);
+        daemon.mount.last_seq = 0;
+        daemon.mount.inodes = outcome.granted.expect("a session is granted inodes");
+        self.trace.note(self.now, self.nodes[node].id.0, "session", &[("id", session.0)]);
+        self.input_later(node, Input::OwnSession { session: Some(session) });
+        self.retry_waiting(node);
+    }
+
+    /// The session ended while its daemon lives: whatever waited under it has an unknown outcome.
+    pub fn session_ended(&mut self, node: usize, session: SessionId) {
+        let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+        if daemon.mount.session != Some(session) {
+            return;
+        }
+        self.coverage.count("sessions lost by a live daemon");
+        daemon.mount.session = None;
+        daemon.mount.kernel.clear();
+        daemon.mount.outcomes.clear();
+        daemon.inbox.push_back(Input::OwnSession { session: None });
+        for (key, client) in std::mem::take(&mut daemon.mount.proposed) {
+            self.input_later(node, Input::Abandon { key });
+            self.finish(client, None);
+        }
+        self.open_session(node);
+    }
+
+    /// The deadline of an operation has come.
+    pub fn give_up(&mut self, node: usize, client: usize, operation: usize) {
+        let Some(current) = self.clients[client].current else { return };
+        if current.operation != operation {
+            return;
+        }
+        let mount = &mut self.nodes[node].daemon.as_mut().expect("it runs").mount;
+        mount.waiting.remove(&client);
+        if let Some(key) = current.key {
+            mount.proposed.remove(&key);
+            mount.outcomes.remove(&key);
+            self.input_later(node, Input::Abandon { key });
+        }
+        self.coverage.count("deadlines missed");
+        self.finish(client, None);
+    }
+
+    /// What decides about reads is different.
+    pub fn set_gate(&mut self, node: usize, gate: ReadGate) {
+        let mount = &mut self.nodes[node].daemon.as_mut().expect("it runs").mount;
+        let risen = gate.stable > mount.gate.stable;
+        mount.gate = gate;
+        if risen {
+            self.check_shown(node, gate.stable, "considers stable");
+        }
+        self.retry_waiting(node);
+    }
+
+    fn retry_waiting(&mut self, node: usize) {
+        let mount = &self.nodes[node].daemon.as_ref().expect("it runs").mount;
+        for client in mount.waiting.clone() {
+            self.attempt(node, client);
+        }
+    }
+
+    fn encode(&self, node: usize, key: ProposalKey, lowest: u64, op: Op) -> Bytes {
+        let local = self.nodes[node].clock.local(self.now).0;
+        let seconds = i64::try_from(local / (1000 * MILLI)).expect("a run is short");
+        proto::Command {
+            volume: 1,
+            session: key.session.0,
+            seq: key.seq.0,
+            lowest_unanswered: lowest,
+            time: Some(proto::Time { seconds, nanos: 0 }),
+            clock: local,
+            node: self.nodes[node].id.0,
+            op: Some(op),
+        }
+        .encode_to_vec()
+        .into()
+    }
+}
+
+fn is_touched(subject: Subject, call: Call, change: &Change) -> bool {
+    match (subject, change) {
+        (
+            Subject::Register { file, .. } | Subject::Log { file },
+            Change::Attributes { ino } | Change::Removed { ino },
+        ) => file == *ino,
+        (Subject::Names { directory, round }, Change::Name { parent, name, .. }) => {
+            directory == *parent
+                && matches!(call, Call::Lookup(which) if spell(round, which) == *name)
+        }
+        _ => false,
+    }
+}
+
+fn spell(round: u64, name: Name) -> Vec<u8> {
+    format!("{round}.{name}").into_bytes()
+}
+
+fn spell_xattr(round: u64) -> Vec<u8> {
+    format!("user.{round}").into_bytes()
+}
+
+/// What a read finds in the state, and when that was last changed.
+pub fn look(view: &View, subject: Subject, call: Call) -> (Answer, LogIndex) {
+    let inode = |ino| query::inode(view, ino).expect("nothing rots here").expect("it exists");
+    match (subject, call) {
+        (Subject::Register { file, round }, Call::Get) => {
+            let value = query::xattr(view, file, &spell_xattr(round)).expect("nothing rots here");
+            let value = value.map_or(0, |value| {
+                u64::from_be_bytes(value.try_into().expect("registers have eight bytes"))
+            });
+            (Answer::Value(value), LogIndex(inode(file).mod_index))
+        }
+        (Subject::Names { directory, round }, Call::Lookup(name)) => {
+            let dentry = query::lookup(view, directory, &spell(round, name));
+            match dentry.expect("nothing rots here") {
+                Some(dentry) => {
+                    let is_directory = dentry.kind() == proto::Kind::Directory;
+                    let mod_index = LogIndex(inode(Ino(dentry.ino)).mod_index);
+                    (Answer::Entry(Some((dentry.ino, is_directory))), mod_index)
+                }
+                None => (Answer::Entry(None), LogIndex(inode(directory).mod_index)),
+            }
+        }
+        (Subject::Log { file }, Call::Size) => {
+            let inode = inode(file);
+            (Answer::Offset(inode.size), LogIndex(inode.mod_index))
+        }
+        _ => unreachable!("no such read: {call:?} of {subject:?}"),
+    }
+}
+
+fn with_inode(call: Call, inodes: &mut proto::InoRange) -> Call {
+    match call {
+        Call::Make { name, directory, .. } => {
+            let ino = inodes.first;
+            assert!(ino < inodes.end, "a session is granted more than a run needs");
+            inodes.first += 1;
+            Call::Make { name, ino, directory }
+        }
+        other => other,
+    }
+}
+
+fn op(subject: Subject, call: Call) -> Op {
+    match (subject, call) {
+        (Subject::Register { file, round }, Call::Set(value)) => Op::SetXattr(proto::SetXattr {
+            ino: file.0,
+            name: spell_xattr(round).into(),
+            value: value.to_be_bytes().to_vec().into(),
+            flags: 0,
+        }),
+        (
+            Subject::Names { directory, round },
+            Call::Make { name, ino, directory: is_directory },
+        ) => {
+            let kind = if is_directory { proto::Kind::Directory } else { proto::Kind::Regular };
+            Op::Make(proto::Make {
+                parent: directory.0,
+                name: spell(round, name).into(),
+                ino,
+                kind: kind.into(),
+                mode: 0o755,
+                ..proto::Make::default()
+            })
+        }
+        (Subject::Names { directory, round }, Call::Remove { name, directory: is_directory }) => {
+            let (parent, name) = (directory.0, spell(round, name).into());
+            if is_directory {
+                Op::Rmdir(proto::Rmdir { parent, name })
+            } else {
+                Op::Unlink(proto::Unlink { parent, name })
+            }
+        }
+        (Subject::Names { directory, round }, Call::Rename { from, to, mode }) => {
+            Op::Rename(proto::Rename {
+                parent: directory.0,
+                name: spell(round, from).into(),
+                new_parent: directory.0,
+                new_name: spell(round, to).into(),
+                flags: mode as u32,
+            })
+        }
+        (Subject::Log { file }, Call::Append { tag, .. }) => Op::Write(proto::Write {
+            ino: file.0,
+            pieces: vec![proto::Piece { offset: 0, data: tag.to_be_bytes().to_vec().into() }],
+            append: true,
+            kill_suid_sgid: false,
+        }),
+        _ => unreachable!("no such mutation: {call:?} of {subject:?}"),
+    }
+}

@@ -1,0 +1,166 @@
+//! One node: what its disk and its memory hold, and what can happen to it.
+
+use std::collections::VecDeque;
+
+use quorumfs::consensus::{Boot, Committed, Core, CoreConfig, Input, PeerMessage, Role};
+use quorumfs::fs::Change;
+use quorumfs::types::{LogIndex, NodeId, Term};
+
+use crate::clock::{Clock, Nanos, SECOND};
+use crate::disk::Disk;
+use crate::mount::Mount;
+use crate::random::Random;
+use crate::state::State;
+
+pub const SESSION_TTL: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A machine with a data directory.
+pub struct Node {
+    pub id: NodeId,
+    pub clock: Clock,
+    pub disk: Disk,
+    /// The last snapshot file; durable.
+    pub snapshot: State,
+    /// The cache: survives the daemon, but not a power loss.
+    pub state: State,
+    pub daemon: Option<Daemon>,
+    /// How often it was started; events of earlier lives are void.
+    pub boots: u64,
+    /// What has come in while the daemon is stopped (SIGSTOP); none while it runs.
+    pub backlog: Option<Vec<NodeEvent>>,
+    pub slow_disk_until: Nanos,
+    pub applier_stuck_until: Nanos,
+    /// It is stuck between changing the state and making sure that the kernel shows it.
+    pub kernel_is_stuck: bool,
+    /// The daemon dies in the middle of what it is doing, after so many effects.
+    pub dies_after_effects: Option<u64>,
+}
+
+/// A running daemon.
+pub struct Daemon {
+    pub core: Core<Disk>,
+    /// Inputs that follow from effects; handed in once there are no more effects.
+    pub inbox: VecDeque<Input>,
+    pub to_apply: VecDeque<Committed>,
+    pub applying: bool,
+    /// Applied, but the kernel may still serve what was before.
+    pub round: Option<Round>,
+    /// What this node has made sure that it shows.
+    pub shown: LogIndex,
+    pub disk_busy_until: Nanos,
+    pub role: Role,
+    pub term: Term,
+    pub mount: Mount,
+}
+
+/// Entries that were applied together.
+#[derive(Debug)]
+pub struct Round {
+    pub report: Input,
+    pub last: LogIndex,
+    pub changes: Vec<Change>,
+}
+
+/// What happens to a daemon.
+#[derive(Debug)]
+pub enum NodeEvent {
+    Tick,
+    Peer {
+        from: NodeId,
+        message: PeerMessage,
+    },
+    Connected {
+        node: NodeId,
+    },
+    Persisted {
+        number: u64,
+    },
+    /// The applier takes its next entries.
+    Apply,
+    /// The kernel has forgotten what the last round changed.
+    Show,
+    /// A client's operation reaches the daemon.
+    Attempt {
+        client: usize,
+        operation: usize,
+    },
+    /// A client's operation has waited for too long.
+    Deadline {
+        client: usize,
+        operation: usize,
+    },
+    Snapshot,
+}
+
+impl Node {
+    pub fn new(id: NodeId, genesis: &State, random: &mut Random) -> Self {
+        Self {
+            id,
+            clock: Clock::new(random, 0),
+            disk: Disk::new(genesis.applied),
+            snapshot: genesis.clone(),
+            state: genesis.clone(),
+            daemon: None,
+            boots: 0,
+            backlog: None,
+            slow_disk_until: 0,
+            applier_stuck_until: 0,
+            kernel_is_stuck: false,
+            dies_after_effects: None,
+        }
+    }
+
+    /// Starts the daemon on what the machine holds.
+    pub fn boot(&mut self, random: &mut Random) {
+        assert!(self.daemon.is_none(), "one daemon at a time");
+        self.boots += 1;
+        self.disk.raise_commit(self.state.applied);
+        let ticks = usize::try_from(random.within(12, 19)).expect("small");
+        let config = CoreConfig {
+            election_ticks: (ticks, ticks + 1),
+            // Little, so that peers that lag are sent what is on the disk.
+            kept_log_bytes: usize::try_from(random.pick(&[0, 2000, 1 << 20])).expect("small"),
+            ..CoreConfig::new(self.id, SESSION_TTL)
+        };
+        let boot = Boot {
+            applied: self.state.applied,
+            conf_state: self.state.conf_state.clone(),
+            sessions: self.state.sessions(),
+            members: self.state.members(),
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let core = Core::new(config, self.disk.clone(), boot, &logger).expect("the log is usable");
+        self.daemon = Some(Daemon {
+            core,
+            inbox: VecDeque::new(),
+            to_apply: VecDeque::new(),
+            applying: false,
+            round: None,
+            shown: self.state.applied.index,
+            disk_busy_until: 0,
+            role: Role::Follower,
+            term: Term(0),
+            mount: Mount::default(),
+        });
+    }
+
+    /// How long the disk takes for one sync now.
+    pub fn sync_time(&self, random: &mut Random, now: Nanos) -> Nanos {
+        if now < self.slow_disk_until {
+            random.skewed(SECOND / 10, 3 * SECOND)
+        } else {
+            random.skewed(SECOND / 5000, SECOND / 100)
+        }
+    }
+
+    /// Whether this node's session may serve reads at `now`.
+    pub fn has_lease(&self, now: Nanos) -> bool {
+        self.daemon.as_ref().is_some_and(|daemon| {
+            daemon.mount.session.is_some() && self.clock.local(now) < daemon.core.gate().lease_until
+        })
+    }
+
+    pub fn leads(&self) -> bool {
+        self.daemon.as_ref().is_some_and(|daemon| daemon.role == Role::Leader)
+    }
+}

@@ -1,0 +1,229 @@
+//! The world of one run: nodes, network and clients under one seed and one clock.
+
+use std::collections::BTreeMap;
+
+use quorumfs::consensus::PeerMessage;
+use quorumfs::types::{LogIndex, NodeId, Term};
+
+use crate::checks::Truth;
+use crate::clock::{MILLI, Nanos, SECOND};
+use crate::coverage::Coverage;
+use crate::faults::{Cure, choose_kinds};
+use crate::history::History;
+use crate::network::Network;
+use crate::node::{Node, NodeEvent};
+use crate::random::Random;
+use crate::state::State;
+use crate::trace::Trace;
+use crate::workload::{Client, Subjects};
+
+/// Something that happens at a certain time.
+#[derive(Debug)]
+pub enum Event {
+    /// To a node, in one of its lives.
+    Node {
+        node: usize,
+        boot: u64,
+        event: NodeEvent,
+    },
+    Arrival {
+        from: NodeId,
+        to: usize,
+        message: PeerMessage,
+    },
+    /// A client wants to do something.
+    Client {
+        client: usize,
+    },
+    Fault,
+    Cure(Cure),
+}
+
+/// See the module's documentation.
+pub struct World {
+    pub now: Nanos,
+    pub random: Random,
+    queue: BTreeMap<(Nanos, u64), Event>,
+    events: u64,
+    pub nodes: Vec<Node>,
+    pub network: Network,
+    pub clients: Vec<Client>,
+    pub subjects: Subjects,
+    pub history: History,
+    pub truth: Truth,
+    pub leaders: BTreeMap<Term, usize>,
+    pub faults: u64,
+    pub fault_kinds: Vec<u64>,
+    /// Faults happen, clients work.
+    pub stormy: bool,
+    pub working: bool,
+    pub trace: Trace,
+    pub coverage: Coverage,
+}
+
+impl World {
+    pub fn new(seed: u64, trace: Trace) -> Self {
+        let mut random = Random::new(seed);
+        let count = random.pick(&[3_u64, 3, 5]);
+        // Now and then the group grows from one node.
+        let voters = if random.chance(250) { vec![1] } else { (1..=count).collect() };
+        let (subjects, commands) = Subjects::new();
+        let genesis = State::genesis(voters, commands);
+        let nodes: Vec<Node> =
+            (1..=count).map(|id| Node::new(NodeId(id), &genesis, &mut random)).collect();
+        let fault_kinds = choose_kinds(&mut random);
+        let per_node = if count == 3 { 4 } else { 3 };
+        let clients = (0..nodes.len() * per_node).map(|i| Client::new(i % nodes.len())).collect();
+        Self {
+            now: 0,
+            random,
+            queue: BTreeMap::new(),
+            events: 0,
+            network: Network::new(nodes.len()),
+            nodes,
+            clients,
+            subjects,
+            history: History::default(),
+            truth: Truth::new(genesis.applied.index),
+            leaders: BTreeMap::new(),
+            faults: 0,
+            fault_kinds,
+            stormy: false,
+            working: true,
+            trace,
+            coverage: Coverage::default(),
+        }
+    }
+
+    /// Starts all nodes and clients, and has the nodes join that are no members yet.
+    pub fn begin(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.boot(node);
+        }
+        for client in 0..self.clients.len() {
+            let delay = self.random.below(SECOND);
+            self.schedule(delay, Event::Client { client });
+        }
+        let voters = self.nodes[0].state.conf_state.get_voters().len();
+        for nonce in voters + 1..=self.nodes.len() {
+            self.add_member(0, nonce as u64);
+        }
+    }
+
+    pub fn boot(&mut self, node: usize) {
+        self.nodes[node].boot(&mut self.random);
+        let boots = self.nodes[node].boots;
+        self.trace.note(self.now, self.nodes[node].id.0, "boots", &[("time", boots)]);
+        let first_tick = self.random.below(50 * MILLI);
+        self.after(first_tick, node, NodeEvent::Tick);
+        self.snapshot_later(node);
+        self.open_session(node);
+        for other in 0..self.nodes.len() {
+            if other != node {
+                self.connect_later(node, other);
+                self.connect_later(other, node);
+            }
+        }
+        self.pump(node);
+    }
+
+    /// `node` notices that its connection to `other` is new. Now and then it does not.
+    pub fn connect_later(&mut self, node: usize, other: usize) {
+        if self.nodes[node].daemon.is_some() && self.random.chance(800) {
+            let peer = self.nodes[other].id;
+            let delay = self.random.within(MILLI, 300 * MILLI);
+            self.after(delay, node, NodeEvent::Connected { node: peer });
+        }
+    }
+
+    /// Something will happen to this life of a node.
+    pub fn after(&mut self, delay: Nanos, node: usize, event: NodeEvent) {
+        let boot = self.nodes[node].boots;
+        self.schedule(delay, Event::Node { node, boot, event });
+    }
+
+    pub fn schedule(&mut self, delay: Nanos, event: Event) {
+        self.events += 1;
+        self.queue.insert((self.now + delay, self.events), event);
+    }
+
+    /// Runs until `done`, for at most `limit`; whether it was done in time.
+    pub fn run_until(&mut self, limit: Nanos, done: impl Fn(&Self) -> bool) -> bool {
+        let end = self.now + limit;
+        while !done(self) {
+            let Some(((at, _), event)) = self.queue.pop_first() else { return false };
+            if at > end {
+                return false;
+            }
+            self.now = at;
+            self.happen(event);
+        }
+        true
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Node { node, boot, event } => {
+                if self.nodes[node].boots == boot && self.nodes[node].daemon.is_some() {
+                    self.deliver(node, event);
+                }
+            }
+            Event::Arrival { from, to, message } => {
+                let sender = usize::try_from(from.0).expect("few nodes") - 1;
+                if self.network.is_open(sender, to) && self.nodes[to].daemon.is_some() {
+                    self.trace.note(self.now, self.nodes[to].id.0, "hears", &[("from", from.0)]);
+                    self.trace.remark(self.now, self.nodes[to].id.0, || format!("{message:?}"));
+                    self.deliver(to, NodeEvent::Peer { from, message });
+                }
+            }
+            Event::Client { client } => self.begin_operation(client),
+            Event::Fault => self.strike(),
+            Event::Cure(cure) => self.cure(cure),
+        }
+    }
+
+    /// The state goes into a snapshot file, and what nobody needs any more is cut off the log: all have
+    /// it in their snapshots, the core knows that it was applied, and a leader knows that all have it
+    /// (it starts again from there when a message was lost).
+    pub fn snapshot(&mut self, node: usize) {
+        self.nodes[node].snapshot = self.nodes[node].state.clone();
+        let daemon = self.nodes[node].daemon.as_ref().expect("it writes snapshots");
+        let known = self.nodes.iter().filter_map(|other| daemon.core.matched(other.id));
+        let all = self.nodes.iter().map(|other| other.snapshot.applied.index);
+        let needed = all.chain(known).fold(daemon.shown, LogIndex::min);
+        self.nodes[node].disk.cut(needed);
+        self.coverage.count("snapshots");
+        self.snapshot_later(node);
+    }
+
+    fn snapshot_later(&mut self, node: usize) {
+        let delay = self.random.within(2 * SECOND, 12 * SECOND);
+        self.after(delay, node, NodeEvent::Snapshot);
+    }
+
+    /// A daemon dies; with `power_lost` so does its machine.
+    pub fn crash(&mut self, node: usize, power_lost: bool) {
+        let Some(daemon) = self.nodes[node].daemon.take() else { return };
+        self.coverage.add("retries", daemon.core.retries());
+        let target = &mut self.nodes[node];
+        target.backlog = None;
+        target.dies_after_effects = None;
+        let lost = target.disk.crash(&mut self.random);
+        self.coverage.add("unsynced writes lost", lost);
+        if power_lost {
+            let snapshot = target.snapshot.clone();
+            target.state.lose_power(&snapshot, &mut self.random);
+            target.clock.reboot(&mut self.random, self.now);
+            self.coverage.count("rebuilds");
+        }
+        let values = [("power", u64::from(power_lost)), ("lost", lost)];
+        self.trace.note(self.now, target.id.0, "crashes", &values);
+        for client in 0..self.clients.len() {
+            if self.clients[client].node == node {
+                self.finish(client, None);
+            }
+        }
+        let delay = self.random.within(200 * MILLI, 4 * SECOND);
+        self.schedule(delay, Event::Cure(Cure::Restart { node }));
+    }
+}

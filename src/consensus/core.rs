@@ -325,7 +325,9 @@ impl<S: Storage> Core<S> {
         debug_assert!(applied.index >= self.applied.index, "applying never goes back");
         self.applied = applied;
         self.raft.advance_apply_to(applied.index.0);
-        sessions.iter().for_each(|change| self.roster.apply(change));
+        for change in sessions {
+            self.roster.apply(change);
+        }
         self.tell_all_by.get_or_insert(self.now + TELL_ALL_AFTER);
         let durable = self.raft.raft.raft_log.persisted.min(applied.index.0);
         self.raft.mut_store().trim(LogIndex(durable));
@@ -368,14 +370,8 @@ impl<S: Storage> Core<S> {
 }
 
 pub(super) fn proposal(from: NodeId, commands: Vec<bytes::Bytes>) -> Message {
-    let entries: Vec<Entry> = commands
-        .into_iter()
-        .map(|data| {
-            let mut entry = Entry::default();
-            entry.data = data;
-            entry
-        })
-        .collect();
+    let entries: Vec<Entry> =
+        commands.into_iter().map(|data| Entry { data, ..Entry::default() }).collect();
     let mut message = Message::default();
     message.set_msg_type(MessageType::MsgPropose);
     message.from = from.0;

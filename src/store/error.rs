@@ -84,13 +84,15 @@ pub enum StoreError {
         /// What the person can do.
         advice: &'static str,
     },
-    /// A record of the state that cannot be decoded.
-    #[error("the record at key {key} of the state cannot be decoded: {reason}")]
+    /// A record of the state that is not what the commands made it.
+    #[error(
+        "{source}; remove the file `boot` of the data directory and restart the daemon: the state is \
+             then rebuilt from the snapshot file and the log"
+    )]
     CorruptRecord {
-        /// Its key, in hexadecimal.
-        key: String,
-        /// What the decoder said.
-        reason: String,
+        /// Which, and what is wrong with it.
+        #[source]
+        source: crate::fs::CorruptRecord,
     },
     /// A file of a format that came later.
     #[error(
@@ -131,8 +133,7 @@ pub enum StoreError {
 
 impl From<crate::fs::CorruptRecord> for StoreError {
     fn from(corrupt: crate::fs::CorruptRecord) -> Self {
-        let key = corrupt.key.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self::CorruptRecord { key, reason: corrupt.corruption.to_string() }
+        Self::CorruptRecord { source: corrupt }
     }
 }
 

@@ -98,10 +98,10 @@ pub fn joining_nonce(path: &Path, fresh: u64) -> Result<u64, StoreError> {
 }
 
 fn refuse_replica(path: &Path) -> Result<(), StoreError> {
-    match DataDir::holds_replica(path) {
-        true => Err(StoreError::NotEmpty { path: path.to_owned(), found: "identity".to_owned() }),
-        false => Ok(()),
+    if DataDir::holds_replica(path) {
+        return Err(StoreError::NotEmpty { path: path.to_owned(), found: "identity".to_owned() });
     }
+    Ok(())
 }
 
 fn genesis_path(path: &Path) -> PathBuf {

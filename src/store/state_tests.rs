@@ -60,6 +60,7 @@ fn a_commit_is_whole_and_survives_reopening() {
         let point = AppliedPoint { conf_state: Some(&members), ..at(9) };
         state.commit(batch, point).unwrap();
         state.commit(Batch::default(), at(10)).unwrap();
+        state.flush().unwrap();
     }
     let state = State::open(dir.path()).unwrap();
     assert_eq!((state.applied(), state.term(), state.digest()), (LogIndex(10), Term(1), Digest(5)));
@@ -183,6 +184,10 @@ fn child_that_commits_until_it_is_killed() {
             (0..5).map(|_| (random(&mut seed) % 1000, Some(random(&mut seed)))).collect();
         // The last one says which index the state is at: it must agree with the stored one.
         commit(&state, index, &[&changes[..], &[(u64::MAX, Some(index))]].concat());
+        if index % 50 == 0 {
+            // What the thread of the state does once a second.
+            state.records.drain().unwrap();
+        }
         println!("committed {index}");
     }
 }

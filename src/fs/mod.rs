@@ -1,6 +1,6 @@
 //! The replicated state machine: a tree of files as a map of byte keys to records.
 //!
-//! [`apply`] turns a command of the log into changes of a [`View`]; [`query`] reads; [`check()`]
+//! [`apply()`] turns a command of the log into changes of a [`View`]; [`query`] reads; [`check()`]
 //! verifies the invariants. Pure and deterministic: no clock, no randomness, no environment, no I/O.
 //! Everything that could differ between replicas comes in the command. An errno is an outcome like
 //! any other; an error of the view is this replica's own trouble and never becomes one.

@@ -22,8 +22,9 @@ const SHARDS: usize = 16;
 type Key = (Ino, Generation);
 type Shard = Mutex<Recent<Key, Arc<File>>>;
 
-/// The backing files of this replica, `files/<hh>/<ino>.<gen>` (`hh` is the low byte of the inode
-/// number in hexadecimal), behind a bounded cache of descriptors.
+/// The backing files of this replica, `files/<hh>/<ino>.<gen>` (`hh` is the second byte of the inode
+/// number in hexadecimal, so that files made one after the other lie side by side), behind a bounded
+/// cache of descriptors.
 #[derive(Debug)]
 pub struct Files {
     path: PathBuf,
@@ -168,7 +169,7 @@ impl Files {
     /// Where the backing file of a generation is, whether it exists or not.
     #[must_use]
     pub fn path_of(&self, ino: Ino, generation: Generation) -> PathBuf {
-        self.path.join(format!("{:02x}/{ino}.{generation}", ino.0 & 0xff))
+        self.path.join(format!("{:02x}/{ino}.{generation}", ino.0 >> 8 & 0xff))
     }
 
     /// The backing file, or nothing where there is none.

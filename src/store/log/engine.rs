@@ -1,5 +1,7 @@
 //! What the log asks of raft-engine: its settings, its keys, and that it never takes the process down.
 
+use std::fs::OpenOptions;
+use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -57,6 +59,27 @@ pub(super) fn config(dir: &Path, options: LogOptions) -> Config {
         prefill_for_recycle: options.prefill,
         ..Config::default()
     }
+}
+
+/// Fills the file that the engine writes to with zeros to its full size. The engine prepares those that
+/// come after it, but this one it takes as it is; without this, each fsync that comes to a fresh block
+/// of it waits for a commit of the file system's journal (measured: 1.5 ms in place of 0.2).
+pub(super) fn prefill_current_file(dir: &Path, file_bytes: u64) -> Result<(), StoreError> {
+    let mut current = None;
+    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let path = entry.map_err(StoreError::io("list", dir))?.path();
+        if path.extension().is_some_and(|extension| extension == "raftlog") {
+            current = current.max(Some(path));
+        }
+    }
+    let Some(path) = current else { return Ok(()) };
+    let fill = || {
+        let mut file = OpenOptions::new().write(true).open(&path)?;
+        let end = file.seek(SeekFrom::End(0))?;
+        std::io::copy(&mut std::io::repeat(0).take(file_bytes.saturating_sub(end)), &mut file)?;
+        file.sync_all()
+    };
+    fill().map_err(StoreError::io("prepare", &path))
 }
 
 /// Runs a call of raft-engine. It panics where an fsync fails, and on some damage.

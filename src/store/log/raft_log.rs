@@ -11,7 +11,8 @@ use raft_engine::{Command, Engine, LogBatch};
 
 use super::check;
 use super::engine::{
-    EntryCodec, LogOptions, TRUNCATED, VOLUME, config, contained, encode_truncated, put_hard_state,
+    EntryCodec, LogOptions, TRUNCATED, VOLUME, config, contained, encode_truncated,
+    prefill_current_file, put_hard_state,
 };
 use super::index::Index;
 use crate::store::StoreError;
@@ -67,6 +68,9 @@ impl RaftLog {
             poisoned: AtomicBool::new(false),
         }));
         log.load()?;
+        if options.prefill {
+            prefill_current_file(dir, options.file_bytes)?;
+        }
         Ok(log)
     }
 

@@ -7,10 +7,10 @@ use quorumfs::consensus::Committed;
 use quorumfs::fs::{self, Digest, query};
 use quorumfs::types::{Ino, LogIndex, Position, ProposalKey, SessionId};
 
+use crate::calls::look;
 use crate::coverage::Coverage;
 use crate::history::{Answer, Call, NAMES, Record, Subject};
 use crate::linearizability::is_linearizable;
-use crate::mount::look;
 use crate::state::Effect;
 use crate::world::World;
 
@@ -114,7 +114,7 @@ fn judge_log(world: &World, file: Ino, records: &[&Record]) {
     let tags = tags_of(world, file);
     let mut places = BTreeMap::new();
     for (tag, offset) in tags.iter().zip((0..).step_by(8)) {
-        assert!(places.insert(*tag, offset) == None, "tag {tag} was appended twice to {file}");
+        assert!(places.insert(*tag, offset).is_none(), "tag {tag} was appended twice to {file}");
     }
     let mut appended = Vec::new();
     for record in records.iter().copied() {
@@ -123,7 +123,11 @@ fn judge_log(world: &World, file: Ino, records: &[&Record]) {
         match record.answer {
             Some((_, answer)) => {
                 let told = place.map(Answer::Offset);
-                assert_eq!(Some(answer), told, "an acknowledged append to {file} is not there: {record:?}");
+                assert_eq!(
+                    Some(answer),
+                    told,
+                    "an acknowledged append to {file} is not there: {record:?}"
+                );
             }
             None => assert!(place.is_none() || !record.void, "{record:?} was never proposed"),
         }
@@ -135,7 +139,10 @@ fn judge_log(world: &World, file: Ino, records: &[&Record]) {
     appended.sort_by_key(|(offset, _, _)| *offset);
     let mut first_answer = u64::MAX;
     for (offset, record, _) in appended.iter().rev() {
-        assert!(record.invoked < first_answer, "order of appends at {offset} of {file}: {record:?}");
+        assert!(
+            record.invoked < first_answer,
+            "order of appends at {offset} of {file}: {record:?}"
+        );
         first_answer = first_answer.min(answered(record));
     }
     judge_sizes(file, records, &appended);

@@ -26,7 +26,12 @@ impl World {
     /// A stopped daemon goes on: everything that has come in meanwhile comes at once.
     pub fn resume(&mut self, node: usize) {
         let Some(backlog) = self.nodes[node].backlog.take() else { return };
-        self.trace.note(self.now, self.nodes[node].id.0, "resumes", &[("late", backlog.len() as u64)]);
+        self.trace.note(
+            self.now,
+            self.nodes[node].id.0,
+            "resumes",
+            &[("late", backlog.len() as u64)],
+        );
         let all_first = self.random.chance(500);
         for event in backlog {
             self.take(node, event);
@@ -46,7 +51,9 @@ impl World {
                 self.input(node, Input::Tick);
             }
             NodeEvent::Peer { from, message } => self.input(node, Input::Peer { from, message }),
-            NodeEvent::Connected { node: peer } => self.input(node, Input::Connected { node: peer }),
+            NodeEvent::Connected { node: peer } => {
+                self.input(node, Input::Connected { node: peer });
+            }
             NodeEvent::Persisted { number } => {
                 self.nodes[node].disk.sync(number);
                 self.input(node, Input::Persisted { number });
@@ -114,7 +121,7 @@ impl World {
                 let wait = daemon.disk_busy_until - self.now;
                 self.after(wait, node, NodeEvent::Persisted { number });
             }
-            Effect::Send { to, message } => self.send(node, to, message),
+            Effect::Send { to, message } => self.send(node, to, &message),
             Effect::Apply { entries } => {
                 daemon.to_apply.extend(entries);
                 self.wake_applier(node);
@@ -129,7 +136,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, node: usize, to: NodeId, message: PeerMessage) {
+    fn send(&mut self, node: usize, to: NodeId, message: &PeerMessage) {
         let target = usize::try_from(to.0).expect("few nodes") - 1;
         let from = self.nodes[node].id;
         for delay in self.network.carry(&mut self.random, node, target) {
@@ -163,7 +170,8 @@ impl World {
     /// A node joins: what an RPC to the leader would do.
     pub fn add_member(&mut self, node: usize, nonce: u64) {
         let op = Op::AddMember(proto::AddMember { nonce, address: format!("node{nonce}") });
-        let command = proto::Command { volume: 1, seq: nonce, op: Some(op), ..proto::Command::default() };
+        let command =
+            proto::Command { volume: 1, seq: nonce, op: Some(op), ..proto::Command::default() };
         let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(nonce) };
         let data = command.encode_to_vec().into();
         self.input_later(node, Input::Propose { key, data, wait: quorumfs::consensus::Wait::Here });

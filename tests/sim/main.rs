@@ -6,6 +6,7 @@
 //! `QUORUMFS_SEED=7 cargo nextest run --test sim replay` replays a seed and prints its trace to stderr,
 //! or to the file that `QUORUMFS_TRACE` names.
 
+mod calls;
 mod checks;
 mod clock;
 mod coverage;
@@ -83,7 +84,7 @@ fn run(seed: u64, trace: Trace) -> Report {
     let is_up = |world: &World| {
         let count = world.nodes.len();
         world.nodes.iter().all(|node| {
-            node.has_lease(world.now) && node.state.conf_state.get_voters().len() == count
+            node.has_lease(world.now) && node.state.membership.get_voters().len() == count
         })
     };
     assert!(world.run_until(20 * SECOND, is_up), "the cluster does not come up");
@@ -130,13 +131,12 @@ fn run_seeds(seeds: Range<u64>) {
     let mut coverage = Coverage::default();
     let mut failed = Vec::new();
     for seed in seeds.clone() {
-        match catch_unwind(AssertUnwindSafe(|| run(seed, Trace::silent()))) {
-            Ok(report) => coverage.merge(&report.coverage),
-            Err(_) => {
-                println!("seed {seed} failed; replay it with");
-                println!("  QUORUMFS_SEED={seed} cargo nextest run --test sim replay");
-                failed.push(seed);
-            }
+        if let Ok(report) = catch_unwind(AssertUnwindSafe(|| run(seed, Trace::silent()))) {
+            coverage.merge(&report.coverage);
+        } else {
+            println!("seed {seed} failed; replay it with");
+            println!("  QUORUMFS_SEED={seed} cargo nextest run --test sim replay");
+            failed.push(seed);
         }
     }
     println!("seeds {seeds:?} met:\n{coverage}");

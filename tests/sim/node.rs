@@ -65,17 +65,30 @@ pub struct Round {
 #[derive(Debug)]
 pub enum NodeEvent {
     Tick,
-    Peer { from: NodeId, message: PeerMessage },
-    Connected { node: NodeId },
-    Persisted { number: u64 },
+    Peer {
+        from: NodeId,
+        message: PeerMessage,
+    },
+    Connected {
+        node: NodeId,
+    },
+    Persisted {
+        number: u64,
+    },
     /// The applier takes its next entries.
     Apply,
     /// The kernel has forgotten what the last round changed.
     Show,
     /// A client's operation reaches the daemon.
-    Attempt { client: usize, operation: usize },
+    Attempt {
+        client: usize,
+        operation: usize,
+    },
     /// A client's operation has waited for too long.
-    Deadline { client: usize, operation: usize },
+    Deadline {
+        client: usize,
+        operation: usize,
+    },
     Snapshot,
 }
 
@@ -111,7 +124,7 @@ impl Node {
         };
         let boot = Boot {
             applied: self.state.applied,
-            conf_state: self.state.conf_state.clone(),
+            conf_state: self.state.membership.clone(),
             sessions: self.state.sessions(),
             members: self.state.members(),
         };
@@ -143,8 +156,7 @@ impl Node {
     /// Whether this node's session may serve reads at `now`.
     pub fn has_lease(&self, now: Nanos) -> bool {
         self.daemon.as_ref().is_some_and(|daemon| {
-            daemon.mount.session.is_some()
-                && self.clock.local(now) < daemon.core.gate().lease_until
+            daemon.mount.session.is_some() && self.clock.local(now) < daemon.core.gate().lease_until
         })
     }
 

@@ -93,11 +93,8 @@ impl Subjects {
             60..65 => (Subject::Log { file: random.pick(&self.logs) }, Call::Size),
             65..75 => (self.names(random), Call::Lookup(random.index(NAMES))),
             75..84 => {
-                let call = Call::Make {
-                    name: random.index(NAMES),
-                    ino: 0,
-                    directory: random.chance(300),
-                };
+                let call =
+                    Call::Make { name: random.index(NAMES), ino: 0, directory: random.chance(300) };
                 (self.names(random), call)
             }
             84..92 => {
@@ -131,8 +128,7 @@ impl Subjects {
 }
 
 fn make(name: &str, ino: Ino) -> Op {
-    let kind =
-        if name.starts_with('d') { proto::Kind::Directory } else { proto::Kind::Regular };
+    let kind = if name.starts_with('d') { proto::Kind::Directory } else { proto::Kind::Regular };
     Op::Make(proto::Make {
         parent: Ino::ROOT.0,
         name: name.as_bytes().to_vec().into(),

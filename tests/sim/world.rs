@@ -21,10 +21,20 @@ use crate::workload::{Client, Subjects};
 #[derive(Debug)]
 pub enum Event {
     /// To a node, in one of its lives.
-    Node { node: usize, boot: u64, event: NodeEvent },
-    Arrival { from: NodeId, to: usize, message: PeerMessage },
+    Node {
+        node: usize,
+        boot: u64,
+        event: NodeEvent,
+    },
+    Arrival {
+        from: NodeId,
+        to: usize,
+        message: PeerMessage,
+    },
     /// A client wants to do something.
-    Client { client: usize },
+    Client {
+        client: usize,
+    },
     Fault,
     Cure(Cure),
 }
@@ -94,7 +104,7 @@ impl World {
             let delay = self.random.below(SECOND);
             self.schedule(delay, Event::Client { client });
         }
-        let voters = self.nodes[0].state.conf_state.get_voters().len();
+        let voters = self.nodes[0].state.membership.get_voters().len();
         for nonce in voters + 1..=self.nodes.len() {
             self.add_member(0, nonce as u64);
         }

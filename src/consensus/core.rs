@@ -249,6 +249,7 @@ impl<S: Storage> Core<S> {
         }
         if self.is_leader() {
             self.reconcile_membership();
+            self.yield_if_stuck();
         }
         self.tell_log_cut();
     }
@@ -316,6 +317,19 @@ impl<S: Storage> Core<S> {
             .map(|(_, id)| id);
         if let Some(to) = to.map(|node| node.0).or(best) {
             self.raft.transfer_leader(to);
+        }
+    }
+
+    /// Hands leadership over where this node does not apply what was committed half a TTL ago and
+    /// another does: a leader that is stuck renews nobody, so everybody would wait for it.
+    fn yield_if_stuck(&mut self) {
+        let must_show = self.keeper.must_show(self.now);
+        if self.applied.index >= must_show {
+            return;
+        }
+        let ahead = self.roster.iter().filter(|(_, shown)| *shown >= must_show);
+        if let Some((info, _)) = ahead.max_by_key(|(_, shown)| *shown) {
+            self.transfer(Some(info.node));
         }
     }
 

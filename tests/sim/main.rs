@@ -21,6 +21,7 @@ mod node;
 mod random;
 mod regressions;
 mod state;
+mod stuck;
 mod trace;
 mod workload;
 mod world;
@@ -81,13 +82,7 @@ struct Report {
 fn run(seed: u64, trace: Trace) -> Report {
     let mut world = World::new(seed, trace);
     world.begin();
-    let is_up = |world: &World| {
-        let count = world.nodes.len();
-        world.nodes.iter().all(|node| {
-            node.has_lease(world.now) && node.state.membership.get_voters().len() == count
-        })
-    };
-    assert!(world.run_until(20 * SECOND, is_up), "the cluster does not come up");
+    assert!(world.run_until(20 * SECOND, World::is_up), "the cluster does not come up");
 
     world.begin_faults();
     let end = world.now + 60 * SECOND;

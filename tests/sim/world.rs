@@ -110,6 +110,14 @@ impl World {
         }
     }
 
+    /// Whether all nodes vote and serve.
+    pub fn is_up(&self) -> bool {
+        let count = self.nodes.len();
+        self.nodes.iter().all(|node| {
+            node.has_lease(self.now) && node.state.membership.get_voters().len() == count
+        })
+    }
+
     pub fn boot(&mut self, node: usize) {
         self.nodes[node].boot(&mut self.random);
         let boots = self.nodes[node].boots;

@@ -1,8 +1,74 @@
 //! quorumfs: a directory that several machines share and that survives the loss of any minority of
 //! them.
+//!
+//! This page is the map. `README.md` says how to use it; each module says what it owns, who calls it and
+//! what it must not do.
+//!
+//! ```text
+//!  program ── kernel ── FUSE ──► mount ──► node::Handle ──► consensus (raft-rs) ──► peers (rpc)
+//!                                  │             │                 │ committed
+//!                                  │ reads       │                 ▼
+//!                                  └──────► store ◄──────────── apply (fs)
+//! ```
+//!
+//! # How things flow
+//!
+//! **A mutation** (create, rename, setattr …). `mount` builds a command in which everything that could
+//! differ between replicas is already decided (times, inode numbers, owners) and proposes it through
+//! [`node::Handle::mutate`]. The core forwards it to the leader, whose log entry is persisted by a
+//! quorum; each replica's apply thread runs [`fs::apply`] on it, writes one batch to the state, and makes
+//! sure that its kernel serves nothing older. Then it tells the others the index that it shows. The
+//! lowest such index over the roster is the *stable index*; once it reaches the entry, the core lets the
+//! proposer acknowledge.
+//!
+//! **A write** stays in the mount's buffer for that inode, where all its reads see it. A flush (close,
+//! fsync, a full buffer, a timer) turns it into `Write` commands that carry the bytes.
+//!
+//! **An fsync** is a flush that waits until its commands may be acknowledged: by then a quorum has them
+//! on disk in the log.
+//!
+//! **A read** asks nobody. It queries the local state, and may be served if the session's lease is live
+//! and what it read was last changed at a stable index ([`consensus::ReadGate`]). Bytes come from the
+//! backing file, with the mount's buffer on top.
+//!
+//! **A change of leader.** Followers notice the silence, one is elected. Everybody proposes again what
+//! has no outcome (session and sequence number make that harmless), and sends its heartbeats to the new
+//! leader, which waits a whole TTL before it expires anybody.
+//!
+//! **A snapshot.** When the log has grown enough, the backing files are synced, the state is exported as
+//! of one index to a snapshot file, and the log is cut behind it. After a crash of the machine the state
+//! is rebuilt from that file and the log; after a crash of the process alone sled is trusted.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | session | what a mount is to the cluster: opened through the log, kept alive by heartbeats |
+//! | roster | the sessions whose mounts read strongly |
+//! | lease | the time during which a session cannot have been expired; counted by its own node |
+//! | applied index | the last entry in this replica's state |
+//! | stable index | what every mount of the roster shows |
+//! | `mod_index` | the index at which a record was last changed |
+//! | generation | a life of a file's bytes: a new one at create and at truncation to zero |
+//! | orphan | an inode without a name that some session may still hold open |
 
+// Clocks, environment and threads are forbidden by `clippy.toml` everywhere but in the modules that
+// are allowed them here. `fs`, `consensus` and `types` never are.
+#[allow(clippy::disallowed_methods, reason = "waits for daemons with deadlines")]
+pub mod cli;
+pub mod config;
 pub mod consensus;
+#[allow(clippy::disallowed_methods, reason = "starts threads and reads the clocks")]
+pub mod daemon;
 pub mod fs;
+#[allow(clippy::disallowed_methods, reason = "leases and times of buffered writes need clocks")]
+pub mod mount;
+#[allow(clippy::disallowed_methods, reason = "drives the core: threads and clocks are its job")]
 pub mod node;
+#[allow(clippy::disallowed_methods, reason = "connections have time-outs")]
+pub mod rpc;
+#[allow(clippy::disallowed_methods, reason = "flushes and takes snapshots on threads of its own")]
 pub mod store;
+#[allow(clippy::disallowed_methods, reason = "reads the environment of the service manager")]
+pub mod telemetry;
 pub mod types;

@@ -1,3 +1,5 @@
 //! The `quorumfs` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    quorumfs::cli::main()
+}

@@ -1,11 +1,9 @@
 //! The core: inputs in, effects out.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
-use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState,
-    Message, MessageType,
-};
+use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{RawNode, StateRole, Storage};
 
 use super::keeper::{Beat, Keeper};
@@ -13,17 +11,16 @@ use super::lease::Lease;
 use super::log_view::LogView;
 use super::proposals::Proposals;
 use super::roster::Roster;
-use super::{
-    Committed, CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, SessionChange, SessionInfo,
-};
+use super::{CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, SessionChange, SessionInfo};
 use crate::types::{LogIndex, Monotonic, NodeId, Position, Term};
 
 /// A batch of proposals goes out in messages of about this many bytes.
-const MESSAGE_BYTES: usize = 1 << 20;
+pub(super) const MESSAGE_BYTES: usize = 1 << 20;
 /// What a node shows is said again every so many ticks, for those who missed it.
 const REPEAT_TICKS: u64 = 4;
-/// A learner this close to the leader's log becomes a voter.
-const PROMOTION_LAG: u64 = 64;
+/// Those who wait for nothing learn this much later what this node shows, so that one message serves
+/// several commands.
+const TELL_ALL_AFTER: Duration = Duration::from_millis(1);
 
 /// Why a core cannot go on. The replica must stop.
 #[derive(Debug, thiserror::Error)]
@@ -54,30 +51,37 @@ pub struct Boot {
 
 /// One replica's consensus. See the module's documentation.
 pub struct Core<S: Storage> {
-    config: CoreConfig,
-    raft: RawNode<LogView<S>>,
-    now: Monotonic,
-    ticks: u64,
-    effects: VecDeque<Effect>,
+    pub(super) config: CoreConfig,
+    pub(super) raft: RawNode<LogView<S>>,
+    pub(super) now: Monotonic,
+    pub(super) ticks: u64,
+    pub(super) effects: VecDeque<Effect>,
 
     /// Numbers of `Persist` effects without an answer, and what may go out only after one.
-    persisting: VecDeque<u64>,
-    held: VecDeque<(u64, Vec<Message>)>,
-    last_ready: u64,
-    hard_state: Option<HardState>,
+    pub(super) persisting: VecDeque<u64>,
+    pub(super) held: VecDeque<(u64, Vec<Message>)>,
+    pub(super) last_ready: u64,
+    pub(super) hard_state: Option<HardState>,
 
-    applied: Position,
-    role: (Role, Term, NodeId),
-    members: BTreeSet<NodeId>,
+    pub(super) applied: Position,
+    pub(super) role: (Role, Term, NodeId),
+    pub(super) members: BTreeSet<NodeId>,
+    /// What each peer has said that it has applied.
+    pub(super) heard: BTreeMap<NodeId, LogIndex>,
 
-    roster: Roster,
-    lease: Lease,
-    keeper: Keeper,
-    proposals: Proposals,
+    pub(super) roster: Roster,
+    pub(super) lease: Lease,
+    pub(super) keeper: Keeper,
+    pub(super) proposals: Proposals,
     /// What the whole roster shows; never goes back.
-    stable: LogIndex,
-    gate: ReadGate,
-    tell_visible: bool,
+    pub(super) stable: LogIndex,
+    pub(super) gate: ReadGate,
+    /// Whose proposals were applied since they were told what this node shows.
+    pub(super) tell_now: BTreeSet<NodeId>,
+    /// When everybody is to be told, at the latest.
+    pub(super) tell_all_by: Option<Monotonic>,
+    /// The last acknowledgement of entries to a leader: term, index, when.
+    pub(super) answered: (u64, u64, Monotonic),
 }
 
 impl<S: Storage> Core<S> {
@@ -124,13 +128,16 @@ impl<S: Storage> Core<S> {
             applied: boot.applied,
             role: (Role::Follower, Term(0), NodeId(0)),
             members: boot.members.into_iter().collect(),
+            heard: BTreeMap::new(),
             roster: Roster::new(boot.sessions),
             lease: Lease::default(),
             keeper: Keeper::new(config.session_ttl, config.expiry()),
             proposals: Proposals::default(),
             stable: LogIndex(0),
             gate: ReadGate::default(),
-            tell_visible: false,
+            tell_now: BTreeSet::new(),
+            tell_all_by: None,
+            answered: (0, 0, Monotonic::default()),
             config,
         })
     }
@@ -144,6 +151,7 @@ impl<S: Storage> Core<S> {
         self.now = now;
         match input {
             Input::Tick => self.tick(),
+            Input::Wake => {}
             Input::Peer { from, message } => self.hear(from, message),
             Input::Connected { node } => self.connected(node),
             Input::Propose { key, data, wait } => self.proposals.add(key, data, wait),
@@ -153,13 +161,14 @@ impl<S: Storage> Core<S> {
                 self.members.extend(members);
                 self.note_applied(Position { index, term }, &sessions);
                 for (key, index) in commands {
+                    self.tell_now.extend(self.roster.node_of(key.session));
                     let done = self.proposals.applied(key, index);
                     self.effects.extend(done.map(|key| Effect::Acknowledge { key }));
                 }
             }
             Input::OwnSession { session } => {
                 self.lease.begin(session);
-                self.tell_visible = true;
+                self.tell_all_by = Some(self.now);
             }
             Input::ProposeExpiry { session, data } => {
                 if self.is_leader() && self.keeper.is_expiring(session) {
@@ -184,6 +193,12 @@ impl<S: Storage> Core<S> {
             }
         }
         Ok(self.effects.pop_front())
+    }
+
+    /// When to poll again although nothing happened; none where an input comes first.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Monotonic> {
+        self.tell_all_by
     }
 
     /// What decides about reads at present.
@@ -236,13 +251,24 @@ impl<S: Storage> Core<S> {
         self.raft.raft.prs().get(node.0).map(|progress| LogIndex(progress.matched))
     }
 
-    // ------------------------------------------------------------ inputs
+    /// The log from here on may still be needed: by a member that has not said that it has applied
+    /// more since this core started.
+    #[must_use]
+    pub fn needed_by_peers(&self) -> LogIndex {
+        self.membership()
+            .map(|(node, _)| node)
+            .filter(|node| *node != self.config.node)
+            .map(|node| self.heard.get(&node).copied().unwrap_or_default())
+            .fold(self.applied.index, LogIndex::min)
+    }
 
     fn tick(&mut self) {
         self.ticks += 1;
         self.raft.tick();
         self.proposals.retry(self.now - self.config.retry_after);
-        self.tell_visible |= self.ticks.is_multiple_of(REPEAT_TICKS);
+        if self.ticks.is_multiple_of(REPEAT_TICKS) {
+            self.tell_all_by = Some(self.now);
+        }
         self.keeper.note_commit(self.now, self.commit_index());
         for session in self.keeper.overdue(self.now, &self.roster) {
             self.effects.push_back(Effect::Expire { session });
@@ -257,7 +283,10 @@ impl<S: Storage> Core<S> {
     fn hear(&mut self, from: NodeId, message: PeerMessage) {
         match message {
             PeerMessage::Raft(message) => self.step(*message),
-            PeerMessage::Visible { session, index } => self.roster.shows(session, index),
+            PeerMessage::Visible { session, index } => {
+                self.heard.insert(from, index);
+                self.roster.shows(session, index);
+            }
             PeerMessage::Heartbeat { session, number, visible } => {
                 self.roster.shows(session, visible);
                 self.keeper.beat(Beat { from, session, number, received: self.now });
@@ -272,14 +301,15 @@ impl<S: Storage> Core<S> {
     }
 
     fn connected(&mut self, node: NodeId) {
-        self.tell_visible = true;
+        self.tell_now.insert(node);
+        self.answered = (0, 0, self.now);
         if node == self.role.2 {
             self.proposals.retry(self.now);
             self.lease.hurry();
         }
     }
 
-    fn persisted(&mut self, number: u64) {
+    pub(super) fn persisted(&mut self, number: u64) {
         while self.persisting.front().is_some_and(|first| *first <= number) {
             self.persisting.pop_front();
         }
@@ -297,7 +327,7 @@ impl<S: Storage> Core<S> {
         self.applied = applied;
         self.raft.advance_apply_to(applied.index.0);
         sessions.iter().for_each(|change| self.roster.apply(change));
-        self.tell_visible = true;
+        self.tell_all_by.get_or_insert(self.now + TELL_ALL_AFTER);
         let durable = self.raft.raft.raft_log.persisted.min(applied.index.0);
         self.raft.mut_store().trim(LogIndex(durable));
     }
@@ -333,247 +363,17 @@ impl<S: Storage> Core<S> {
         }
     }
 
-    // ------------------------------------------------------------ effects
-
-    /// Derives everything that follows from the inputs since the last call.
-    fn settle(&mut self) -> Result<(), CoreError> {
-        self.beat();
-        self.propose();
-        if let Some(context) = self.keeper.begin_round(self.now) {
-            self.raft.read_index(context.to_be_bytes().to_vec());
-        }
-        while self.raft.has_ready() {
-            self.take_ready()?;
-        }
-        self.note_role();
-        for beat in self.keeper.renew(self.now, self.applied.index, &self.roster) {
-            self.renewed(beat);
-        }
-        self.advance_stable();
-        self.tell();
-        Ok(())
-    }
-
-    fn propose(&mut self) {
-        let leader_known = self.raft.raft.leader_id != 0;
-        while leader_known && !self.proposals.is_queue_empty() {
-            let budget = self.config.max_in_flight_bytes;
-            let batch = self.proposals.take_batch(self.now, budget, MESSAGE_BYTES);
-            if batch.is_empty() {
-                break;
-            }
-            self.step(proposal(self.config.node, batch));
-        }
-    }
-
-    fn take_ready(&mut self) -> Result<(), CoreError> {
-        let mut ready = self.raft.ready();
-        let number = ready.number();
-        self.last_ready = number;
-        self.send_all(ready.take_messages());
-        let after = ready.take_persisted_messages();
-        let entries = ready.take_entries();
-        let committed = ready.take_committed_entries();
-        for state in ready.take_read_states() {
-            if let Ok(context) = <[u8; 8]>::try_from(state.request_ctx.as_slice()) {
-                self.keeper.confirmed(u64::from_be_bytes(context), LogIndex(state.index));
-            }
-        }
-        if let Some(hard_state) = ready.hs() {
-            self.hard_state = Some(hard_state.clone());
-        }
-        // A hard state in which only the commit index is new goes with the next write: after a restart
-        // an older one only means learning it again.
-        let write = ready.must_sync() || !entries.is_empty();
-        self.raft.mut_store().append(&entries);
-        self.raft.advance_append_async(ready);
-        self.held.push_back((number, after));
-        if write {
-            self.persisting.push_back(number);
-            let hard_state = self.hard_state.take();
-            self.effects.push_back(Effect::Persist { number, entries, hard_state });
-        } else if self.persisting.is_empty() {
-            self.persisted(number);
-        }
-        self.hand_out(committed)
-    }
-
-    fn hand_out(&mut self, entries: Vec<Entry>) -> Result<(), CoreError> {
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let mut committed = Vec::with_capacity(entries.len());
-        for mut entry in entries {
-            let position = Position { index: LogIndex(entry.index), term: Term(entry.term) };
-            let conf_state = match entry.get_entry_type() {
-                EntryType::EntryNormal => None,
-                EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
-                    Some(self.change_membership(&entry)?)
-                }
-            };
-            let data = if conf_state.is_some() { bytes::Bytes::new() } else { entry.take_data() };
-            committed.push(Committed { position, data, conf_state });
-        }
-        self.effects.push_back(Effect::Apply { entries: committed });
-        Ok(())
-    }
-
-    fn change_membership(&mut self, entry: &Entry) -> Result<ConfState, CoreError> {
-        let mut change = ConfChangeV2::default();
-        let undecodable = |_| CoreError::Undecodable { index: LogIndex(entry.index) };
-        if entry.get_entry_type() == EntryType::EntryConfChange {
-            let mut v1 = raft::eraftpb::ConfChange::default();
-            protobuf::Message::merge_from_bytes(&mut v1, &entry.data).map_err(undecodable)?;
-            return Ok(self.raft.apply_conf_change(&v1)?);
-        }
-        protobuf::Message::merge_from_bytes(&mut change, &entry.data).map_err(undecodable)?;
-        Ok(self.raft.apply_conf_change(&change)?)
-    }
-
-    fn note_role(&mut self) {
-        let raft = &self.raft.raft;
-        let role = match raft.state {
-            StateRole::Leader => Role::Leader,
-            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
-            StateRole::Follower if raft.promotable() => Role::Follower,
-            StateRole::Follower => Role::Learner,
-        };
-        let now = (role, Term(raft.term), NodeId(raft.leader_id));
-        if now == self.role {
-            return;
-        }
-        let new_leader = (now.1, now.2) != (self.role.1, self.role.2) && now.2 != NodeId(0);
-        self.role = now;
-        self.keeper.set_leading(role == Role::Leader);
-        if new_leader {
-            // What the last one was sent may be lost.
-            self.proposals.retry(self.now);
-            self.lease.hurry();
-            self.tell_visible = true;
-        }
-        // With an effect to hand out, `settle` runs once more before the driver waits.
-        self.effects.push_back(Effect::Role { role, term: now.1, leader: now.2 });
-    }
-
-    /// Asks the leader to renew this node's session, where it is time.
-    fn beat(&mut self) {
-        let leader = self.role.2;
-        let interval = self.config.heartbeat_interval();
-        if leader == NodeId(0) || !self.lease.is_due(self.now, interval) {
-            return;
-        }
-        let Some(session) = self.lease.session() else { return };
-        let number = self.lease.send(self.now, self.config.session_ttl);
-        let visible = self.applied.index;
-        if leader == self.config.node {
-            self.roster.shows(session, visible);
-            self.keeper.beat(Beat { from: leader, session, number, received: self.now });
-        } else {
-            let message = PeerMessage::Heartbeat { session, number, visible };
-            self.effects.push_back(Effect::Send { to: leader, message });
-        }
-    }
-
-    fn renewed(&mut self, beat: Beat) {
-        let Beat { from, session, number, .. } = beat;
-        if from == self.config.node {
-            self.lease.renewed(session, number, self.config.session_ttl);
-        } else {
-            let message = PeerMessage::HeartbeatAck { session, number };
-            self.effects.push_back(Effect::Send { to: from, message });
-        }
-    }
-
-    /// Nobody counts anything before an entry of the current term is applied: until then this node may
-    /// not know of sessions that others wait for.
-    fn advance_stable(&mut self) {
-        if self.applied.term.0 == self.raft.raft.term {
-            if let Some(session) = self.lease.session() {
-                self.roster.shows(session, self.applied.index);
-            }
-            self.stable = self.stable.max(self.roster.stable(self.applied.index));
-        }
-        let keys = self.proposals.acknowledge(self.stable);
-        self.effects.extend(keys.into_iter().map(|key| Effect::Acknowledge { key }));
-        let gate = ReadGate { lease_until: self.lease.until(), stable: self.stable };
-        if gate != self.gate {
-            self.gate = gate;
-            self.effects.push_back(Effect::Gate(gate));
-        }
-    }
-
-    fn tell(&mut self) {
-        let Some(session) = self.lease.session() else { return };
-        if !std::mem::take(&mut self.tell_visible) {
-            return;
-        }
-        let own = self.config.node;
-        let peers: Vec<_> =
-            self.membership().map(|(node, _)| node).filter(|node| *node != own).collect();
-        for to in peers {
-            let message = PeerMessage::Visible { session, index: self.applied.index };
-            self.effects.push_back(Effect::Send { to, message });
-        }
-    }
-
-    fn tell_log_cut(&mut self) {
-        let log = self.raft.store();
-        if let Some(to) = log.take_snapshot_wanted()
-            && let Ok(first_index) = log.first_index()
-        {
-            let message = PeerMessage::LogCut { first_index: LogIndex(first_index) };
-            self.effects.push_back(Effect::Send { to, message });
-        }
-    }
-
-    // ------------------------------------------------------------ membership
-
-    /// Gives every known member a place: a learner first, a voter once it holds (nearly) everything.
-    /// The members are replicated state, so that nothing is lost with a leader.
-    fn reconcile_membership(&mut self) {
-        if self.raft.raft.has_pending_conf() {
-            return;
-        }
-        let placed: std::collections::BTreeMap<_, _> = self.membership().collect();
-        let newcomer = self.members.iter().find(|node| !placed.contains_key(node));
-        let change = if let Some(node) = newcomer {
-            Some((ConfChangeType::AddLearnerNode, *node))
-        } else {
-            let last = self.raft.raft.raft_log.last_index();
-            placed
-                .iter()
-                .filter(|(_, votes)| !**votes)
-                .find(|(node, _)| {
-                    self.raft.raft.prs().get(node.0).is_some_and(|progress| {
-                        progress.recent_active && progress.matched + PROMOTION_LAG >= last
-                    })
-                })
-                .map(|(node, _)| (ConfChangeType::AddNode, *node))
-        };
-        if let Some((kind, node)) = change {
-            let mut single = ConfChangeSingle::default();
-            single.set_change_type(kind);
-            single.node_id = node.0;
-            let mut change = ConfChangeV2::default();
-            change.set_changes(vec![single].into());
-            // A refusal (a change that is not applied yet) is tried again at the next tick.
-            let _ = self.raft.propose_conf_change(Vec::new(), change);
-        }
-    }
-
-    // ------------------------------------------------------------ raft
-
-    fn is_leader(&self) -> bool {
+    pub(super) fn is_leader(&self) -> bool {
         self.raft.raft.state == StateRole::Leader
     }
 
-    fn step(&mut self, message: Message) {
+    pub(super) fn step(&mut self, message: Message) {
         // What raft-rs refuses (a message of an old peer, a proposal without a leader) is as good as
         // lost, and everything lost is said again.
         let _ = self.raft.step(message);
     }
 
-    fn send_all(&mut self, messages: Vec<Message>) {
+    pub(super) fn send_all(&mut self, messages: Vec<Message>) {
         self.effects.extend(messages.into_iter().map(|message| Effect::Send {
             to: NodeId(message.to),
             message: PeerMessage::Raft(Box::new(message)),
@@ -581,7 +381,7 @@ impl<S: Storage> Core<S> {
     }
 }
 
-fn proposal(from: NodeId, commands: Vec<bytes::Bytes>) -> Message {
+pub(super) fn proposal(from: NodeId, commands: Vec<bytes::Bytes>) -> Message {
     let entries: Vec<Entry> = commands
         .into_iter()
         .map(|data| {

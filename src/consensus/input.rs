@@ -10,6 +10,8 @@ use crate::types::{LogIndex, NodeId, ProposalKey, SessionId, Term};
 pub enum Input {
     /// [`super::CoreConfig::tick`] has passed.
     Tick,
+    /// [`super::Core::poll_timeout`] has come.
+    Wake,
     /// A peer said something.
     Peer {
         /// Which.

@@ -17,8 +17,10 @@ mod input;
 mod keeper;
 mod lease;
 mod log_view;
+mod membership;
 mod proposals;
 mod roster;
+mod settle;
 
 pub use config::CoreConfig;
 pub use core::{Boot, Core, CoreError};

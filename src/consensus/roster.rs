@@ -59,6 +59,10 @@ impl Roster {
             .fold(own, LogIndex::min)
     }
 
+    pub(super) fn node_of(&self, session: SessionId) -> Option<NodeId> {
+        self.sessions.get(&session).map(|(info, _)| info.node)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (SessionInfo, LogIndex)> + '_ {
         self.sessions.values().copied()
     }

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 
 use super::proto;
-pub use crate::types::Position;
 use crate::types::{ByteRange, Generation, Ino, NodeId, SessionId};
 
 /// What applying one command did, besides its changes of the view.

@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use super::applied::Position;
+use super::Position;
 use super::keys::{self, Counter};
 use super::limits::DIRECTORY_SIZE;
 use super::proto;

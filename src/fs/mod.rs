@@ -23,12 +23,12 @@ mod tests;
 mod view;
 
 /// Records, commands and outcomes, generated from `proto/fs.proto`.
-#[allow(missing_docs, clippy::pedantic, rustdoc::invalid_html_tags)]
+#[allow(missing_docs, clippy::pedantic, rustdoc::all, reason = "generated")]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/quorumfs.fs.v1.rs"));
 }
 
-pub use applied::{Applied, Change, FileEffect, Position};
+pub use applied::{Applied, Change, FileEffect};
 pub use apply::{apply, decode};
 pub use check::{Problem, check};
 pub use digest::Digest;
@@ -37,3 +37,5 @@ pub use genesis::genesis;
 pub use pages::Pages;
 pub use record::{CorruptRecord, Corruption, Records};
 pub use view::{Batch, Overlay, Pair, View, ViewMut};
+
+pub use crate::types::Position;

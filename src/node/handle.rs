@@ -1,4 +1,4 @@
-//! What a mount can ask of its node.
+//! What a mount and the services can ask of their node.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,9 +6,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rand::Rng;
+use tokio::sync::{oneshot, watch};
+
+use super::clock;
+use super::mutations::Answer;
+use super::shared::{Shared, ToDriver};
+use super::status::RaftStatus;
+use crate::consensus::{Input, PeerMessage, Wait};
 use crate::fs::{Change, proto};
 use crate::store::{Files, StateRead, StoreError};
 use crate::types::{Ino, LogIndex, NodeId, SessionId};
+
+/// What is taken off the lease before the kernel may rely on it: replies take time to arrive.
+const TTL_MARGIN: Duration = Duration::from_millis(100);
 
 /// Why the node could not answer. None of these says that a mutation did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -16,27 +27,29 @@ pub enum NodeError {
     /// No answer within `op_timeout`.
     #[error("no quorum answered within the deadline")]
     Deadline,
-    /// The session ended while the operation waited, so its outcome is unknown.
+    /// The session ended while the operation waited.
     #[error("this mount's session ended while the operation waited")]
     SessionLost,
     /// This replica cannot read or write its own disk.
-    #[error("this replica's own state cannot be used")]
+    #[error("this replica's own state cannot be used: {0}")]
     Store(#[from] StoreError),
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
 }
 
-/// A mutation on its way. Resolves once it may be acknowledged: committed, applied here, and applied
-/// by every node of the roster. Dropping it does not take the mutation back.
+/// A mutation on its way. Dropping it does not take the mutation back.
 #[derive(Debug)]
-pub struct Pending(());
+pub struct Pending(Answer);
 
 impl Future for Pending {
     type Output = Result<proto::Outcome, NodeError>;
 
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        unimplemented!()
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // A sender that is gone was dropped with its session.
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map(|answer| answer.unwrap_or(Err(NodeError::SessionLost)))
     }
 }
 
@@ -58,34 +71,90 @@ pub trait Observer: Send + Sync {
 }
 
 /// The face of a running node. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Handle(Arc<()>);
+#[derive(Clone)]
+pub struct Handle(pub(super) Arc<Shared>);
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("node", &self.0.node).finish_non_exhaustive()
+    }
+}
 
 impl Handle {
     /// This node's id.
+    #[must_use]
     pub fn node(&self) -> NodeId {
-        unimplemented!()
+        self.0.node
     }
 
-    /// The mount's present session.
+    /// The mount's present session; [`SessionId::CLUSTER`] before the first.
+    #[must_use]
     pub fn session(&self) -> SessionId {
-        unimplemented!()
+        self.0.mutations.session()
     }
 
     /// Names the mount that is to be told of changes. Called once, before the mount serves.
-    pub fn observe(&self, _observer: Arc<dyn Observer>) {
-        unimplemented!()
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        let first = self.0.observer.set(observer).is_ok();
+        debug_assert!(first, "a node has one mount");
     }
 
-    /// Proposes a mutation. Never blocks; order among mutations in flight at once is not kept.
-    pub fn mutate(&self, _op: proto::command::Op) -> Pending {
-        unimplemented!()
+    /// Proposes a mutation that resolves once it may be acknowledged: committed, applied here, and
+    /// applied by every node of the roster. Never blocks; order among mutations in flight at once is
+    /// not kept.
+    pub fn mutate(&self, op: proto::command::Op) -> Pending {
+        self.submit(op, Wait::Roster, None)
     }
 
     /// The same, without waiting for the roster: resolves once committed and applied here. For bytes
-    /// that nobody has been promised yet.
-    pub fn mutate_here(&self, _op: proto::command::Op) -> Pending {
-        unimplemented!()
+    /// that nobody has been promised yet. `time` becomes the command's: bytes are committed later
+    /// than they were written, and `mtime` must not move when that happens.
+    pub fn mutate_here(&self, op: proto::command::Op, time: proto::Time) -> Pending {
+        self.submit(op, Wait::Here, Some(time))
+    }
+
+    /// Waits until what was applied here at `index` may be acknowledged: until every node of the
+    /// roster shows it. What [`Self::mutate_here`] left out.
+    ///
+    /// # Errors
+    /// [`NodeError::Deadline`] after `op_timeout`.
+    pub async fn until_acknowledged(&self, index: LogIndex) -> Result<(), NodeError> {
+        self.until(|| self.stable_index() >= index).await
+    }
+
+    /// Waits for the gate to change until `condition` holds.
+    async fn until(&self, condition: impl Fn() -> bool) -> Result<(), NodeError> {
+        let deadline = clock::monotonic() + self.op_timeout();
+        // Subscribed first, so that no change falls between looking and waiting.
+        let mut changes = self.0.gate.changes();
+        while !condition() {
+            if clock::monotonic() >= deadline {
+                return Err(NodeError::Deadline);
+            }
+            changes.changed().await.map_err(|_| NodeError::Stopping)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn submit(
+        &self,
+        op: proto::command::Op,
+        wait: Wait,
+        time: Option<proto::Time>,
+    ) -> Pending {
+        let (answer, input) = self.0.mutations.submit(op, wait, time, self.0.clock.next());
+        if let Some(input) = input {
+            self.0.input(input);
+        }
+        Pending(answer)
+    }
+
+    /// Proposes a command of the cluster itself; what it says makes it idempotent.
+    pub(super) fn mutate_cluster(&self, op: proto::command::Op) -> Pending {
+        let name = rand::rng().random();
+        let (answer, input) = self.0.mutations.submit_for_cluster(op, name, self.0.clock.next());
+        self.0.input(input);
+        Pending(answer)
     }
 
     /// A new inode number, from a range that the session was granted.
@@ -93,52 +162,154 @@ impl Handle {
     /// # Errors
     /// When no quorum grants a new range in time.
     pub async fn new_ino(&self) -> Result<Ino, NodeError> {
-        unimplemented!()
+        loop {
+            let (ino, low) = self.0.mutations.take_ino();
+            match ino {
+                Some(ino) => {
+                    if low {
+                        self.0.refill.notify_one();
+                    }
+                    return Ok(ino);
+                }
+                None => self.grant_inodes().await?,
+            }
+        }
+    }
+
+    pub(super) async fn grant_inodes(&self) -> Result<(), NodeError> {
+        let session = self.session();
+        let op = proto::command::Op::GrantInodes(proto::GrantInodes { count: 8192 });
+        let outcome = self.submit(op, Wait::Here, None).await?;
+        match outcome.granted {
+            Some(range) if self.session() == session => {
+                self.0.mutations.grant(range.first, range.end);
+                Ok(())
+            }
+            _ => Err(NodeError::SessionLost),
+        }
     }
 
     /// The whole state at one applied index. Hold it for one query only: applies wait for it.
+    #[must_use]
     pub fn state(&self) -> StateRead<'_> {
-        unimplemented!()
+        self.0.state.read()
     }
 
     /// Whether what was last changed at `mod_index` may be served now: the lease is live and the
-    /// index is stable. Costs two atomic loads.
-    pub fn may_serve(&self, _mod_index: LogIndex) -> bool {
-        unimplemented!()
+    /// index is stable. Costs two atomic loads and a look at the clock.
+    #[must_use]
+    pub fn may_serve(&self, mod_index: LogIndex) -> bool {
+        self.0.gate.get().may_serve(clock::monotonic(), mod_index)
     }
 
-    /// Waits until [`Self::may_serve`] may hold: for the lease, for stability, or for the deadline.
-    /// The caller queries again afterwards.
+    /// Waits until [`Self::may_serve`] holds: for the lease and for stability. The caller queries again
+    /// afterwards.
     ///
     /// # Errors
     /// [`NodeError::Deadline`] after `op_timeout`.
-    pub async fn until_servable(&self, _mod_index: LogIndex) -> Result<(), NodeError> {
-        unimplemented!()
+    pub async fn until_servable(&self, mod_index: LogIndex) -> Result<(), NodeError> {
+        self.until(|| self.may_serve(mod_index)).await
     }
 
     /// What is left of the lease, less a margin: the longest TTL to give to the kernel. Zero where
     /// nothing may be cached.
+    #[must_use]
     pub fn lease_left(&self) -> Duration {
-        unimplemented!()
+        self.0.gate.lease_left().saturating_sub(TTL_MARGIN)
     }
 
     /// The backing files.
+    #[must_use]
     pub fn files(&self) -> &Files {
-        unimplemented!()
+        &self.0.files
+    }
+
+    /// How often backing files were cut so far; none while they are. A read of bytes is whole only where
+    /// this is the same before its query and after its last byte.
+    #[must_use]
+    pub fn cuts(&self) -> Option<u64> {
+        self.0.cuts.count()
     }
 
     /// The mount no longer holds an inode whose last name is gone. Batched; nobody waits.
-    pub fn release_orphan(&self, _ino: Ino) {
-        unimplemented!()
+    pub fn release_orphan(&self, ino: Ino) {
+        self.0.released.lock().push(ino.0);
     }
 
     /// relatime's touch: replicated in batches that nobody waits for.
-    pub fn touch(&self, _ino: Ino, _atime: proto::Time) {
-        unimplemented!()
+    pub fn touch(&self, ino: Ino, atime: proto::Time) {
+        self.0.touched.lock().push(proto::TouchedInode { ino: ino.0, atime: Some(atime) });
     }
 
     /// `op_timeout` of the configuration.
+    #[must_use]
     pub fn op_timeout(&self) -> Duration {
-        unimplemented!()
+        self.0.config.op_timeout
+    }
+
+    // ------------------------------------------------------------ for the services
+
+    /// A peer said something.
+    pub fn deliver(&self, from: NodeId, message: PeerMessage) {
+        self.0.input(Input::Peer { from, message });
+    }
+
+    /// There is a new connection to a peer.
+    pub fn connected(&self, node: NodeId) {
+        self.0.input(Input::Connected { node });
+    }
+
+    /// Gives a daemon without an identity one: the same for the same nonce.
+    ///
+    /// # Errors
+    /// When no quorum agrees in time.
+    pub async fn add_member(&self, nonce: u64, address: String) -> Result<NodeId, NodeError> {
+        let op = proto::command::Op::AddMember(proto::AddMember { nonce, address });
+        Ok(NodeId(self.mutate_cluster(op).await?.id))
+    }
+
+    /// Who leads, and changes of that; 0 while nobody is known to.
+    #[must_use]
+    pub fn leader(&self) -> watch::Receiver<NodeId> {
+        self.0.leader.subscribe()
+    }
+
+    /// Hands leadership over, to the named voter or the one that holds most of the log.
+    pub fn transfer_leader(&self, to: Option<NodeId>) {
+        self.0.input(Input::TransferLeader { to });
+    }
+
+    /// The core's part of the status.
+    ///
+    /// # Errors
+    /// When the daemon is stopping.
+    pub async fn raft_status(&self) -> Result<RaftStatus, NodeError> {
+        let (answer, status) = oneshot::channel();
+        self.0.driver.send(ToDriver::Status(answer)).map_err(|_| NodeError::Stopping)?;
+        status.await.map_err(|_| NodeError::Stopping)
+    }
+
+    /// The index up to which every mount of the roster is known to show everything.
+    #[must_use]
+    pub fn stable_index(&self) -> LogIndex {
+        self.0.gate.get().stable
+    }
+
+    /// The first index that the log still holds.
+    #[must_use]
+    pub fn first_index(&self) -> LogIndex {
+        self.0.log.first_index()
+    }
+
+    /// What this replica cannot go on with, once there is such a thing.
+    #[must_use]
+    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+        self.0.fatal.subscribe()
+    }
+
+    /// Whether messages to a peer are getting through.
+    #[must_use]
+    pub fn is_connected(&self, node: NodeId) -> bool {
+        self.0.transport.is_connected(node)
     }
 }

@@ -1,5 +1,14 @@
 //! This replica's own trouble with its disk.
 
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::types::LogIndex;
+
+/// What a person does about a replica whose disk lost something that it had promised to keep.
+pub(crate) const REJOIN: &str = "move this data directory away and join the cluster as a new node: \
+     the other nodes hold everything that was acknowledged";
+
 /// Why the store could not do something. Never an outcome of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -9,9 +18,136 @@ pub enum StoreError {
         /// What was being done, as a verb.
         action: &'static str,
         /// On what.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What the system said.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
+    /// The engine of the Raft log refused.
+    #[error("cannot {action} the Raft log in {path}: {source}")]
+    Log {
+        /// What was being done, as a verb.
+        action: &'static str,
+        /// The log's directory.
+        path: PathBuf,
+        /// What raft-engine said.
+        #[source]
+        source: raft_engine::Error,
+    },
+    /// The engine of the Raft log gave up: its way of reporting that an fsync failed.
+    #[error(
+        "cannot {action} the Raft log in {path}: its engine gave up (see the panic before this), \
+         most likely because the disk failed an fsync; check the disk, then restart the daemon"
+    )]
+    LogPanicked {
+        /// What was being done, as a verb.
+        action: &'static str,
+        /// The log's directory.
+        path: PathBuf,
+    },
+    /// A write of the log failed before; what the disk holds of it is not known until it is read anew.
+    #[error("the Raft log in {path} failed before and takes nothing more; restart the daemon")]
+    LogPoisoned {
+        /// The log's directory.
+        path: PathBuf,
+    },
+    /// Entries that do not follow what the log holds. A fault of the caller.
+    #[error("the Raft log holds {first} to {last}: entry {index} cannot be read, cut or put there")]
+    LogGap {
+        /// Which entry.
+        index: LogIndex,
+        /// The first entry that the log holds.
+        first: LogIndex,
+        /// The last entry that the log holds; before `first` where it is empty.
+        last: LogIndex,
+    },
+    /// sled refused.
+    #[error("cannot {action} the state in {path}: {source}")]
+    Sled {
+        /// What was being done, as a verb.
+        action: &'static str,
+        /// The state's directory.
+        path: PathBuf,
+        /// What sled said.
+        #[source]
+        source: sled::Error,
+    },
+    /// A file is not what was written.
+    #[error("{} is damaged{}: {what}; {advice}", path.display(), at(*offset))]
+    Corrupt {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Where in it, in bytes, where that is known.
+        offset: Option<u64>,
+        /// What is wrong with it.
+        what: String,
+        /// What the person can do.
+        advice: &'static str,
+    },
+    /// A record of the state that cannot be decoded.
+    #[error("the record at key {key} of the state cannot be decoded: {reason}")]
+    CorruptRecord {
+        /// Its key, in hexadecimal.
+        key: String,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A file of a format that came later.
+    #[error(
+        "{path} was written by a newer version of quorumfs (format {found}, this one reads up to \
+         {supported}); start that version, or a newer one"
+    )]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The newest format known here.
+        supported: u64,
+    },
+    /// Another daemon works on the data directory.
+    #[error("{path} is in use by another daemon (process {pid}); stop that one first")]
+    InUse {
+        /// The data directory.
+        path: PathBuf,
+        /// The process id that the other left, or "unknown".
+        pid: String,
+    },
+    /// There is no replica in the directory.
+    #[error("{path} holds no replica; create or join a cluster first")]
+    NoReplica {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory cannot take a new replica.
+    #[error("{path} is not empty (it holds {found}); give an empty directory for a new replica")]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// A name that is in it.
+        found: String,
+    },
+}
+
+impl From<crate::fs::CorruptRecord> for StoreError {
+    fn from(corrupt: crate::fs::CorruptRecord) -> Self {
+        let key = corrupt.key.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self::CorruptRecord { key, reason: corrupt.corruption.to_string() }
+    }
+}
+
+impl StoreError {
+    /// For `map_err` after a system call.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// For `map_err` after a call of sled.
+    pub(crate) fn sled(action: &'static str, path: &Path) -> impl FnOnce(sled::Error) -> Self {
+        move |source| Self::Sled { action, path: path.to_owned(), source }
+    }
+}
+
+fn at(offset: Option<u64>) -> String {
+    offset.map(|offset| format!(" at byte {offset}")).unwrap_or_default()
 }

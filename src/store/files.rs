@@ -1,21 +1,70 @@
 //! Backing files: one for each generation of a regular file, with the file's own offsets.
 
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::recent::Recent;
+use super::sys;
 use crate::fs::FileEffect;
 use crate::store::StoreError;
 use crate::types::{Generation, Ino};
 
-/// The backing files of this replica, `files/<hh>/<ino>.<gen>`, behind a bounded cache of descriptors.
+/// Descriptors that are kept open at most.
+const DESCRIPTORS: usize = 1024;
+/// Locks that they are spread over.
+const SHARDS: usize = 16;
+
+type Key = (Ino, Generation);
+type Shard = Mutex<Recent<Key, Arc<File>>>;
+
+/// The backing files of this replica, `files/<hh>/<ino>.<gen>` (`hh` is the low byte of the inode
+/// number in hexadecimal), behind a bounded cache of descriptors.
 #[derive(Debug)]
-pub struct Files(());
+pub struct Files {
+    path: PathBuf,
+    /// Open from the start, so that `syncfs` reports every failed write-back since.
+    dir: File,
+    /// A file is opened, and its name removed, under its shard's lock: so no descriptor of a removed
+    /// file can stay behind.
+    open: [Shard; SHARDS],
+}
 
 impl Files {
+    /// The backing files below `path`, which is created where it is absent.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(path).map_err(StoreError::io("create", path))?;
+        let dir = File::open(path).map_err(StoreError::io("open", path))?;
+        let open = std::array::from_fn(|_| Mutex::new(Recent::new(DESCRIPTORS / SHARDS)));
+        Ok(Self { path: path.to_owned(), dir, open })
+    }
+
     /// Carries out one effect of an applied command. Buffered by the kernel: durable only after
     /// [`Self::sync`].
     ///
     /// # Errors
     /// When the local file system refuses.
-    pub fn carry_out(&self, _effect: &FileEffect) -> Result<(), StoreError> {
-        unimplemented!()
+    pub fn carry_out(&self, effect: &FileEffect) -> Result<(), StoreError> {
+        match effect {
+            FileEffect::Write { ino, generation, offset, data } => {
+                let file = self.file_or_new(*ino, *generation)?;
+                let written = file.write_all_at(data, *offset);
+                written.map_err(|source| self.failed("write", *ino, *generation, source))
+            }
+            FileEffect::Truncate { ino, generation, size } => {
+                let file = self.file_or_new(*ino, *generation)?;
+                let cut = file.set_len(*size);
+                cut.map_err(|source| self.failed("truncate", *ino, *generation, source))
+            }
+            FileEffect::Remove { ino, generation } => self.remove(*ino, *generation),
+        }
     }
 
     /// Fills `buffer` from `offset` on; what lies beyond the backing file's end, or in a file that does
@@ -25,12 +74,26 @@ impl Files {
     /// When the local file system cannot read.
     pub fn read(
         &self,
-        _ino: Ino,
-        _generation: Generation,
-        _offset: u64,
-        _buffer: &mut [u8],
+        ino: Ino,
+        generation: Generation,
+        offset: u64,
+        buffer: &mut [u8],
     ) -> Result<(), StoreError> {
-        unimplemented!()
+        let Some(file) = self.file(ino, generation)? else {
+            buffer.fill(0);
+            return Ok(());
+        };
+        let mut done = 0;
+        while done < buffer.len() {
+            match file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(more) => done += more,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => return Err(self.failed("read", ino, generation, source)),
+            }
+        }
+        buffer[done..].fill(0);
+        Ok(())
     }
 
     /// The same where it needs no waiting for a disk (`RWF_NOWAIT`): false, and `buffer` undefined,
@@ -40,20 +103,50 @@ impl Files {
     /// When the local file system cannot read.
     pub fn read_cached(
         &self,
-        _ino: Ino,
-        _generation: Generation,
-        _offset: u64,
-        _buffer: &mut [u8],
+        ino: Ino,
+        generation: Generation,
+        offset: u64,
+        buffer: &mut [u8],
     ) -> Result<bool, StoreError> {
-        unimplemented!()
+        let file = match self.file_nowait(ino, generation) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                buffer.fill(0);
+                return Ok(true);
+            }
+            // Not in memory, or not to be found out without waiting: `read` will say.
+            Err(_) => return Ok(false),
+        };
+        let mut done = 0;
+        while done < buffer.len() {
+            match sys::read_nowait(&file, offset + done as u64, &mut buffer[done..]) {
+                Ok(0) => break,
+                Ok(more) => done += more,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EAGAIN) => return Ok(false),
+                    // This file system cannot tell: better to wait than never to answer from here.
+                    Some(libc::EOPNOTSUPP) => {
+                        return self.read(ino, generation, offset, buffer).map(|()| true);
+                    }
+                    _ => return Err(self.failed("read", ino, generation, error)),
+                },
+            }
+        }
+        buffer[done..].fill(0);
+        Ok(true)
     }
 
     /// 512-byte blocks that a file occupies here; 0 where it does not exist.
     ///
     /// # Errors
     /// When the local file system cannot say.
-    pub fn blocks(&self, _ino: Ino, _generation: Generation) -> Result<u64, StoreError> {
-        unimplemented!()
+    pub fn blocks(&self, ino: Ino, generation: Generation) -> Result<u64, StoreError> {
+        match std::fs::metadata(self.path_of(ino, generation)) {
+            Ok(metadata) => Ok(metadata.blocks()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+            Err(source) => Err(self.failed("stat", ino, generation, source)),
+        }
     }
 
     /// Space and inodes of the file system that holds the backing files.
@@ -61,7 +154,7 @@ impl Files {
     /// # Errors
     /// When the local file system cannot say.
     pub fn statvfs(&self) -> Result<libc::statvfs, StoreError> {
-        unimplemented!()
+        sys::statvfs(&self.dir).map_err(StoreError::io("ask the space of", &self.path))
     }
 
     /// Makes everything carried out so far durable (`syncfs(2)`).
@@ -69,6 +162,195 @@ impl Files {
     /// # Errors
     /// When bytes could not be written; some are lost then.
     pub fn sync(&self) -> Result<(), StoreError> {
-        unimplemented!()
+        sys::syncfs(&self.dir).map_err(StoreError::io("sync", &self.path))
+    }
+
+    /// Where the backing file of a generation is, whether it exists or not.
+    #[must_use]
+    pub fn path_of(&self, ino: Ino, generation: Generation) -> PathBuf {
+        self.path.join(format!("{:02x}/{ino}.{generation}", ino.0 & 0xff))
+    }
+
+    /// The backing file, or nothing where there is none.
+    fn file(&self, ino: Ino, generation: Generation) -> Result<Option<Arc<File>>, StoreError> {
+        let mut open = self.shard(ino).lock();
+        if let Some(file) = open.get(&(ino, generation)) {
+            return Ok(Some(Arc::clone(file)));
+        }
+        let opened = OpenOptions::new().read(true).write(true).open(self.path_of(ino, generation));
+        match opened {
+            Ok(file) => {
+                let file = Arc::new(file);
+                open.insert((ino, generation), Arc::clone(&file));
+                Ok(Some(file))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(self.failed("open", ino, generation, source)),
+        }
+    }
+
+    /// The backing file, created where it is absent.
+    fn file_or_new(&self, ino: Ino, generation: Generation) -> Result<Arc<File>, StoreError> {
+        let mut open = self.shard(ino).lock();
+        if let Some(file) = open.get(&(ino, generation)) {
+            return Ok(Arc::clone(file));
+        }
+        let path = self.path_of(ino, generation);
+        let create =
+            || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = match create() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let dir = path.parent().expect("a backing file is in a directory");
+                std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
+                create()
+            }
+            other => other,
+        };
+        let file = Arc::new(file.map_err(StoreError::io("create", &path))?);
+        open.insert((ino, generation), Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// The backing file where neither a lock nor a disk has to be waited for.
+    fn file_nowait(&self, ino: Ino, generation: Generation) -> io::Result<Arc<File>> {
+        let mut open = self.shard(ino).try_lock().ok_or(ErrorKind::WouldBlock)?;
+        if let Some(file) = open.get(&(ino, generation)) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(sys::open_nowait(&self.path_of(ino, generation))?);
+        open.insert((ino, generation), Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn remove(&self, ino: Ino, generation: Generation) -> Result<(), StoreError> {
+        let mut open = self.shard(ino).lock();
+        open.remove(&(ino, generation));
+        match std::fs::remove_file(self.path_of(ino, generation)) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(self.failed("remove", ino, generation, source))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn shard(&self, ino: Ino) -> &Shard {
+        &self.open[usize::from(ino.0.to_le_bytes()[0]) % SHARDS]
+    }
+
+    fn failed(
+        &self,
+        action: &'static str,
+        ino: Ino,
+        generation: Generation,
+        source: io::Error,
+    ) -> StoreError {
+        StoreError::Io { action, path: self.path_of(ino, generation), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::{DESCRIPTORS, FileEffect, Files, Generation, Ino};
+
+    const GENERATION: Generation = Generation(7);
+
+    fn write(ino: u64, offset: u64, data: &'static [u8]) -> FileEffect {
+        let data = Bytes::from_static(data);
+        FileEffect::Write { ino: Ino(ino), generation: GENERATION, offset, data }
+    }
+
+    fn truncate(ino: u64, size: u64) -> FileEffect {
+        FileEffect::Truncate { ino: Ino(ino), generation: GENERATION, size }
+    }
+
+    fn remove(ino: u64) -> FileEffect {
+        FileEffect::Remove { ino: Ino(ino), generation: GENERATION }
+    }
+
+    fn bytes(files: &Files, ino: u64, len: usize) -> Vec<u8> {
+        let mut buffer = vec![0xee; len];
+        files.read(Ino(ino), GENERATION, 0, &mut buffer).unwrap();
+        let mut cached = vec![0xee; len];
+        if files.read_cached(Ino(ino), GENERATION, 0, &mut cached).unwrap() {
+            assert_eq!(buffer, cached);
+        }
+        buffer
+    }
+
+    #[test]
+    fn holes_absent_files_and_what_lies_beyond_the_end_are_zeros() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        assert_eq!(bytes(&files, 1, 4), [0; 4]);
+        assert_eq!(files.blocks(Ino(1), GENERATION).unwrap(), 0);
+        files.carry_out(&write(1, 3, b"abc")).unwrap();
+        assert_eq!(bytes(&files, 1, 8), b"\0\0\0abc\0\0");
+        files.carry_out(&write(2, 1 << 20, b"far")).unwrap();
+        assert_eq!(bytes(&files, 2, 4), [0; 4]);
+        files.sync().unwrap();
+        assert!(files.blocks(Ino(2), GENERATION).unwrap() < 64, "a hole takes no space");
+        assert!(files.statvfs().unwrap().f_blocks > 0);
+    }
+
+    #[test]
+    fn what_truncation_cut_off_never_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        files.carry_out(&write(1, 0, b"abcdef")).unwrap();
+        files.carry_out(&truncate(1, 2)).unwrap();
+        files.carry_out(&truncate(1, 6)).unwrap();
+        assert_eq!(bytes(&files, 1, 6), b"ab\0\0\0\0");
+    }
+
+    #[test]
+    fn replaying_leaves_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let effects = [
+            write(1, 0, b"first"),
+            truncate(1, 3),
+            write(1, 5, b"x"),
+            write(2, 0, b"y"),
+            remove(2),
+        ];
+        for replayed_from in 0..effects.len() {
+            for effect in effects.iter().chain(&effects[replayed_from..]) {
+                files.carry_out(effect).unwrap();
+            }
+            assert_eq!(bytes(&files, 1, 7), b"fir\0\0x\0");
+            assert_eq!(bytes(&files, 2, 1), [0]);
+            assert!(!files.path_of(Ino(2), GENERATION).exists());
+        }
+        files.carry_out(&remove(1)).unwrap();
+        files.carry_out(&remove(1)).unwrap();
+    }
+
+    #[test]
+    fn descriptors_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        for ino in 0..3 * DESCRIPTORS as u64 {
+            files.carry_out(&write(ino, 0, b"a")).unwrap();
+        }
+        // Only ours: other tests of this process have descriptors too.
+        let ours = |fd: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_link(fd.unwrap().path()).is_ok_and(|to| to.starts_with(dir.path()))
+        };
+        let open =
+            std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| ours(fd).then_some(()));
+        assert!(open.count() <= DESCRIPTORS + 1);
+        assert_eq!(bytes(&files, 0, 1), b"a");
+    }
+
+    #[test]
+    fn cached_reads_answer_what_is_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        files.carry_out(&write(1, 0, b"abc")).unwrap();
+        let mut buffer = [0xee; 5];
+        assert!(files.read_cached(Ino(1), GENERATION, 0, &mut buffer).unwrap());
+        assert_eq!(&buffer, b"abc\0\0");
     }
 }

@@ -2,12 +2,33 @@
 //! files, and the data directory that holds them.
 //!
 //! The truth is the last snapshot file plus the log since; the state in sled is a cache of it that
-//! answers queries.
+//! answers queries. Called by `node`, whose driver is the only one that writes; queries come from
+//! any thread. Nothing in here decides what may be acknowledged or read: it says what is durable.
 
+mod datadir;
+mod durable;
 mod error;
+mod export;
 mod files;
+mod genesis;
+mod identity;
+mod log;
+mod point;
+mod recent;
+mod records;
+mod recover;
+mod snapshot;
 mod state;
+mod sys;
 
+pub use datadir::{BootIdentity, DataDir};
 pub use error::StoreError;
+pub use export::Export;
 pub use files::Files;
+pub use genesis::{found_cluster, join_cluster, joining_nonce};
+pub use identity::Identity;
+pub use log::{LogOptions, RaftLog};
+pub use point::AppliedPoint;
+pub use recover::{Rebuilt, Recovered, rebuild_state, recover};
+pub use snapshot::{SnapshotHeader, SnapshotPairs, latest_snapshot, read_snapshot, write_snapshot};
 pub use state::{State, StateRead};

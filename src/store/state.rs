@@ -1,34 +1,278 @@
 //! The replicated state in sled: the cache that answers queries.
 
-use crate::fs::{Pair, View};
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use raft::eraftpb::ConfState;
+
+use super::export::{Cursor, Export};
+use super::point::{AppliedPoint, Point};
+use super::records::Records;
+use crate::fs::{Batch, Digest, Pair, View};
 use crate::store::StoreError;
-use crate::types::LogIndex;
+use crate::types::{LogIndex, Term};
+
+/// sled's page cache, in bytes.
+const CACHE_BYTES: u64 = 64 << 20;
+/// How often sled hands what it has buffered to the kernel, in milliseconds. A killed process loses
+/// what came after, which is replayed from the Raft log: the applied index is in the same batch as the
+/// changes, so every prefix is a state that was. Never more is asked of it: sled's flush is no barrier
+/// for a power loss, after which the state is rebuilt from the snapshot file.
+const FLUSH_MS: u64 = 2000;
+/// How often sled is given what was committed.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How long sled's threads may go on with a database after it was dropped in this process. Other
+/// processes are kept out by the data directory's lock.
+const CLOSING: Duration = Duration::from_secs(5);
+/// Pairs in one batch when a state is built from a snapshot.
+const BUILD_CHUNK: usize = 1000;
+/// A state's directory can always be built again.
+const REBUILD: &str = "remove the file `boot` of the data directory and restart the daemon: the state \
+     is then rebuilt from the snapshot file and the log";
 
 /// The state, written by the apply loop alone and read by queries.
+///
+/// `&State` is a [`View`] too, for the apply loop: each call sees some applied index, and no other
+/// thread changes it between two.
 #[derive(Debug)]
-pub struct State(());
+pub struct State {
+    records: Arc<Records>,
+    /// Held for reading by queries, for writing by a commit.
+    point: RwLock<Point>,
+    exports: Mutex<Vec<Weak<Mutex<Cursor>>>>,
+}
 
-/// The whole state at one applied index: applies wait while it lives.
+/// The whole state at one applied index: applies wait while it lives. A thread that holds one must not
+/// ask for another: with a commit waiting between the two, both would wait for ever.
 #[derive(Debug)]
-pub struct StateRead<'a>(&'a State);
+pub struct StateRead<'a> {
+    state: &'a State,
+    point: RwLockReadGuard<'a, Point>,
+}
+
+impl State {
+    /// Opens the state in `dir`; an empty one at index 0 where there is none.
+    ///
+    /// # Errors
+    /// When sled cannot read what is there.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let records = Arc::new(open_sled(dir)?);
+        let point = Point::read_from(&records, dir)?;
+        start_draining(&records)?;
+        Ok(Self { records, point: RwLock::new(point), exports: Mutex::default() })
+    }
+
+    /// Builds the state of a snapshot in `dir`, which must be empty or absent, and hands it to the
+    /// kernel whole. Nobody should open `dir` as a state before this has returned.
+    ///
+    /// # Errors
+    /// When `pairs` fails, sled refuses, or the pairs do not add up to `digest`.
+    pub fn create_from(
+        dir: &Path,
+        pairs: impl Iterator<Item = Result<Pair, StoreError>>,
+        at: AppliedPoint<'_>,
+        digest: Digest,
+    ) -> Result<Self, StoreError> {
+        let state = Self::open(dir)?;
+        let mut found = Digest::default();
+        let mut writes = Vec::with_capacity(BUILD_CHUNK);
+        for pair in pairs {
+            let (key, value) = pair?;
+            found.add(&key, &value);
+            writes.push((key, Some(value)));
+            if writes.len() == BUILD_CHUNK {
+                state.records.commit(writes.drain(..))?;
+            }
+        }
+        if found != digest {
+            return Err(damaged(dir, format!("its pairs add up to {found} instead of {digest}")));
+        }
+        let point = Point::default().advanced(digest, at);
+        writes.extend(point.writes(at.conf_state));
+        state.records.commit(writes.into_iter())?;
+        state.records.flush()?;
+        *state.point.write() = point;
+        Ok(state)
+    }
+
+    /// The state at one applied index, for a query. Short: applies wait while it lives.
+    pub fn read(&self) -> StateRead<'_> {
+        StateRead { state: self, point: self.point.read() }
+    }
+
+    /// Writes the changes of an apply round, and where it brings the state, in one atomic step. By the
+    /// apply loop alone.
+    ///
+    /// # Errors
+    /// When sled refuses: what it holds in memory is not known then, and must not be read.
+    pub fn commit(&self, batch: Batch, at: AppliedPoint<'_>) -> Result<(), StoreError> {
+        let point = self.point.read().clone().advanced(batch.digest, at);
+        let meta = point.writes(at.conf_state);
+        let mut current = self.point.write();
+        self.keep_for_exports(&batch)?;
+        self.records.commit(batch.writes.into_iter().chain(meta))?;
+        *current = point;
+        Ok(())
+    }
+
+    /// Starts an image of the replicated tables as they are now.
+    pub fn export(&self) -> Export<'_> {
+        let point = self.point.read();
+        let export = Export::new(self, point.clone());
+        let mut exports = self.exports.lock();
+        exports.retain(|export| export.strong_count() > 0);
+        exports.push(export.cursor());
+        drop(exports);
+        export
+    }
+
+    /// The index up to which commands are applied.
+    #[must_use]
+    pub fn applied(&self) -> LogIndex {
+        self.point.read().index
+    }
+
+    /// The term of the entry at that index.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.point.read().term
+    }
+
+    /// The membership as of that index.
+    #[must_use]
+    pub fn conf_state(&self) -> ConfState {
+        self.point.read().conf_state.clone()
+    }
+
+    /// The digest of the replicated tables at that index.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.point.read().digest
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.records.path()
+    }
+
+    /// Hands everything to the kernel: a process that is killed afterwards has nothing to replay.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.records.flush()
+    }
+
+    /// Gives running exports the values that `batch` is about to change. The caller holds `point`.
+    fn keep_for_exports(&self, batch: &Batch) -> Result<(), StoreError> {
+        let exports = self.exports.lock();
+        for export in exports.iter().filter_map(Weak::upgrade) {
+            let mut cursor = export.lock();
+            for key in batch.writes.keys() {
+                cursor.keep(key, || self.records.get(key))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl View for State {
+    type Error = StoreError;
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read().get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
+        self.read().scan(from, to, limit)
+    }
+}
 
 impl StateRead<'_> {
     /// The index up to which commands are applied.
     #[must_use]
     pub fn applied(&self) -> LogIndex {
-        unimplemented!()
+        self.point.index
+    }
+
+    /// The digest of the replicated tables at that index.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.point.digest
+    }
+
+    /// At most `limit` pairs from `from` on, ascending, of all tables.
+    pub(super) fn scan_from(&self, from: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
+        self.state.records.scan((Bound::Included(from), Bound::Unbounded), limit)
     }
 }
 
 impl View for StateRead<'_> {
     type Error = StoreError;
 
-    fn get(&self, _key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let _ = self.0;
-        unimplemented!()
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.state.records.get(key)
     }
 
-    fn scan(&self, _from: &[u8], _to: &[u8], _limit: usize) -> Result<Vec<Pair>, StoreError> {
-        unimplemented!()
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let range = (Bound::Included(from), Bound::Excluded(to));
+        self.state.records.scan(range, limit)
     }
 }
+
+/// Gives sled what was committed, on a thread of its own, for as long as the state lives. An error is
+/// left to the next commit or flush, which meets it again.
+fn start_draining(records: &Arc<Records>) -> Result<(), StoreError> {
+    let weak = Arc::downgrade(records);
+    let body = move || {
+        while let Some(records) = weak.upgrade() {
+            if let Err(error) = records.drain() {
+                tracing::error!("{error}");
+            }
+            drop(records);
+            std::thread::sleep(DRAIN);
+        }
+    };
+    let started = std::thread::Builder::new().name("state".to_owned()).spawn(body);
+    started.map(drop).map_err(StoreError::io("start a thread for", records.path()))
+}
+
+fn open_sled(dir: &Path) -> Result<Records, StoreError> {
+    let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES);
+    let config = config.flush_every_ms(Some(FLUSH_MS));
+    let deadline = Instant::now() + CLOSING;
+    loop {
+        // sled panics on some damage that it meets while it opens.
+        match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(db)) => return Ok(Records::new(db, dir.to_owned())),
+            Ok(Err(error)) if is_locked(&error) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(Err(error)) => return Err(StoreError::sled("open", dir)(error)),
+            Err(_) => {
+                return Err(damaged(dir, "sled gave up on it (see its panic above)".to_owned()));
+            }
+        }
+    }
+}
+
+/// sled says so in words only.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
+pub(super) fn damaged(dir: &Path, what: String) -> StoreError {
+    StoreError::Corrupt { path: dir.to_owned(), offset: None, what, advice: REBUILD }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

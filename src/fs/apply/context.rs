@@ -2,7 +2,8 @@
 
 use prost::Message;
 
-use crate::fs::applied::{Applied, Change, FileEffect, Position};
+use crate::fs::Position;
+use crate::fs::applied::{Applied, Change, FileEffect};
 use crate::fs::errno::Errno;
 use crate::fs::keys;
 use crate::fs::limits::NAME_MAX;

@@ -22,7 +22,8 @@ use prost::Message;
 
 use self::context::{Context, Step, Stop};
 use self::window::Admission;
-use super::applied::{Applied, Position};
+use super::Position;
+use super::applied::Applied;
 use super::errno::Errno;
 use super::keys;
 use super::proto::{self, command::Op};

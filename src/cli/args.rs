@@ -1,0 +1,108 @@
+//! The subcommands and how each is reached.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::cli::{cleanup, cluster, dev, leader, probe, serve, status};
+
+/// A file system that replicates what programs write through Raft.
+#[derive(Debug, Parser)]
+#[command(name = "quorumfs", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs one daemon in the foreground, logging to stderr.
+    Serve(ConfigArgs),
+    /// Makes clusters.
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Shows the cluster as one daemon sees it.
+    Status(status::Args),
+    /// Says who leads.
+    #[command(subcommand)]
+    Leader(leader::Command),
+    /// Runs a whole cluster on this machine, to try things out.
+    #[command(subcommand)]
+    Dev(dev::Command),
+    /// Unmounts what a dead daemon left mounted.
+    Cleanup(ConfigArgs),
+    /// Says by its exit code whether a mount serves.
+    #[command(hide = true)]
+    Probe(probe::Args),
+}
+
+/// Where the configuration is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConfigArgs {
+    /// The daemon's configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Cluster(command) => cluster::run(&command),
+        Command::Status(args) => block_on(status::run(&args)),
+        Command::Leader(command) => block_on(leader::run(&command)),
+        Command::Dev(command) => block_on(dev::run(command)),
+        Command::Cleanup(args) => cleanup::run(&args),
+        Command::Probe(args) => return probe::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quorumfs: {}", sentence(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(command)
+}
+
+/// The chain of causes on one line, without what a cause repeats of its effect.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if line.is_empty() {
+            line = text;
+        } else if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, sentence};
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_is_one_line_without_repetitions() {
+        let error = anyhow::anyhow!("no\nspace").context("cannot write: no space").context("oh");
+        assert_eq!(sentence(&error), "oh: cannot write: no space");
+    }
+}

@@ -1,0 +1,67 @@
+//! The client of a daemon's admin service.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::rpc::admin::admin_client::AdminClient;
+use crate::rpc::admin::{StatusReply, StatusRequest, TransferLeaderRequest};
+use crate::types::NodeId;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A daemon that is stopped or wedged accepts connections and says nothing.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Handing over takes an election.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A connection to one daemon.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    client: AdminClient<Channel>,
+    address: String,
+}
+
+impl Admin {
+    /// Connects to the daemon at `HOST:PORT`.
+    pub(crate) async fn connect(address: &str) -> Result<Self> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .with_context(|| format!("\"{address}\" is not HOST:PORT"))?
+            .connect_timeout(CONNECT_TIMEOUT);
+        let channel = endpoint
+            .connect()
+            .await
+            .with_context(|| format!("no quorumfs daemon answers at {address}"))?;
+        Ok(Self { client: AdminClient::new(channel), address: address.to_owned() })
+    }
+
+    /// The cluster as this daemon sees it.
+    pub(crate) async fn status(&mut self) -> Result<StatusReply> {
+        tokio::time::timeout(ANSWER_TIMEOUT, self.client.status(StatusRequest {}))
+            .await
+            .ok()
+            .with_context(|| format!("the daemon at {} does not answer", self.address))?
+            .map(tonic::Response::into_inner)
+            .map_err(|status| refusal(&self.address, &status))
+    }
+
+    /// Hands leadership over to `node`, or to any voter. Answers who leads then.
+    pub(crate) async fn transfer_leader(&mut self, node: Option<NodeId>) -> Result<NodeId> {
+        let request = TransferLeaderRequest { node: node.map_or(0, u64::from) };
+        let reply = tokio::time::timeout(TRANSFER_TIMEOUT, self.client.transfer_leader(request))
+            .await
+            .ok()
+            .with_context(|| format!("the daemon at {} does not answer", self.address))?
+            .map_err(|status| refusal(&self.address, &status))?;
+        Ok(NodeId(reply.into_inner().leader))
+    }
+}
+
+fn refusal(address: &str, status: &tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("the daemon at {address} says: {}", status.message())
+}
+
+/// Connects and asks once.
+pub(crate) async fn status_of(address: &str) -> Result<StatusReply> {
+    Admin::connect(address).await?.status().await
+}

@@ -1,0 +1,62 @@
+//! What must be true of the machine before a daemon opens its data: checked first, so that a node
+//! which cannot start changes nothing.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cli::{mountpoint, probe};
+use crate::config::Config;
+
+/// Checks the machine for what `config` asks of it, and removes a dead mount of an earlier run.
+pub(crate) fn check(config: &Config) -> Result<()> {
+    check_fuse()?;
+    free_mount_point(&config.mount)?;
+    check_port(config)
+}
+
+fn check_fuse() -> Result<()> {
+    let device = Path::new("/dev/fuse");
+    match fs::OpenOptions::new().read(true).write(true).open(device) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("there is no /dev/fuse: load the kernel's module with `modprobe fuse`")
+        }
+        Err(error) => Err(error).context("cannot open /dev/fuse"),
+    }
+}
+
+/// An empty place to mount on. A mount whose daemon is gone is ours to remove; a live one is not.
+fn free_mount_point(mount: &Path) -> Result<()> {
+    let mount = &mountpoint::resolve(mount)?;
+    if mountpoint::is_fuse(mount)? && probe::probe_blocking(mount)? == probe::Finding::Dead {
+        mountpoint::unmount(mount)?;
+        tracing::info!(mount = %mount.display(), "removed the dead mount of an earlier run");
+    }
+    ensure!(
+        !mountpoint::is_mounted(mount)?,
+        "something is mounted on {} already: unmount it or choose another mount point",
+        mount.display()
+    );
+    match fs::metadata(mount) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => bail!("the mount point {} is not a directory", mount.display()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("the mount point {} does not exist: create the directory", mount.display())
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot look at {}", mount.display())),
+    }
+}
+
+fn check_port(config: &Config) -> Result<()> {
+    match TcpListener::bind(config.listen) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            bail!("{} is in use by another program: set listen to a free port", config.listen)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot listen on {}", config.listen)),
+    }
+}

@@ -1,0 +1,173 @@
+//! `quorumfs status`: the cluster as one daemon sees it.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::cli::client;
+use crate::rpc::admin::{MemberStatus, SessionStatus, StatusReply};
+use crate::types::ClusterId;
+
+/// Which daemon to ask.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddressArgs {
+    /// The address of a daemon.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7401")]
+    pub(crate) addr: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    at: AddressArgs,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is printed: [`StatusReply`] with the cluster as people write it.
+#[derive(Debug, Serialize)]
+struct Status {
+    cluster: String,
+    node: u64,
+    pid: u64,
+    version: String,
+    role: String,
+    leader: u64,
+    term: u64,
+    commit: u64,
+    applied: u64,
+    stable: u64,
+    first_index: u64,
+    last_index: u64,
+    mount: String,
+    mounted: bool,
+    session: u64,
+    lease_ms: u64,
+    epochs: bool,
+    digest: String,
+    members: Vec<Member>,
+    sessions: Vec<Session>,
+    problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Member {
+    node: u64,
+    address: String,
+    kind: String,
+    connected: bool,
+    matched: u64,
+    lag: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Session {
+    session: u64,
+    node: u64,
+    strong: bool,
+    visible: u64,
+}
+
+pub(crate) async fn run(args: &Args) -> Result<()> {
+    let status = Status::from(client::status_of(&args.at.addr).await?);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print(&status);
+    }
+    Ok(())
+}
+
+fn print(status: &Status) {
+    let leader = match status.leader {
+        0 => "nobody leads".to_owned(),
+        leader => format!("node {leader} leads"),
+    };
+    println!("cluster {}: {leader} in term {}", status.cluster, status.term);
+    println!(
+        "node {} ({}, pid {}, version {}): commit {}, applied {}, stable {}, log {} to {}",
+        status.node,
+        status.role,
+        status.pid,
+        status.version,
+        status.commit,
+        status.applied,
+        status.stable,
+        status.first_index,
+        status.last_index
+    );
+    println!(
+        "mount {} ({}), session {} with {} ms left, kernel epochs: {}",
+        status.mount,
+        if status.mounted { "serving" } else { "not mounted" },
+        status.session,
+        status.lease_ms,
+        if status.epochs { "yes" } else { "no" }
+    );
+    for member in &status.members {
+        println!(
+            "member {} {} at {} ({}), matched {}, lag {}",
+            member.node,
+            member.kind,
+            member.address,
+            if member.connected { "connected" } else { "not connected" },
+            member.matched,
+            member.lag
+        );
+    }
+    for session in &status.sessions {
+        println!(
+            "session {} of node {} ({}), shows up to {}",
+            session.session,
+            session.node,
+            if session.strong { "strong" } else { "not strong" },
+            session.visible
+        );
+    }
+    for problem in &status.problems {
+        println!("problem: {problem}");
+    }
+}
+
+impl From<StatusReply> for Status {
+    fn from(reply: StatusReply) -> Self {
+        Self {
+            cluster: <[u8; 16]>::try_from(&reply.cluster[..])
+                .map_or_else(|_| "unknown".to_owned(), |id| ClusterId(id).to_string()),
+            node: reply.node,
+            pid: reply.pid,
+            version: reply.version,
+            role: reply.role,
+            leader: reply.leader,
+            term: reply.term,
+            commit: reply.commit,
+            applied: reply.applied,
+            stable: reply.stable,
+            first_index: reply.first_index,
+            last_index: reply.last_index,
+            mount: reply.mount,
+            mounted: reply.mounted,
+            session: reply.session,
+            lease_ms: reply.lease_ms,
+            epochs: reply.epochs,
+            digest: reply.digest,
+            members: reply.members.into_iter().map(Member::from).collect(),
+            sessions: reply.sessions.into_iter().map(Session::from).collect(),
+            problems: reply.problems,
+        }
+    }
+}
+
+impl From<MemberStatus> for Member {
+    fn from(member: MemberStatus) -> Self {
+        let MemberStatus { node, address, kind, connected, matched, lag } = member;
+        Self { node, address, kind, connected, matched, lag }
+    }
+}
+
+impl From<SessionStatus> for Session {
+    fn from(session: SessionStatus) -> Self {
+        let SessionStatus { session, node, strong, visible } = session;
+        Self { session, node, strong, visible }
+    }
+}

@@ -1,0 +1,220 @@
+//! What follows from the inputs: derives the effects of a [`Core`], in the order in which they may be
+//! carried out.
+
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType};
+use raft::{StateRole, Storage};
+
+use super::core::{Core, CoreError, MESSAGE_BYTES, proposal};
+use super::keeper::Beat;
+use super::{Committed, Effect, PeerMessage, ReadGate, Role};
+use crate::types::{LogIndex, NodeId, Position, Term};
+
+impl<S: Storage> Core<S> {
+    /// Derives everything that follows from the inputs since the last call.
+    pub(super) fn settle(&mut self) -> Result<(), CoreError> {
+        self.beat();
+        self.propose();
+        if let Some(context) = self.keeper.begin_round(self.now) {
+            self.raft.read_index(context.to_be_bytes().to_vec());
+        }
+        while self.raft.has_ready() {
+            self.take_ready()?;
+        }
+        self.note_role();
+        for beat in self.keeper.renew(self.now, self.applied.index, &self.roster) {
+            self.renewed(beat);
+        }
+        self.advance_stable();
+        self.tell();
+        Ok(())
+    }
+
+    fn propose(&mut self) {
+        let leader_known = self.raft.raft.leader_id != 0;
+        while leader_known && !self.proposals.is_queue_empty() {
+            let budget = self.config.max_in_flight_bytes;
+            let batch = self.proposals.take_batch(self.now, budget, MESSAGE_BYTES);
+            if batch.is_empty() {
+                break;
+            }
+            self.step(proposal(self.config.node, batch));
+        }
+    }
+
+    fn take_ready(&mut self) -> Result<(), CoreError> {
+        let mut ready = self.raft.ready();
+        let number = ready.number();
+        self.last_ready = number;
+        self.send_all(ready.take_messages());
+        let mut after = ready.take_persisted_messages();
+        after.retain(|message| self.says_something_new(message));
+        let entries = ready.take_entries();
+        let committed = ready.take_committed_entries();
+        for state in ready.take_read_states() {
+            if let Ok(context) = <[u8; 8]>::try_from(state.request_ctx.as_slice()) {
+                self.keeper.confirmed(u64::from_be_bytes(context), LogIndex(state.index));
+            }
+        }
+        if let Some(hard_state) = ready.hs() {
+            self.hard_state = Some(hard_state.clone());
+        }
+        // A hard state in which only the commit index is new goes with the next write: after a restart
+        // an older one only means learning it again.
+        let write = ready.must_sync() || !entries.is_empty();
+        self.raft.mut_store().append(&entries);
+        self.raft.advance_append_async(ready);
+        self.held.push_back((number, after));
+        if write {
+            self.persisting.push_back(number);
+            let hard_state = self.hard_state.take();
+            self.effects.push_back(Effect::Persist { number, entries, hard_state });
+        } else if self.persisting.is_empty() {
+            self.persisted(number);
+        }
+        self.hand_out(committed)
+    }
+
+    /// An acknowledgement of entries that repeats the last one is answer to a message that only moved the
+    /// commit index: it is left out, unless that is so long ago that the first one may be lost.
+    fn says_something_new(&mut self, message: &Message) -> bool {
+        if message.get_msg_type() != MessageType::MsgAppendResponse || message.reject {
+            return true;
+        }
+        let (term, index, when) = self.answered;
+        if (term, index) == (message.term, message.index) && self.now.since(when) < self.config.tick
+        {
+            return false;
+        }
+        self.answered = (message.term, message.index, self.now);
+        true
+    }
+
+    fn hand_out(&mut self, entries: Vec<Entry>) -> Result<(), CoreError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut committed = Vec::with_capacity(entries.len());
+        for mut entry in entries {
+            let position = Position { index: LogIndex(entry.index), term: Term(entry.term) };
+            let conf_state = match entry.get_entry_type() {
+                EntryType::EntryNormal => None,
+                EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                    Some(self.change_membership(&entry)?)
+                }
+            };
+            let data = if conf_state.is_some() { bytes::Bytes::new() } else { entry.take_data() };
+            committed.push(Committed { position, data, conf_state });
+        }
+        self.effects.push_back(Effect::Apply { entries: committed });
+        Ok(())
+    }
+
+    fn change_membership(&mut self, entry: &Entry) -> Result<ConfState, CoreError> {
+        let mut change = ConfChangeV2::default();
+        let undecodable = |_| CoreError::Undecodable { index: LogIndex(entry.index) };
+        if entry.get_entry_type() == EntryType::EntryConfChange {
+            let mut v1 = raft::eraftpb::ConfChange::default();
+            protobuf::Message::merge_from_bytes(&mut v1, &entry.data).map_err(undecodable)?;
+            return Ok(self.raft.apply_conf_change(&v1)?);
+        }
+        protobuf::Message::merge_from_bytes(&mut change, &entry.data).map_err(undecodable)?;
+        Ok(self.raft.apply_conf_change(&change)?)
+    }
+
+    fn note_role(&mut self) {
+        let raft = &self.raft.raft;
+        let role = match raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Follower if raft.promotable() => Role::Follower,
+            StateRole::Follower => Role::Learner,
+        };
+        let now = (role, Term(raft.term), NodeId(raft.leader_id));
+        if now == self.role {
+            return;
+        }
+        let new_leader = (now.1, now.2) != (self.role.1, self.role.2) && now.2 != NodeId(0);
+        self.role = now;
+        self.keeper.set_leading(role == Role::Leader);
+        if new_leader {
+            // What the last one was sent may be lost.
+            self.proposals.retry(self.now);
+            self.lease.hurry();
+            self.tell_all_by = Some(self.now);
+        }
+        // With an effect to hand out, `settle` runs once more before the driver waits.
+        self.effects.push_back(Effect::Role { role, term: now.1, leader: now.2 });
+    }
+
+    /// Asks the leader to renew this node's session, where it is time.
+    fn beat(&mut self) {
+        let leader = self.role.2;
+        let interval = self.config.heartbeat_interval();
+        if leader == NodeId(0) || !self.lease.is_due(self.now, interval) {
+            return;
+        }
+        let Some(session) = self.lease.session() else { return };
+        let number = self.lease.send(self.now, self.config.session_ttl);
+        let visible = self.applied.index;
+        if leader == self.config.node {
+            self.roster.shows(session, visible);
+            self.keeper.beat(Beat { from: leader, session, number, received: self.now });
+        } else {
+            let message = PeerMessage::Heartbeat { session, number, visible };
+            self.effects.push_back(Effect::Send { to: leader, message });
+        }
+    }
+
+    fn renewed(&mut self, beat: Beat) {
+        let Beat { from, session, number, .. } = beat;
+        if from == self.config.node {
+            self.lease.renewed(session, number, self.config.session_ttl);
+        } else {
+            let message = PeerMessage::HeartbeatAck { session, number };
+            self.effects.push_back(Effect::Send { to: from, message });
+        }
+    }
+
+    /// Nobody counts anything before an entry of the current term is applied: until then this node may
+    /// not know of sessions that others wait for.
+    fn advance_stable(&mut self) {
+        if self.applied.term.0 == self.raft.raft.term {
+            if let Some(session) = self.lease.session() {
+                self.roster.shows(session, self.applied.index);
+            }
+            self.stable = self.stable.max(self.roster.stable(self.applied.index));
+        }
+        let keys = self.proposals.acknowledge(self.stable);
+        self.effects.extend(keys.into_iter().map(|key| Effect::Acknowledge { key }));
+        let gate = ReadGate { lease_until: self.lease.until(), stable: self.stable };
+        if gate != self.gate {
+            self.gate = gate;
+            self.effects.push_back(Effect::Gate(gate));
+        }
+    }
+
+    /// Tells the nodes whose mutations wait for it what this node shows; the others a little later, with
+    /// whatever else was applied by then.
+    fn tell(&mut self) {
+        let mut peers = std::mem::take(&mut self.tell_now);
+        if self.tell_all_by.take_if(|by| *by <= self.now).is_some() {
+            peers.extend(self.membership().map(|(node, _)| node));
+        }
+        peers.remove(&self.config.node);
+        let Some(session) = self.lease.session() else { return };
+        for to in peers {
+            let message = PeerMessage::Visible { session, index: self.applied.index };
+            self.effects.push_back(Effect::Send { to, message });
+        }
+    }
+
+    pub(super) fn tell_log_cut(&mut self) {
+        let log = self.raft.store();
+        if let Some(to) = log.take_snapshot_wanted()
+            && let Ok(first_index) = log.first_index()
+        {
+            let message = PeerMessage::LogCut { first_index: LogIndex(first_index) };
+            self.effects.push_back(Effect::Send { to, message });
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! One daemon: puts the store, the node, the services and the mount together.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result, bail, ensure};
+use rand::Rng;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, ReadMode};
+use crate::consensus::CoreConfig;
+use crate::mount::{Mount, MountOptions};
+use crate::node::{Node, NodeConfig};
+use crate::rpc::{self, AdminService, MountStatus, PeerService, Peers};
+use crate::store::{self, DataDir, Identity, LogOptions};
+use crate::telemetry;
+use crate::types::{ClusterId, NodeId};
+
+/// What `cluster init` made, and what the others need to join.
+#[derive(Clone, Debug)]
+pub struct InitReport {
+    /// The new cluster.
+    pub cluster: ClusterId,
+    /// Its first node.
+    pub node: NodeId,
+    /// Where the others reach it.
+    pub address: String,
+}
+
+/// Makes a new cluster's first node in an empty data directory.
+///
+/// # Errors
+/// When the directory holds anything already, or cannot be written.
+pub fn init(config: &Config) -> Result<InitReport> {
+    let identity = Identity {
+        cluster: ClusterId(rand::rng().random()),
+        node: NodeId(1),
+        nonce: rand::rng().random(),
+        address: config.address(),
+    };
+    let report = InitReport {
+        cluster: identity.cluster,
+        node: identity.node,
+        address: identity.address.clone(),
+    };
+    store::found_cluster(&config.data, identity, crate::node::wall())?;
+    Ok(report)
+}
+
+/// Runs a daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or cannot go on.
+pub fn run(config: &Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let streams = Streams::start()?;
+    let result = runtime.block_on(serve(config, &streams.handle));
+    drop(streams);
+    // Reads of a disk that does not answer must not keep the daemon from ending.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listener = streams.spawn(rpc::bind(config.listen)).await??;
+    let stopping = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(stopping);
+    let directory = tokio::select! {
+        directory = open(config) => directory?,
+        () = &mut stopping => return Ok(()),
+    };
+    let identity = directory.identity().clone();
+    let genesis = directory.genesis()?.into();
+    tracing::info!(node = identity.node.0, cluster = %identity.cluster, "starting");
+
+    let peers = Arc::new(Peers::new(identity.cluster, identity.node, streams.clone()));
+    let recovered = store::recover(&directory, LogOptions::default())?;
+    let node =
+        Node::start(node_config(config, &identity, &directory), recovered, peers.clone(), streams)?;
+    let handle = node.handle();
+    peers.serve_node(handle.clone());
+    let mut fatal = handle.fatal();
+
+    let mount_status =
+        MountStatus { path: config.mount.display().to_string(), ..MountStatus::default() };
+    let peer_service = PeerService::new(identity.cluster, handle.clone(), genesis);
+    let admin = AdminService::new(identity.cluster, handle.clone(), mount_status.clone());
+    let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = streams.spawn(rpc::serve(listener, peer_service, admin, async move {
+        let _ = server_stopped.await;
+    }));
+
+    telemetry::notify_status("waiting for a quorum");
+    let mount = tokio::select! {
+        () = node.until_serving() => {
+            let options = MountOptions { mount_point: config.mount.clone() };
+            let mount = Mount::start(handle.clone(), options, tokio::runtime::Handle::current())?;
+            mount_status.epochs.store(mount.has_epochs(), Ordering::Relaxed);
+            mount_status.mounted.store(true, Ordering::Relaxed);
+            telemetry::notify_ready();
+            tracing::info!(mount = %config.mount.display(), "serving");
+            Some(mount)
+        }
+        () = &mut stopping => None,
+        _ = fatal.wait_for(Option::is_some) => None,
+    };
+    if mount.is_some() {
+        tokio::select! {
+            () = &mut stopping => {}
+            _ = fatal.wait_for(Option::is_some) => {}
+        }
+    }
+
+    telemetry::notify_stopping();
+    tracing::info!("stopping");
+    if let Some(mount) = mount {
+        mount_status.mounted.store(false, Ordering::Relaxed);
+        mount.stop().await?;
+    }
+    let reason = fatal.borrow().clone();
+    if let Some(reason) = reason {
+        bail!("{reason}");
+    }
+    node.stop().await?;
+    let _ = stop_server.send(());
+    // Streams of peers end with the process.
+    server.abort();
+    Ok(())
+}
+
+/// The thread of the core and its streams to the peers. Nothing on it ever waits for a disk or a
+/// kernel: heartbeats must get through whatever the mount is busy with.
+struct Streams {
+    handle: tokio::runtime::Handle,
+    /// Dropped to end the thread.
+    _running: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Streams {
+    fn start() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime of the streams")?;
+        let handle = runtime.handle().clone();
+        let (running, stopped) = tokio::sync::oneshot::channel();
+        let body = move || {
+            crate::node::run_promptly();
+            // The sender is only ever dropped.
+            let _ = runtime.block_on(stopped);
+        };
+        std::thread::Builder::new().name("core".to_owned()).spawn(body)?;
+        Ok(Self { handle, _running: running })
+    }
+}
+
+fn node_config(config: &Config, identity: &Identity, directory: &DataDir) -> NodeConfig {
+    NodeConfig {
+        cluster: identity.cluster,
+        snapshots: directory.snapshots_dir(),
+        core: CoreConfig::new(identity.node, config.session_ttl),
+        op_timeout: config.op_timeout,
+        snapshot_min_log: config.snapshot_min_log,
+        strong: config.read == ReadMode::Strong,
+    }
+}
+
+/// The data directory of an existing member, or that of a new one that has just joined.
+async fn open(config: &Config) -> Result<DataDir> {
+    if !DataDir::holds_replica(&config.data) {
+        return join(config).await;
+    }
+    let directory = DataDir::open(&config.data)?;
+    if let Some(wanted) = config.cluster {
+        let found = directory.identity().cluster;
+        ensure!(
+            found == wanted,
+            "the data directory {} belongs to cluster {found}, not {wanted}: correct `cluster` or \
+             `data` in the configuration",
+            config.data.display()
+        );
+    }
+    Ok(directory)
+}
+
+async fn join(config: &Config) -> Result<DataDir> {
+    let (Some(cluster), false) = (config.cluster, config.peers.is_empty()) else {
+        bail!(
+            "there is no replica in the data directory {}: run `quorumfs cluster init` to make a new cluster, or set \
+             `cluster` and `peers` to join one",
+            config.data.display()
+        );
+    };
+    let nonce = store::joining_nonce(&config.data, rand::rng().random())?;
+    let joined = rpc::join(&config.peers, cluster, nonce, &config.address()).await?;
+    let identity = Identity { cluster, node: joined.node, nonce, address: config.address() };
+    Ok(store::join_cluster(&config.data, identity, &joined.genesis)?)
+}

@@ -1,0 +1,262 @@
+//! GETATTR, SETATTR and STATFS; what this mount sees of an inode: its record and what is buffered.
+
+use fuser::{FileAttr, FileType, INodeNo};
+
+use super::buffer::BufferedAttributes;
+use super::core::{Caller, Core};
+use super::errors::OpError;
+use super::kernel_cache::Grant;
+use super::times;
+use crate::fs::proto::command::Op;
+use crate::fs::proto::{self, Inode, Kind};
+use crate::fs::query;
+use crate::store::StateRead;
+use crate::types::{Generation, Ino, LogIndex};
+
+/// Names are at most this long.
+pub(super) const NAME_MAX: u32 = 255;
+const BLOCK_BYTES: u64 = 512;
+const SUID: u32 = 0o4000;
+const SGID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+/// An inode as this mount sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) ino: Ino,
+    pub(super) inode: Inode,
+    pub(super) buffered: Option<BufferedAttributes>,
+}
+
+/// What SETATTR asks for; absent fields stay.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AttributeChange {
+    pub(super) mode: Option<u32>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) size: Option<u64>,
+    pub(super) atime: Option<proto::Time>,
+    pub(super) mtime: Option<proto::Time>,
+}
+
+impl Core {
+    /// GETATTR. Answers with leave to cache it.
+    pub(super) async fn getattr(&self, ino: Ino) -> Result<(FileAttr, Grant), OpError> {
+        let grant = self.give_attributes(ino);
+        self.settle_appends(ino).await;
+        let seen = self.seen(ino).await?;
+        Ok((self.file_attr(&seen)?, grant))
+    }
+
+    /// SETATTR. Its reply carries no TTL: our own change invalidates what it would give, and kernels
+    /// before 6.16 believe a late reply.
+    pub(super) async fn setattr(
+        &self,
+        caller: Caller,
+        ino: Ino,
+        change: AttributeChange,
+    ) -> Result<FileAttr, OpError> {
+        // Bytes that were written before must neither move the times that are set now nor come back
+        // after a truncation.
+        if let Some(buffer) = self.open.buffer(ino) {
+            self.commit(&buffer).await;
+        }
+        let is_directory = self.query(|state| {
+            Ok(query::inode(state, ino)?.is_some_and(|inode| inode.kind() == Kind::Directory))
+        })?;
+        let op = set_attr(caller, ino, change, is_directory);
+        let outcome = self.mutate(&[ino], op).await?;
+        self.file_attr(&Seen::of_outcome(ino, outcome)?)
+    }
+
+    /// STATFS: the numbers of the file system that holds our backing files.
+    pub(super) fn statfs(&self) -> Result<libc::statvfs, OpError> {
+        Ok(self.node.files().statvfs()?)
+    }
+
+    /// What may be served of an inode that the kernel knows. ESTALE where it is gone: the kernel then
+    /// looks the path up again.
+    pub(super) async fn seen(&self, ino: Ino) -> Result<Seen, OpError> {
+        let seen = self.read_stable(|state| {
+            let seen = self.see(state, ino)?;
+            let mod_index = seen.as_ref().map_or(LogIndex(0), Seen::mod_index);
+            Ok((seen, mod_index))
+        });
+        seen.await?.ok_or(OpError::Errno(libc::ESTALE))
+    }
+
+    /// An inode in one state. Nothing is applied while that is held, so bytes are in the buffer or in
+    /// the record (or in both).
+    pub(super) fn see(&self, state: &StateRead<'_>, ino: Ino) -> Result<Option<Seen>, OpError> {
+        let buffered = self.open.buffer(ino).and_then(|buffer| buffer.lock().attributes());
+        let inode = query::inode(state, ino)?;
+        Ok(inode.map(|inode| Seen { ino, inode, buffered }))
+    }
+
+    /// Commits appended bytes, of which nobody knows where they will stand. Answers whether there
+    /// were any.
+    pub(super) async fn settle_appends(&self, ino: Ino) -> bool {
+        let Some(buffer) = self.open.buffer(ino) else { return false };
+        let appends = buffer.lock().has_appends();
+        if appends {
+            self.commit(&buffer).await;
+        }
+        appends
+    }
+
+    /// The attributes of an inode, with the blocks that it takes here.
+    pub(super) fn file_attr(&self, seen: &Seen) -> Result<FileAttr, OpError> {
+        let generation = Generation(seen.inode.generation);
+        let blocks = match seen.inode.kind() {
+            Kind::Regular if seen.inode.size > 0 => {
+                self.node.files().blocks(seen.ino, generation)?
+            }
+            _ => 0,
+        };
+        Ok(seen.file_attr(blocks))
+    }
+}
+
+impl Seen {
+    /// What a mutation left behind. Nothing is buffered: it was committed first, or is new.
+    pub(super) fn of_outcome(ino: Ino, outcome: proto::Outcome) -> Result<Self, OpError> {
+        let inode = outcome.inode.ok_or(OpError::Errno(libc::EIO))?;
+        Ok(Self { ino, inode, buffered: None })
+    }
+
+    /// When it last changed.
+    pub(super) fn mod_index(&self) -> LogIndex {
+        LogIndex(self.inode.mod_index)
+    }
+
+    /// The file's size.
+    pub(super) fn size(&self) -> u64 {
+        self.inode.size.max(self.buffered.map_or(0, |buffered| buffered.end))
+    }
+
+    /// As fuser wants it; `blocks` is what the backing file has. Buffered bytes count as blocks: to
+    /// tar a file without blocks is a hole.
+    pub(super) fn file_attr(&self, blocks: u64) -> FileAttr {
+        let Self { ino, inode, buffered } = self;
+        let time = |time: Option<proto::Time>| time.unwrap_or_default();
+        let written = |recorded| match buffered {
+            Some(buffered) => times::later(recorded, buffered.time),
+            None => recorded,
+        };
+        let kill = buffered.is_some_and(|buffered| buffered.kill_suid_sgid);
+        let mode = if kill { without_suid_sgid(inode.mode) } else { inode.mode };
+        let buffered_blocks =
+            buffered.map_or(0, |buffered| (buffered.bytes as u64).div_ceil(BLOCK_BYTES));
+        FileAttr {
+            ino: INodeNo(ino.0),
+            size: self.size(),
+            blocks: blocks + buffered_blocks,
+            atime: times::to_system(time(inode.atime)),
+            mtime: times::to_system(written(time(inode.mtime))),
+            ctime: times::to_system(written(time(inode.ctime))),
+            crtime: times::to_system(time(inode.btime)),
+            kind: file_type(inode.kind()),
+            perm: u16::try_from(mode & 0o7777).expect("twelve bits"),
+            nlink: inode.nlink,
+            uid: inode.uid,
+            gid: inode.gid,
+            rdev: inode.rdev,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}
+
+/// The kind as fuser names it.
+pub(super) fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Regular | Kind::Unspecified => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+/// What a write by somebody without privileges leaves of a mode (inode(7)).
+fn without_suid_sgid(mode: u32) -> u32 {
+    let sgid = if mode & GROUP_EXECUTE == 0 { 0 } else { SGID };
+    mode & !(SUID | sgid)
+}
+
+/// The command of a SETATTR. fuser hides the kernel's own flag for suid and sgid, so: chown clears
+/// them always, truncation unless root does it. A SETATTR without any field is a chown to nobody.
+fn set_attr(caller: Caller, ino: Ino, change: AttributeChange, is_directory: bool) -> Op {
+    let AttributeChange { mode, uid, gid, size, atime, mtime } = change;
+    let is_chown = uid.is_some() || gid.is_some();
+    let is_truncation = size.is_some();
+    let is_empty = mode.is_none() && atime.is_none() && mtime.is_none();
+    let chown_kills = is_chown || (is_empty && !is_truncation);
+    let kill = chown_kills || (is_truncation && caller.uid != 0);
+    Op::SetAttr(proto::SetAttr {
+        ino: ino.0,
+        mode: mode.map(|mode| mode & 0o7777),
+        uid,
+        gid,
+        size,
+        atime,
+        mtime: mtime.or_else(|| is_truncation.then(times::now)),
+        kill_suid_sgid: kill && !is_directory,
+    })
+}
+
+/// The command that an OPEN with `O_TRUNC` stands for.
+pub(super) fn truncate(caller: Caller, ino: Ino) -> Op {
+    set_attr(caller, ino, AttributeChange { size: Some(0), ..AttributeChange::default() }, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USER: Caller = Caller { uid: 1000, gid: 1000 };
+    const ROOT: Caller = Caller { uid: 0, gid: 0 };
+
+    fn kills(caller: Caller, change: AttributeChange, is_directory: bool) -> bool {
+        match set_attr(caller, Ino(5), change, is_directory) {
+            Op::SetAttr(set) => set.kill_suid_sgid,
+            other => panic!("not a SetAttr: {other:?}"),
+        }
+    }
+
+    /// chown clears suid and sgid whoever calls it, truncate unless root does, chmod and utimes
+    /// never; directories keep theirs.
+    #[test]
+    fn suid_and_sgid() {
+        let chown = AttributeChange { uid: Some(1), ..AttributeChange::default() };
+        let resize = AttributeChange { size: Some(1), ..AttributeChange::default() };
+        let chmod = AttributeChange { mode: Some(0o4755), ..AttributeChange::default() };
+        assert!(kills(ROOT, chown, false) && kills(USER, chown, false));
+        assert!(!kills(ROOT, resize, false) && kills(USER, resize, false));
+        assert!(!kills(USER, chmod, false));
+        assert!(!kills(USER, chown, true));
+        assert!(kills(USER, AttributeChange::default(), false), "chown(path, -1, -1)");
+        assert_eq!(without_suid_sgid(0o6755), 0o755);
+        assert_eq!(without_suid_sgid(0o6745), 0o2745, "mandatory locking, not sgid");
+    }
+
+    /// Buffered bytes raise size and times, and never lower them.
+    #[test]
+    fn buffered_bytes_show() {
+        let at = |seconds| Some(proto::Time { seconds, nanos: 0 });
+        let inode =
+            Inode { size: 100, mtime: at(50), ctime: at(70), mode: 0o4755, ..<_>::default() };
+        let buffered = BufferedAttributes {
+            end: 10,
+            bytes: 10,
+            time: at(60).expect("a time"),
+            kill_suid_sgid: true,
+        };
+        let attr = Seen { ino: Ino(2), inode, buffered: Some(buffered) }.file_attr(8);
+        assert_eq!((attr.size, attr.blocks, attr.perm), (100, 9, 0o755));
+        assert_eq!(attr.mtime, times::to_system(at(60).expect("a time")));
+        assert_eq!(attr.ctime, times::to_system(at(70).expect("a time")));
+    }
+}

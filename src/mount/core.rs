@@ -1,0 +1,165 @@
+//! What all operations share: stable reads, mutations, and what is kept between operations.
+
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use super::errors::OpError;
+use super::kernel_cache::{Grant, KernelCache, outlives_lease};
+use super::notify::Kernel;
+use super::open_table::{OpenTable, Released};
+use crate::fs::proto;
+use crate::node::{Handle, NodeError};
+use crate::store::StateRead;
+use crate::types::{Ino, LogIndex};
+
+/// Everything that a mount keeps between operations.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) node: Handle,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) open: OpenTable,
+    pub(super) cache: KernelCache,
+    /// Buffered bytes of the whole mount.
+    pub(super) buffered: AtomicUsize,
+    kernel: OnceLock<Kernel>,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Core {
+    pub(super) fn new(node: Handle, runtime: tokio::runtime::Handle) -> Self {
+        Self {
+            node,
+            runtime,
+            open: OpenTable::default(),
+            cache: KernelCache::default(),
+            buffered: AtomicUsize::new(0),
+            kernel: OnceLock::new(),
+        }
+    }
+
+    /// The way to the kernel: known from when the mount is there, before the first request.
+    pub(super) fn set_kernel(&self, kernel: Kernel) {
+        assert!(self.kernel.set(kernel).is_ok(), "a mount has one kernel");
+    }
+
+    pub(super) fn kernel(&self) -> &Kernel {
+        self.kernel.get().expect("set before requests and changes come")
+    }
+
+    /// Reads the state at one applied index, stable or not.
+    pub(super) fn query<T>(
+        &self,
+        read: impl FnOnce(&StateRead<'_>) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        read(&self.node.state())
+    }
+
+    /// Reads what may be served: `read` answers with the index at which its answer last changed, and
+    /// is asked again until that is stable and the lease live.
+    pub(super) async fn read_stable<T>(
+        &self,
+        read: impl Fn(&StateRead<'_>) -> Result<(T, LogIndex), OpError>,
+    ) -> Result<T, OpError> {
+        let deadline = Instant::now() + self.node.op_timeout();
+        loop {
+            let session = self.node.session();
+            let (answer, mod_index) = self.query(&read)?;
+            // In another session changes may have been acknowledged without us in between.
+            if self.node.may_serve(mod_index) && self.node.session() == session {
+                return Ok(answer);
+            }
+            if Instant::now() >= deadline {
+                return Err(NodeError::Deadline.into());
+            }
+            self.node.until_servable(mod_index).await?;
+        }
+    }
+
+    /// Proposes a mutation and waits until it may be acknowledged. `touched` is what the kernel's
+    /// caches no longer agree with should its outcome stay unknown.
+    pub(super) async fn mutate(
+        &self,
+        touched: &[Ino],
+        op: proto::command::Op,
+    ) -> Result<proto::Outcome, OpError> {
+        let outcome = match self.node.mutate(op).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::warn!(?touched, %error, "the outcome of a mutation is unknown");
+                self.cache.doubt(touched);
+                self.forget_names();
+                return Err(error.into());
+            }
+        };
+        match i32::try_from(outcome.errno) {
+            Ok(0) => Ok(outcome),
+            Ok(errno) => Err(OpError::Errno(errno)),
+            Err(_) => Err(OpError::Errno(libc::EIO)),
+        }
+    }
+
+    /// Ends a hold that did not become an open file.
+    pub(super) fn unhold(&self, ino: Ino) {
+        self.released(ino, self.open.unhold(ino));
+    }
+
+    pub(super) fn released(&self, ino: Ino, released: Released) {
+        match released {
+            Released::Nothing => {}
+            Released::Orphan => self.node.release_orphan(ino),
+        }
+    }
+
+    /// Registers that attributes of `ino` are going to be given.
+    pub(super) fn give_attributes(&self, ino: Ino) -> Grant {
+        self.cache.give_attributes(ino, Instant::now(), self.node.lease_left())
+    }
+
+    /// Registers that a name of `directory` is going to be given.
+    pub(super) fn give_name(&self, directory: Ino) -> Grant {
+        if !self.kernel().has_epochs() {
+            return Grant::NONE;
+        }
+        self.cache.give_name(directory, Instant::now(), self.node.lease_left())
+    }
+
+    /// A rename is going to take a name, with its TTL, into `directory`.
+    pub(super) fn name_moves(&self, directory: Ino) {
+        if self.kernel().has_epochs() {
+            self.cache.move_name(directory, Instant::now(), self.node.lease_left());
+        }
+    }
+
+    /// The TTL for a reply that goes out now.
+    pub(super) fn ttl(&self, grant: Grant) -> Duration {
+        grant.ttl(Instant::now(), self.node.lease_left())
+    }
+
+    /// To be called when a reply with an attribute TTL is written.
+    pub(super) fn gave_attributes(&self, ino: Ino, ttl: Duration) {
+        if outlives_lease(ttl, self.node.lease_left()) {
+            self.kernel().drop_attributes(ino);
+        }
+    }
+
+    /// To be called when a reply with an entry TTL is written.
+    pub(super) fn gave_name(&self, ttl: Duration) {
+        if outlives_lease(ttl, self.node.lease_left()) {
+            self.forget_names();
+        }
+    }
+
+    /// Makes the kernel forget all names.
+    pub(super) fn forget_names(&self) {
+        if self.kernel().bump_epoch() {
+            self.cache.forgot_names();
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Running operations: each is polled once on the session thread and goes to the runtime only if it
+//! has to wait, so that what memory can answer costs no thread hop.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use super::core::Core;
+use super::errors::OpError;
+use crate::types::Ino;
+
+/// A reply that can be refused with an errno.
+pub(super) trait Refuse: Send + 'static {
+    fn refuse(self, errno: fuser::Errno);
+}
+
+macro_rules! refuse {
+    ($($reply:ident),*) => {
+        $(impl Refuse for fuser::$reply {
+            fn refuse(self, errno: fuser::Errno) {
+                self.error(errno);
+            }
+        })*
+    };
+}
+
+refuse!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyDirectory,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyOpen,
+    ReplyStatfs,
+    ReplyWrite,
+    ReplyXattr
+);
+
+/// Directories that an operation is at work on, until its reply is written.
+struct InFlight {
+    core: Arc<Core>,
+    directories: Vec<Ino>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.core.cache.leave(&self.directories);
+    }
+}
+
+/// Runs an operation and sends its answer. The kernel may hold the locks of `directories` until the
+/// reply is written.
+pub(super) fn run<R, T, F>(
+    core: &Arc<Core>,
+    directories: &[Ino],
+    reply: R,
+    work: F,
+    answer: impl FnOnce(&Core, R, T) + Send + 'static,
+) where
+    R: Refuse,
+    T: Send + 'static,
+    F: Future<Output = Result<T, OpError>> + Send + 'static,
+{
+    core.cache.enter(directories);
+    let in_flight = InFlight { core: core.clone(), directories: directories.to_vec() };
+    poll_first(&core.runtime, async move {
+        match work.await {
+            Ok(value) => answer(&in_flight.core, reply, value),
+            Err(error) => {
+                if let OpError::Node(error) = &error {
+                    tracing::warn!(%error, "an operation failed");
+                }
+                reply.refuse((&error).into());
+            }
+        }
+        drop(in_flight);
+    });
+}
+
+/// Polls once here; what is not ready then goes on in the runtime.
+pub(super) fn poll_first(
+    runtime: &tokio::runtime::Handle,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
+    let mut work = Box::pin(work);
+    // Timers and blocking tasks want to know their runtime already in the first poll.
+    let _entered = runtime.enter();
+    // Wake-ups between the two polls are not lost: the runtime polls at once with its own waker.
+    if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        runtime.spawn(work);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::{self, ThreadId};
+
+    use super::*;
+
+    fn thread_of(work: impl Future<Output = ()> + Send + 'static) -> ThreadId {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let (send, receive) = crossbeam_channel::bounded(1);
+        poll_first(runtime.handle(), async move {
+            work.await;
+            send.send(thread::current().id()).expect("the test waits");
+        });
+        receive.recv_timeout(std::time::Duration::from_secs(30)).expect("finished")
+    }
+
+    /// What is ready is answered on the session thread; what waits does not block it.
+    #[test]
+    fn only_what_waits_changes_threads() {
+        assert_eq!(thread_of(async {}), thread::current().id());
+        let waits = tokio::task::yield_now();
+        assert_ne!(thread_of(waits), thread::current().id());
+        let sleeps = async { tokio::time::sleep(std::time::Duration::from_millis(1)).await };
+        assert_ne!(thread_of(sleeps), thread::current().id());
+    }
+}

@@ -1,0 +1,164 @@
+//! READ, WRITE, FLUSH and FSYNC.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::attributes::Seen;
+use super::buffer::NewBytes;
+use super::core::Core;
+use super::errors::OpError;
+use super::extents::{self, Piece};
+use super::open_table::OpenFile;
+use crate::node::NodeError;
+use crate::types::{ByteRange, Generation, Ino, LogIndex};
+
+/// The bits that clear on a write by somebody without privileges.
+const SUID_SGID: u32 = 0o6000;
+
+/// Where a read found its bytes: a backing file and, over it, what is buffered.
+struct Source {
+    seen: Seen,
+    patch: Vec<Piece>,
+}
+
+impl Core {
+    /// READ. Never waits for the roster, only for the lease.
+    pub(super) async fn read(
+        &self,
+        handle: u64,
+        offset: u64,
+        size: u32,
+    ) -> Result<Vec<u8>, OpError> {
+        let file = self.file(handle)?;
+        self.lease_is_live().await?;
+        self.settle_appends(file.buffer.ino).await;
+        let deadline = Instant::now() + self.node.op_timeout();
+        loop {
+            let cuts = self.node.cuts();
+            if cuts.is_some() {
+                let source = self.source(&file, ByteRange::at(offset, u64::from(size)))?;
+                let bytes = self.read_source(&source, offset, size).await?;
+                if self.node.cuts() == cuts {
+                    return Ok(bytes);
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(NodeError::Deadline.into());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// WRITE: into the buffer. `flags` are those of the file as it is now; fcntl(2) may have changed
+    /// `O_APPEND` since the OPEN.
+    pub(super) async fn write(
+        self: &Arc<Self>,
+        handle: u64,
+        new: NewBytes,
+        flags: i32,
+    ) -> Result<u32, OpError> {
+        let file = self.file(handle)?;
+        let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
+        let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
+        self.buffer_bytes(&file.buffer, new).await;
+        if appends && !file.direct {
+            // The kernel has put the bytes where it believes that the file ends.
+            self.cache.forget_pages(file.buffer.ino);
+            self.kernel().drop_pages(file.buffer.ino, ByteRange::from(0));
+        }
+        if flags & libc::O_DSYNC != 0 {
+            self.commit_and_acknowledge(&file.buffer).await?;
+            return report_failure(&file).map(|()| written);
+        }
+        if kill && self.has_suid_sgid(file.buffer.ino)? {
+            // The kernel goes on believing in the bits until the change is applied.
+            self.commit(&file.buffer).await;
+        }
+        Ok(written)
+    }
+
+    /// FLUSH, at each close(2), and FSYNC: everything written so far is committed (which makes it
+    /// durable on a quorum: it travels in the log) and visible everywhere.
+    pub(super) async fn flush(&self, handle: u64) -> Result<(), OpError> {
+        let file = self.file(handle)?;
+        let acknowledged = self.commit_and_acknowledge(&file.buffer).await;
+        report_failure(&file)?;
+        acknowledged
+    }
+
+    fn file(&self, handle: u64) -> Result<Arc<OpenFile>, OpError> {
+        self.open.file(handle).ok_or(OpError::Errno(libc::EBADF))
+    }
+
+    /// Waits for the lease: without it others may have changed what is read.
+    async fn lease_is_live(&self) -> Result<(), OpError> {
+        let deadline = Instant::now() + self.node.op_timeout();
+        while !self.node.may_serve(LogIndex(0)) {
+            if Instant::now() >= deadline {
+                return Err(NodeError::Deadline.into());
+            }
+            self.node.until_servable(LogIndex(0)).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the overlay before the backing file is read: bytes that are applied in between are then
+    /// read twice instead of not at all.
+    fn source(&self, file: &OpenFile, range: ByteRange) -> Result<Source, OpError> {
+        self.query(|state| {
+            let patch = file.buffer.lock().overlay(range);
+            let seen = self.see(state, file.buffer.ino)?;
+            Ok(Source { seen: seen.ok_or(OpError::Errno(libc::ESTALE))?, patch })
+        })
+    }
+
+    async fn read_source(
+        &self,
+        source: &Source,
+        offset: u64,
+        size: u32,
+    ) -> Result<Vec<u8>, OpError> {
+        let left = source.seen.size().saturating_sub(offset).min(u64::from(size));
+        let mut bytes = vec![0; usize::try_from(left).expect("at most a request's size")];
+        let covered = source.patch.iter().any(|piece| {
+            piece.offset <= offset && piece.offset + piece.data.len() as u64 >= offset + left
+        });
+        if left > 0 && !covered {
+            let generation = Generation(source.seen.inode.generation);
+            bytes = self.read_backing(source.seen.ino, generation, offset, bytes).await?;
+        }
+        extents::apply(&source.patch, offset, &mut bytes);
+        Ok(bytes)
+    }
+
+    /// Fills `bytes` from the backing file: here where they are in memory, else on a thread that may
+    /// wait for the disk.
+    async fn read_backing(
+        &self,
+        ino: Ino,
+        generation: Generation,
+        offset: u64,
+        mut bytes: Vec<u8>,
+    ) -> Result<Vec<u8>, OpError> {
+        if self.node.files().read_cached(ino, generation, offset, &mut bytes)? {
+            return Ok(bytes);
+        }
+        let node = self.node.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            node.files().read(ino, generation, offset, &mut bytes).map(|()| bytes)
+        });
+        match read.await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(NodeError::Stopping.into()),
+        }
+    }
+
+    fn has_suid_sgid(&self, ino: Ino) -> Result<bool, OpError> {
+        let seen = self.query(|state| self.see(state, ino))?;
+        Ok(seen.is_some_and(|seen| seen.inode.mode & SUID_SGID != 0))
+    }
+}
+
+fn report_failure(file: &OpenFile) -> Result<(), OpError> {
+    file.unreported_failure().map_or(Ok(()), |errno| Err(OpError::Errno(errno)))
+}

@@ -1,0 +1,167 @@
+//! Committing what programs wrote: taking lots from buffers, proposing them, settling them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::buffer::{Batch, Buffer, NewBytes};
+use super::core::Core;
+use super::errors::OpError;
+use crate::fs::proto;
+use crate::fs::proto::command::Op;
+use crate::node::{NodeError, Pending};
+use crate::types::{ByteRange, Ino, LogIndex};
+
+/// An inode with this many buffered bytes is committed in the background.
+const START_BYTES: usize = 1 << 20;
+/// A writer waits while its inode has more buffered bytes than this.
+const INODE_MAX_BYTES: usize = 4 << 20;
+/// A writer waits for its inode while the mount has more buffered bytes than this.
+const MOUNT_MAX_BYTES: usize = 64 << 20;
+/// Bytes older than this are committed without being asked for.
+const MAX_AGE: Duration = Duration::from_secs(1);
+/// How often ages are looked at.
+const AGE_TICK: Duration = Duration::from_millis(250);
+
+impl Core {
+    /// Takes a WRITE into the buffer, and keeps the buffer small.
+    pub(super) async fn buffer_bytes(self: &Arc<Self>, buffer: &Arc<Buffer>, new: NewBytes) {
+        while !self.accept(buffer, &new) {
+            self.commit(buffer).await;
+        }
+        let bytes = buffer.lock().bytes();
+        if bytes > INODE_MAX_BYTES || self.buffered.load(Ordering::Relaxed) > MOUNT_MAX_BYTES {
+            self.commit(buffer).await;
+        } else if bytes >= START_BYTES {
+            self.commit_soon(buffer);
+        }
+    }
+
+    fn accept(&self, buffer: &Buffer, new: &NewBytes) -> bool {
+        let mut state = buffer.lock();
+        let before = state.bytes();
+        let accepted = state.accept(new, Instant::now());
+        self.buffered.fetch_add(state.bytes() - before, Ordering::Relaxed);
+        accepted
+    }
+
+    /// Commits everything that was written to the inode before this call. What cannot be committed is
+    /// recorded as a failure, which the handles report.
+    pub(super) async fn commit(&self, buffer: &Buffer) {
+        let target = buffer.lock().accepted();
+        while !buffer.lock().is_settled(target) {
+            let _turn = buffer.turn.acquire().await.expect("a turn is never closed");
+            if buffer.lock().is_settled(target) {
+                return;
+            }
+            let batch = buffer.lock().take(buffer.ino);
+            let Some(batch) = batch else { return };
+            let result = self.propose(buffer.ino, batch).await;
+            if let Err(errno) = result {
+                self.lost_bytes(buffer.ino, errno);
+            }
+            let settled = buffer.lock().settle(result);
+            self.buffered.fetch_sub(settled, Ordering::Relaxed);
+        }
+    }
+
+    /// The same, for FLUSH and FSYNC: waits until it may be acknowledged, too.
+    pub(super) async fn commit_and_acknowledge(&self, buffer: &Buffer) -> Result<(), OpError> {
+        self.commit(buffer).await;
+        let committed = buffer.lock().committed();
+        if committed > LogIndex(0) {
+            self.node.until_acknowledged(committed).await?;
+        }
+        Ok(())
+    }
+
+    /// Commits in the background.
+    pub(super) fn commit_soon(self: &Arc<Self>, buffer: &Arc<Buffer>) {
+        if buffer.lock().schedule_commit() {
+            let (core, buffer) = (self.clone(), buffer.clone());
+            self.runtime.spawn(async move { core.commit(&buffer).await });
+        }
+    }
+
+    /// Commits every buffer; when the mount stops.
+    pub(super) async fn commit_all(&self) {
+        for buffer in self.open.buffers() {
+            self.commit(&buffer).await;
+        }
+    }
+
+    /// Commits what has been pending for too long, for as long as the mount lives.
+    pub(super) async fn commit_aged(core: std::sync::Weak<Self>) {
+        loop {
+            tokio::time::sleep(AGE_TICK).await;
+            let Some(core) = core.upgrade() else { return };
+            if core.buffered.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            for buffer in core.open.buffers() {
+                let since = buffer.lock().dirty_since();
+                if since.is_some_and(|since| since.elapsed() >= MAX_AGE) {
+                    core.commit_soon(&buffer);
+                }
+            }
+        }
+    }
+
+    /// Proposes one lot. Answers the index at which the last of it was applied.
+    async fn propose(&self, ino: Ino, batch: Batch) -> Result<LogIndex, i32> {
+        let Batch { writes, ordered, time } = batch;
+        let mut last = Ok(LogIndex(0));
+        if ordered {
+            for write in writes {
+                let pieces: Vec<u64> = write.pieces.iter().map(|p| p.data.len() as u64).collect();
+                let outcome = outcome_of(self.node.mutate_here(Op::Write(write), time)).await?;
+                self.appended(ino, ByteRange::at(outcome.offset, pieces.iter().sum()));
+                last = last.max(Ok(mod_index(&outcome)));
+            }
+            return last;
+        }
+        let pending: Vec<Pending> =
+            writes.into_iter().map(|write| self.node.mutate_here(Op::Write(write), time)).collect();
+        for pending in pending {
+            // All are waited for, so that none is on its way when the next lot goes out.
+            last = match (last, outcome_of(pending).await) {
+                (Ok(last), Ok(outcome)) => Ok(last.max(mod_index(&outcome))),
+                (Err(errno), _) | (Ok(_), Err(errno)) => Err(errno),
+            };
+        }
+        last
+    }
+
+    /// Appended bytes stand where the log put them, perhaps not where the kernel believes.
+    fn appended(&self, ino: Ino, range: ByteRange) {
+        self.cache.forget_pages(ino);
+        self.kernel().drop_pages(ino, range);
+    }
+
+    /// The kernel's pages have bytes that the cluster may never have.
+    fn lost_bytes(&self, ino: Ino, errno: i32) {
+        tracing::warn!(%ino, errno, "written bytes could not be committed");
+        self.cache.doubt(&[ino]);
+        self.cache.forget_pages(ino);
+        self.kernel().drop_pages(ino, ByteRange::from(0));
+    }
+}
+
+async fn outcome_of(pending: Pending) -> Result<proto::Outcome, i32> {
+    match pending.await {
+        Ok(outcome) if outcome.errno == 0 => Ok(outcome),
+        Ok(outcome) => Err(i32::try_from(outcome.errno).unwrap_or(libc::EIO)),
+        Err(error) => {
+            report(&error);
+            Err(libc::EIO)
+        }
+    }
+}
+
+fn report(error: &NodeError) {
+    tracing::warn!(%error, "a write was not answered");
+}
+
+fn mod_index(outcome: &proto::Outcome) -> LogIndex {
+    outcome.inode.as_ref().map_or(LogIndex(0), |inode| inode.mod_index.into())
+}

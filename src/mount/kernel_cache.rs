@@ -1,0 +1,321 @@
+//! What this mount's kernel may remember, and what has to be done so that it forgets (DESIGN,
+//! section 3). Pure decisions: the clock and the lease come as arguments, notifications go out in
+//! `notify`.
+//!
+//! The order that makes it safe: an operation registers what it may be going to give (attributes of
+//! an inode, names of a directory) *before* it reads the state; a change is looked up here *after*
+//! it is in the state. So either the operation reads the change, or the change finds the operation.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::types::{Ino, LogIndex};
+
+/// For so long after a change by others the names of a directory are not cached.
+const LATELY: Duration = Duration::from_secs(1);
+
+/// A reply may reach the kernel this much later than its TTL was computed without outliving the
+/// lease: what the node keeps back in `Handle::lease_left` covers it.
+const LATE_REPLY: Duration = Duration::from_millis(20);
+
+/// Leave to cache something, until a moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grant(Option<Instant>);
+
+impl Grant {
+    /// Nothing may be cached.
+    pub(super) const NONE: Self = Self(None);
+
+    /// The TTL for a reply that goes out now.
+    pub(super) fn ttl(self, now: Instant, lease_left: Duration) -> Duration {
+        self.0.map_or(Duration::ZERO, |until| until.saturating_duration_since(now).min(lease_left))
+    }
+}
+
+/// Whether a reply with this TTL, written just now, may outlive the lease: the daemon was stopped
+/// between computing the TTL and writing it, and the lease was not renewed meanwhile.
+pub(super) fn outlives_lease(ttl: Duration, lease_left: Duration) -> bool {
+    !ttl.is_zero() && ttl > lease_left + LATE_REPLY
+}
+
+/// What a remote change of a cached name asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NameAction {
+    /// The kernel has no name of that directory.
+    Nothing,
+    /// Drop the one name.
+    Invalidate,
+    /// An operation here may hold the directory's lock, or be about to plant the old name.
+    BumpEpoch,
+}
+
+/// What the kernel of one mount may remember.
+#[derive(Debug, Default)]
+pub(super) struct KernelCache {
+    attributes: Mutex<Expiries>,
+    names: Mutex<Names>,
+    /// The `data_version` that the kernel's pages of an inode correspond to.
+    pages: Mutex<HashMap<Ino, LogIndex>>,
+    /// What a mutation of unknown outcome touched: even our own changes of it surprise the kernel.
+    doubtful: Mutex<HashSet<Ino>>,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    /// Directories of which names were given.
+    given: Expiries,
+    /// Directories that others have changed, until names may be given again.
+    lately: Expiries,
+    /// Number of operations on a directory, from before they read until their reply is written.
+    in_flight: HashMap<Ino, usize>,
+}
+
+impl KernelCache {
+    /// An operation is going to give attributes of `ino`. To be called before it reads them.
+    pub(super) fn give_attributes(&self, ino: Ino, now: Instant, lease_left: Duration) -> Grant {
+        give(&mut self.attributes.lock(), ino, now, lease_left)
+    }
+
+    /// The inode's attributes changed: whether the kernel may have them.
+    pub(super) fn take_attributes(&self, ino: Ino, now: Instant) -> bool {
+        self.attributes.lock().take(ino, now)
+    }
+
+    /// All inodes whose attributes the kernel may have.
+    pub(super) fn take_all_attributes(&self, now: Instant) -> Vec<Ino> {
+        self.attributes.lock().take_all(now)
+    }
+
+    /// An operation is going to give a name of `directory`. To be called before it reads.
+    pub(super) fn give_name(&self, directory: Ino, now: Instant, lease_left: Duration) -> Grant {
+        let mut names = self.names.lock();
+        if names.lately.is_live(directory, now) {
+            return Grant::NONE;
+        }
+        give(&mut names.given, directory, now, lease_left)
+    }
+
+    /// A directory's name takes its TTL along into another directory.
+    pub(super) fn move_name(&self, into: Ino, now: Instant, lease_left: Duration) {
+        give(&mut self.names.lock().given, into, now, lease_left);
+    }
+
+    /// An operation on these directories begins; to be ended by [`Self::leave`].
+    pub(super) fn enter(&self, directories: &[Ino]) {
+        let mut names = self.names.lock();
+        for directory in directories {
+            *names.in_flight.entry(*directory).or_default() += 1;
+        }
+    }
+
+    /// The reply of the operation is written.
+    pub(super) fn leave(&self, directories: &[Ino]) {
+        let mut names = self.names.lock();
+        for directory in directories {
+            if let Some(count) = names.in_flight.get_mut(directory) {
+                *count -= 1;
+                if *count == 0 {
+                    names.in_flight.remove(directory);
+                }
+            }
+        }
+    }
+
+    /// Others changed a directory; `existed` where a name of it means something else now.
+    pub(super) fn changed_by_others(
+        &self,
+        directory: Ino,
+        existed: bool,
+        now: Instant,
+    ) -> NameAction {
+        let mut names = self.names.lock();
+        names.lately.note(directory, now + LATELY, now);
+        if !existed || !names.given.is_live(directory, now) {
+            return NameAction::Nothing;
+        }
+        if names.in_flight.contains_key(&directory) {
+            NameAction::BumpEpoch
+        } else {
+            NameAction::Invalidate
+        }
+    }
+
+    /// The epoch was bumped: the kernel has no names.
+    pub(super) fn forgot_names(&self) {
+        self.names.lock().given.clear();
+    }
+
+    /// An OPEN read this `data_version`: whether the kernel may keep the pages that it has.
+    pub(super) fn keep_pages(&self, ino: Ino, data_version: LogIndex) -> bool {
+        self.pages.lock().insert(ino, data_version) == Some(data_version)
+    }
+
+    /// Bytes that this mount wrote were applied: the kernel's pages have them already.
+    pub(super) fn wrote_pages(&self, ino: Ino, data_version: LogIndex) {
+        if let Some(version) = self.pages.lock().get_mut(&ino) {
+            *version = data_version;
+        }
+    }
+
+    /// The kernel's pages are old, or the kernel has none: whether it could have kept them.
+    pub(super) fn forget_pages(&self, ino: Ino) -> bool {
+        self.pages.lock().remove(&ino).is_some()
+    }
+
+    /// The outcome of a mutation is unknown.
+    pub(super) fn doubt(&self, inos: &[Ino]) {
+        self.doubtful.lock().extend(inos);
+    }
+
+    /// Whether our own changes of an inode are to be treated as those of others.
+    pub(super) fn is_doubtful(&self, ino: Ino) -> bool {
+        let doubtful = self.doubtful.lock();
+        !doubtful.is_empty() && doubtful.contains(&ino)
+    }
+
+    /// A new session: nothing of the old one can be applied any more.
+    pub(super) fn forget_doubts(&self) {
+        self.doubtful.lock().clear();
+    }
+}
+
+fn give(expiries: &mut Expiries, ino: Ino, now: Instant, lease_left: Duration) -> Grant {
+    if lease_left.is_zero() {
+        return Grant::NONE;
+    }
+    let until = now + lease_left;
+    // The kernel counts from when it reads the reply.
+    expiries.note(ino, until + LATE_REPLY, now);
+    Grant(Some(until))
+}
+
+/// Inodes, each until a moment.
+#[derive(Debug, Default)]
+struct Expiries {
+    until: HashMap<Ino, Instant>,
+    /// Expired ones are dropped when there are this many.
+    prune_at: usize,
+}
+
+impl Expiries {
+    fn note(&mut self, ino: Ino, until: Instant, now: Instant) {
+        if self.until.len() >= self.prune_at {
+            self.until.retain(|_, until| *until > now);
+            self.prune_at = 2 * self.until.len() + 1024;
+        }
+        let known = self.until.entry(ino).or_insert(until);
+        *known = until.max(*known);
+    }
+
+    fn is_live(&self, ino: Ino, now: Instant) -> bool {
+        self.until.get(&ino).is_some_and(|until| *until > now)
+    }
+
+    fn take(&mut self, ino: Ino, now: Instant) -> bool {
+        self.until.remove(&ino).is_some_and(|until| until > now)
+    }
+
+    fn take_all(&mut self, now: Instant) -> Vec<Ino> {
+        self.until.drain().filter(|(_, until)| *until > now).map(|(ino, _)| ino).collect()
+    }
+
+    fn clear(&mut self) {
+        self.until.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(2);
+    const DIR: Ino = Ino(1);
+
+    /// A change finds every inode whose attributes may be cached or on their way, once, and none
+    /// whose TTL is over.
+    #[test]
+    fn attributes_given_are_taken_back() {
+        let (cache, now) = (KernelCache::default(), Instant::now());
+        let grant = cache.give_attributes(Ino(5), now, LEASE);
+        assert_eq!(grant.ttl(now, LEASE), LEASE);
+        assert_eq!(grant.ttl(now + LEASE, LEASE), Duration::ZERO, "the reply waited too long");
+        assert_eq!(grant.ttl(now, Duration::ZERO), Duration::ZERO, "the lease lapsed meanwhile");
+        assert!(cache.take_attributes(Ino(5), now));
+        assert!(!cache.take_attributes(Ino(5), now));
+        cache.give_attributes(Ino(5), now, LEASE);
+        assert!(!cache.take_attributes(Ino(5), now + 2 * LEASE));
+        cache.give_attributes(Ino(6), now, LEASE);
+        assert_eq!(cache.take_all_attributes(now), [Ino(6)]);
+    }
+
+    /// Without a lease nothing is cached, so nothing has to be invalidated.
+    #[test]
+    fn no_lease_no_cache() {
+        let (cache, now) = (KernelCache::default(), Instant::now());
+        let grant = cache.give_name(DIR, now, Duration::ZERO);
+        assert_eq!(grant.ttl(now, LEASE), Duration::ZERO);
+        assert_eq!(cache.changed_by_others(DIR, true, now), NameAction::Nothing);
+    }
+
+    /// A name that was given is invalidated; while an operation on its directory is in flight, by
+    /// an epoch; and what others change is not given again for a while.
+    #[test]
+    fn names_changed_by_others() {
+        let (cache, now) = (KernelCache::default(), Instant::now());
+        assert_eq!(cache.changed_by_others(DIR, false, now), NameAction::Nothing);
+        assert_eq!(cache.give_name(DIR, now, LEASE).ttl(now, LEASE), Duration::ZERO);
+        let later = now + LATELY;
+        assert_eq!(cache.give_name(DIR, later, LEASE).ttl(later, LEASE), LEASE);
+        assert_eq!(cache.changed_by_others(DIR, false, later), NameAction::Nothing, "a new name");
+        assert_eq!(cache.changed_by_others(DIR, true, later), NameAction::Invalidate);
+        cache.enter(&[DIR, Ino(2)]);
+        assert_eq!(cache.changed_by_others(DIR, true, later), NameAction::BumpEpoch);
+        cache.leave(&[DIR, Ino(2)]);
+        assert_eq!(cache.changed_by_others(DIR, true, later), NameAction::Invalidate);
+        cache.forgot_names();
+        assert_eq!(cache.changed_by_others(DIR, true, later), NameAction::Nothing);
+    }
+
+    /// A LOOKUP that is under way when the change comes is always found.
+    #[test]
+    fn late_lookups_are_found() {
+        let (cache, now) = (KernelCache::default(), Instant::now());
+        cache.enter(&[DIR]);
+        cache.give_name(DIR, now, LEASE);
+        assert_eq!(cache.changed_by_others(DIR, true, now), NameAction::BumpEpoch);
+    }
+
+    /// A rename takes a cached name into a directory of which none was given.
+    #[test]
+    fn renames_take_names_along() {
+        let (cache, now) = (KernelCache::default(), Instant::now());
+        cache.move_name(Ino(2), now, LEASE);
+        assert_eq!(cache.changed_by_others(Ino(2), true, now), NameAction::Invalidate);
+    }
+
+    /// Pages are kept across opens while nobody else has written.
+    #[test]
+    fn pages() {
+        let cache = KernelCache::default();
+        assert!(!cache.keep_pages(Ino(4), LogIndex(10)), "what the kernel has is unknown");
+        assert!(cache.keep_pages(Ino(4), LogIndex(10)));
+        cache.wrote_pages(Ino(4), LogIndex(12));
+        assert!(cache.keep_pages(Ino(4), LogIndex(12)), "we wrote it ourselves");
+        assert!(cache.forget_pages(Ino(4)), "others wrote");
+        cache.wrote_pages(Ino(4), LogIndex(14));
+        assert!(!cache.keep_pages(Ino(4), LogIndex(14)));
+        assert!(!cache.keep_pages(Ino(4), LogIndex(20)), "a snapshot brought changes unannounced");
+    }
+
+    /// A daemon that was stopped while it replied takes back what it gave.
+    #[test]
+    fn late_replies() {
+        let second = Duration::from_secs(1);
+        assert!(!outlives_lease(second, second));
+        assert!(outlives_lease(second, Duration::ZERO));
+        assert!(!outlives_lease(Duration::ZERO, Duration::ZERO));
+        assert!(!outlives_lease(second, 2 * second), "renewed meanwhile");
+    }
+}

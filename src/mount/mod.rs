@@ -1,0 +1,42 @@
+//! The FUSE side: turns what the kernel asks into queries and commands, and keeps the kernel's
+//! caches no newer and no older than DESIGN section 3 allows.
+//!
+//! [`Mount::start`] mounts and serves; everything else is private. The layers, outermost first:
+//!
+//! | file | owns |
+//! |---|---|
+//! | `mounting`, `mount_point`, `sys` | mounting, unmounting, what can be wrong with a mount point |
+//! | `filesystem`, `dispatch` | fuser's trait: decodes a request, runs it, sends the reply |
+//! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `xattrs` | one method per operation |
+//! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
+//! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
+//! | `kernel_cache`, `observer`, `notify` | what the kernel may remember, and making it forget |
+//! | `times`, `errors` | conversions |
+//!
+//! An operation never blocks its session thread: it is a future, polled once there and handed to
+//! the runtime only if it has to wait. No lock is held across an await, and none while the kernel
+//! is being notified.
+
+mod attributes;
+mod buffer;
+mod core;
+mod directories;
+mod dispatch;
+mod errors;
+mod extents;
+mod file_io;
+mod filesystem;
+mod flushing;
+mod kernel_cache;
+mod mount_point;
+mod mounting;
+mod names;
+mod notify;
+mod observer;
+mod open_files;
+mod open_table;
+mod sys;
+mod times;
+mod xattrs;
+
+pub use mounting::{Mount, MountError, MountOptions};

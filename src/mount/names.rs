@@ -1,0 +1,191 @@
+//! What is done to names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, READLINK.
+
+use bytes::Bytes;
+use fuser::FileAttr;
+
+use super::attributes::{NAME_MAX, Seen};
+use super::core::{Caller, Core};
+use super::errors::OpError;
+use super::kernel_cache::Grant;
+use crate::fs::proto::command::Op;
+use crate::fs::proto::{self, Kind};
+use crate::fs::query;
+use crate::store::StateRead;
+use crate::types::{Ino, LogIndex};
+
+/// The only flags of renameat2(2) that there are here.
+const RENAME_FLAGS: u32 = libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE;
+
+/// What the kernel is told of a name, with leave to cache it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) attr: FileAttr,
+    pub(super) grant: Grant,
+}
+
+/// A name in a directory.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) parent: Ino,
+    pub(super) name: Bytes,
+}
+
+/// What a new inode is to be.
+#[derive(Clone, Debug)]
+pub(super) struct NewInode {
+    pub(super) kind: Kind,
+    /// Permission bits, umask applied.
+    pub(super) mode: u32,
+    pub(super) rdev: u32,
+    /// Of a symlink.
+    pub(super) target: Bytes,
+}
+
+impl Place {
+    /// Checked: ENAMETOOLONG.
+    pub(super) fn new(parent: Ino, name: &[u8]) -> Result<Self, OpError> {
+        if name.len() > NAME_MAX as usize {
+            return Err(OpError::Errno(libc::ENAMETOOLONG));
+        }
+        Ok(Self { parent, name: Bytes::copy_from_slice(name) })
+    }
+}
+
+impl Core {
+    /// LOOKUP.
+    pub(super) async fn lookup(&self, place: Place) -> Result<Entry, OpError> {
+        let grant = self.give_name(place.parent);
+        let found = self.read_stable(|state| self.find(state, &place)).await?;
+        let mut seen = found.ok_or(OpError::Errno(libc::ENOENT))?;
+        if self.settle_appends(seen.ino).await {
+            seen = self.seen(seen.ino).await?;
+        }
+        // Nobody reads blocks from here: the kernel asks for attributes again.
+        let attr = seen.file_attr(seen.inode.size.div_ceil(512));
+        Ok(Entry { attr, grant })
+    }
+
+    /// What a name means, and when that last changed: a name comes and goes with a change of its
+    /// directory.
+    fn find(
+        &self,
+        state: &StateRead<'_>,
+        place: &Place,
+    ) -> Result<(Option<Seen>, LogIndex), OpError> {
+        let Some(directory) = query::inode(state, place.parent)? else {
+            return Ok((None, LogIndex(0)));
+        };
+        let changed = LogIndex(directory.mod_index);
+        let Some(dentry) = query::lookup(state, place.parent, &place.name)? else {
+            return Ok((None, changed));
+        };
+        let seen = self.see(state, Ino(dentry.ino))?.ok_or(OpError::Errno(libc::EIO))?;
+        let changed = changed.max(seen.mod_index());
+        Ok((Some(seen), changed))
+    }
+
+    /// MKNOD, MKDIR and SYMLINK.
+    pub(super) async fn make(
+        &self,
+        caller: Caller,
+        place: Place,
+        new: NewInode,
+    ) -> Result<Entry, OpError> {
+        let ino = self.node.new_ino().await?;
+        let grant = self.give_name(place.parent);
+        let parent = place.parent;
+        let outcome = self.mutate(&[parent], make(caller, place, ino, new)).await?;
+        let attr = self.file_attr(&Seen::of_outcome(ino, outcome)?)?;
+        Ok(Entry { attr, grant })
+    }
+
+    /// LINK.
+    pub(super) async fn link(&self, ino: Ino, place: Place) -> Result<Entry, OpError> {
+        let grant = self.give_name(place.parent);
+        let Place { parent, name } = place;
+        let op = Op::Link(proto::Link { ino: ino.0, parent: parent.0, name });
+        self.mutate(&[parent, ino], op).await?;
+        // Bytes may be buffered, so the outcome's attributes would be too old.
+        self.settle_appends(ino).await;
+        let attr = self.file_attr(&self.seen(ino).await?)?;
+        Ok(Entry { attr, grant })
+    }
+
+    /// UNLINK.
+    pub(super) async fn unlink(&self, place: Place) -> Result<(), OpError> {
+        let Place { parent, name } = place;
+        let op = Op::Unlink(proto::Unlink { parent: parent.0, name });
+        self.mutate(&[parent], op).await.map(drop)
+    }
+
+    /// RMDIR.
+    pub(super) async fn rmdir(&self, place: Place) -> Result<(), OpError> {
+        let Place { parent, name } = place;
+        let op = Op::Rmdir(proto::Rmdir { parent: parent.0, name });
+        self.mutate(&[parent], op).await.map(drop)
+    }
+
+    /// RENAME.
+    pub(super) async fn rename(&self, from: Place, to: Place, flags: u32) -> Result<(), OpError> {
+        if flags & !RENAME_FLAGS != 0 {
+            return Err(OpError::Errno(libc::EINVAL));
+        }
+        // A file must not lose to a crash both what it replaced and what was written to it.
+        self.commit_named(&from).await?;
+        for parent in [from.parent, to.parent] {
+            self.name_moves(parent);
+        }
+        let op = Op::Rename(proto::Rename {
+            parent: from.parent.0,
+            name: from.name,
+            new_parent: to.parent.0,
+            new_name: to.name,
+            flags,
+        });
+        self.mutate(&[from.parent, to.parent], op).await.map(drop)
+    }
+
+    /// READLINK.
+    pub(super) async fn readlink(&self, ino: Ino) -> Result<Bytes, OpError> {
+        let seen = self.seen(ino).await?;
+        match seen.inode.kind() {
+            Kind::Symlink => Ok(seen.inode.target),
+            _ => Err(OpError::Errno(libc::EINVAL)),
+        }
+    }
+
+    async fn commit_named(&self, place: &Place) -> Result<(), OpError> {
+        let dentry = self.query(|state| Ok(query::lookup(state, place.parent, &place.name)?))?;
+        if let Some(buffer) = dentry.and_then(|dentry| self.open.buffer(Ino(dentry.ino))) {
+            self.commit(&buffer).await;
+        }
+        Ok(())
+    }
+}
+
+/// The command that makes an inode.
+pub(super) fn make(caller: Caller, place: Place, ino: Ino, new: NewInode) -> Op {
+    Op::Make(proto::Make {
+        parent: place.parent.0,
+        name: place.name,
+        ino: ino.0,
+        kind: new.kind.into(),
+        mode: new.mode & 0o7777,
+        uid: caller.uid,
+        gid: caller.gid,
+        rdev: new.rdev,
+        target: new.target,
+    })
+}
+
+/// The kind that mknod(2) asks for.
+pub(super) fn kind_of_mode(mode: u32) -> Result<Kind, OpError> {
+    match mode & libc::S_IFMT {
+        0 | libc::S_IFREG => Ok(Kind::Regular),
+        libc::S_IFIFO => Ok(Kind::Fifo),
+        libc::S_IFSOCK => Ok(Kind::Socket),
+        libc::S_IFCHR => Ok(Kind::CharDevice),
+        libc::S_IFBLK => Ok(Kind::BlockDevice),
+        _ => Err(OpError::Errno(libc::EINVAL)),
+    }
+}

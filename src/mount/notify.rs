@@ -1,0 +1,198 @@
+//! Making the kernel forget.
+//!
+//! Dropping attributes and bumping the epoch take no kernel lock and are done where they are wanted.
+//! Dropping names and pages can wait for locks that operations hold, so each has a thread of its
+//! own, so that a locked page never holds up a name.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use fuser::{INodeNo, Notifier};
+use parking_lot::{Condvar, Mutex};
+
+use crate::types::{ByteRange, Ino};
+
+/// `FUSE_NOTIFY_INC_EPOCH`, kernel 6.16.
+const INC_EPOCH: i32 = 8;
+/// Every writer of the cluster waits for names to be dropped: no longer than this.
+const NAMES_DEADLINE: Duration = Duration::from_millis(5);
+/// More names than this are dropped by one epoch.
+const NAMES_MAX: usize = 64;
+
+/// A name in a directory.
+pub(super) type Name = (Ino, Vec<u8>);
+
+/// The way to the kernel of one mount.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    notifier: Notifier,
+    device: File,
+    epochs: bool,
+    names: Sender<NamesJob>,
+    /// The names thread is at work; for longer than its deadline where it waits for a lock.
+    names_busy: Arc<AtomicBool>,
+    pages: Arc<Pages>,
+}
+
+#[derive(Debug)]
+struct NamesJob {
+    names: Vec<Name>,
+    done: Sender<()>,
+}
+
+/// Pages to drop: one range for each inode, so that no queue can grow without bound.
+#[derive(Debug, Default)]
+struct Pages {
+    wanted: Mutex<Wanted>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    ranges: HashMap<Ino, ByteRange>,
+    closed: bool,
+}
+
+impl Kernel {
+    /// Starts the threads, and tries whether the kernel has epochs.
+    pub(super) fn start(notifier: Notifier, device: OwnedFd) -> io::Result<Self> {
+        let (names, jobs) = bounded(1);
+        let names_busy = Arc::new(AtomicBool::new(false));
+        let pages = Arc::new(Pages::default());
+        let (name_notifier, busy) = (notifier.clone(), names_busy.clone());
+        thread::Builder::new()
+            .name("fuse-names".into())
+            .spawn(move || drop_names(&name_notifier, &jobs, &busy))?;
+        let (page_notifier, wanted) = (notifier.clone(), pages.clone());
+        thread::Builder::new()
+            .name("fuse-pages".into())
+            .spawn(move || drop_pages(&page_notifier, &wanted))?;
+        let device = device.into();
+        let mut kernel = Self { notifier, device, epochs: true, names, names_busy, pages };
+        kernel.epochs = kernel.bump_epoch();
+        Ok(kernel)
+    }
+
+    /// Whether names can be given TTLs: whether there is the last resort.
+    pub(super) fn has_epochs(&self) -> bool {
+        self.epochs
+    }
+
+    /// Makes the kernel look every name up again. False where it has no epochs.
+    pub(super) fn bump_epoch(&self) -> bool {
+        if !self.epochs {
+            return false;
+        }
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&16u32.to_ne_bytes());
+        header[4..8].copy_from_slice(&INC_EPOCH.to_ne_bytes());
+        (&self.device).write_all(&header).is_ok()
+    }
+
+    /// Drops the cached attributes of an inode. Takes no lock (negative offset: no pages).
+    pub(super) fn drop_attributes(&self, ino: Ino) {
+        ignore_gone(self.notifier.inval_inode(INodeNo(ino.0), -1, 0));
+    }
+
+    /// Drops names, and waits until it is done. False where that would take too long: the caller
+    /// then bumps the epoch.
+    pub(super) fn drop_names(&self, names: Vec<Name>) -> bool {
+        if names.is_empty() {
+            return true;
+        }
+        if names.len() > NAMES_MAX || self.names_busy.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let (done, finished) = bounded(1);
+        self.names.try_send(NamesJob { names, done }).is_ok()
+            && finished.recv_timeout(NAMES_DEADLINE).is_ok()
+    }
+
+    /// Drops pages, soon; nobody waits.
+    pub(super) fn drop_pages(&self, ino: Ino, range: ByteRange) {
+        let mut wanted = self.pages.wanted.lock();
+        let known = wanted.ranges.entry(ino).or_insert(range);
+        *known = ByteRange { start: known.start.min(range.start), end: known.end.max(range.end) };
+        self.pages.changed.notify_one();
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.pages.wanted.lock().closed = true;
+        self.pages.changed.notify_one();
+    }
+}
+
+fn drop_names(notifier: &Notifier, jobs: &Receiver<NamesJob>, busy: &AtomicBool) {
+    for NamesJob { names, done } in jobs {
+        for (parent, name) in names {
+            let name = OsString::from_vec(name);
+            ignore_gone(notifier.inval_entry(INodeNo(parent.0), &name));
+        }
+        busy.store(false, Ordering::Release);
+        // Nobody listens where it took too long.
+        let _ = done.try_send(());
+    }
+}
+
+fn drop_pages(notifier: &Notifier, pages: &Pages) {
+    while let Some((ino, range)) = next_pages(pages) {
+        let offset = i64::try_from(range.start).unwrap_or(i64::MAX);
+        // 0 means: to the end of the file.
+        let len = i64::try_from(range.end - range.start).unwrap_or(0);
+        ignore_gone(notifier.inval_inode(INodeNo(ino.0), offset, len));
+    }
+}
+
+fn next_pages(pages: &Pages) -> Option<(Ino, ByteRange)> {
+    let mut wanted = pages.wanted.lock();
+    loop {
+        if wanted.closed {
+            return None;
+        }
+        if let Some(ino) = wanted.ranges.keys().next().copied() {
+            return wanted.ranges.remove_entry(&ino);
+        }
+        pages.changed.wait(&mut wanted);
+    }
+}
+
+/// A kernel that does not know the inode has nothing to forget, nor has one that is unmounted.
+fn ignore_gone(result: io::Result<()>) {
+    if let Err(error) = result {
+        let gone = [Some(libc::ENOENT), Some(libc::ENODEV), Some(libc::ENOTCONN)];
+        if !gone.contains(&error.raw_os_error()) {
+            tracing::warn!(%error, "the kernel refused a notification");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ranges of one inode are united, so that the queue is as long as there are inodes.
+    #[test]
+    fn page_drops_are_united() {
+        let pages = Pages::default();
+        for range in [ByteRange::at(100, 10), ByteRange::at(0, 5)] {
+            let mut wanted = pages.wanted.lock();
+            let known = wanted.ranges.entry(Ino(1)).or_insert(range);
+            known.start = known.start.min(range.start);
+            known.end = known.end.max(range.end);
+        }
+        assert_eq!(next_pages(&pages), Some((Ino(1), ByteRange { start: 0, end: 110 })));
+        pages.wanted.lock().closed = true;
+        assert_eq!(next_pages(&pages), None);
+    }
+}

@@ -1,0 +1,96 @@
+//! What the mount does when the node applies a change: the kernel has to have forgotten it before
+//! others are told that it is applied here.
+
+use std::time::Instant;
+
+use super::core::Core;
+use super::kernel_cache::NameAction;
+use super::notify::Name;
+use crate::fs::Change;
+use crate::node::Observer;
+use crate::types::{ByteRange, Ino, LogIndex, SessionId};
+
+impl Observer for Core {
+    fn applied(&self, index: LogIndex, own: bool, changes: &[Change]) {
+        let now = Instant::now();
+        let mut names = Vec::new();
+        let mut bump = false;
+        for change in changes {
+            match change {
+                Change::Attributes { ino } | Change::Orphaned { ino } => {
+                    self.attributes_changed(*ino, now);
+                }
+                Change::Removed { ino } => {
+                    self.attributes_changed(*ino, now);
+                    self.cache.forget_pages(*ino);
+                }
+                Change::Bytes { ino, range } => {
+                    self.attributes_changed(*ino, now);
+                    self.bytes_changed(index, own, *ino, *range);
+                }
+                Change::Name { parent, name, existed } => {
+                    self.attributes_changed(*parent, now);
+                    match self.name_changed(own, *parent, *existed, now) {
+                        NameAction::Nothing => {}
+                        NameAction::Invalidate => names.push((*parent, name.clone())),
+                        NameAction::BumpEpoch => bump = true,
+                    }
+                }
+                Change::SessionOpened { .. }
+                | Change::SessionEnded { .. }
+                | Change::MemberAdded { .. } => {}
+            }
+        }
+        self.drop_names(names, bump);
+    }
+
+    fn lease_lost(&self) {
+        self.forget_names();
+        for ino in self.cache.take_all_attributes(Instant::now()) {
+            self.kernel().drop_attributes(ino);
+        }
+    }
+
+    fn session_changed(&self, session: SessionId) {
+        tracing::info!(%session, "the mount has a new session");
+        self.cache.forget_doubts();
+    }
+
+    fn holds(&self, ino: Ino) -> bool {
+        self.open.promise(ino)
+    }
+}
+
+impl Core {
+    /// For our own changes too: another process may have the old attributes cached.
+    fn attributes_changed(&self, ino: Ino, now: Instant) {
+        if self.cache.take_attributes(ino, now) {
+            self.kernel().drop_attributes(ino);
+        }
+    }
+
+    fn bytes_changed(&self, index: LogIndex, own: bool, ino: Ino, range: ByteRange) {
+        if own && !self.cache.is_doubtful(ino) {
+            self.cache.wrote_pages(ino, index);
+            return;
+        }
+        // First forgotten, then dropped: an OPEN in between drops them itself.
+        if self.cache.forget_pages(ino) || self.open.is_held(ino) {
+            self.kernel().drop_pages(ino, range);
+        }
+    }
+
+    /// The kernel keeps the names right that change through this mount.
+    fn name_changed(&self, own: bool, parent: Ino, existed: bool, now: Instant) -> NameAction {
+        if own && !self.cache.is_doubtful(parent) {
+            return NameAction::Nothing;
+        }
+        self.cache.changed_by_others(parent, existed, now)
+    }
+
+    fn drop_names(&self, names: Vec<Name>, bump: bool) {
+        if bump || !self.kernel().drop_names(names) {
+            self.forget_names();
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The task that owns the core: hands inputs in, carries effects out. It shares a thread with the
+//! streams to the peers, so that a message costs one wake-up on its way in and none on its way out.
+//! Nothing on that thread ever waits for a disk or a kernel: heartbeats go out whatever the rest of
+//! the node is busy with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use rand::Rng;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::MissedTickBehavior;
+
+use super::clock;
+use super::log_writer::Write;
+use super::shared::{Shared, ToDriver};
+use super::status::RaftStatus;
+use crate::consensus::{Committed, Core, CoreError, Effect, Input, Role};
+use crate::fs::proto::{Command, SessionEnd, Time, command::Op};
+use crate::store::RaftLog;
+use crate::types::{NodeId, SessionId, Term, VolumeId};
+
+/// As many inputs are taken in before effects are carried out, so that what comes together is
+/// proposed, persisted and sent together.
+const BATCH: usize = 256;
+/// A tick comes before this.
+const IDLE: Duration = Duration::from_secs(1);
+
+pub(super) struct Driver {
+    pub(super) core: Core<RaftLog>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) inbox: UnboundedReceiver<ToDriver>,
+    pub(super) log: UnboundedSender<Write>,
+    pub(super) apply: UnboundedSender<Vec<Committed>>,
+    pub(super) role: (Role, Term, NodeId),
+    pub(super) lease_was_live: bool,
+}
+
+impl Driver {
+    /// Runs until told to stop, or until the replica cannot go on.
+    pub(super) async fn run(mut self) {
+        if let Err(error) = self.run_until_stopped().await {
+            self.shared.fail(&error);
+        }
+    }
+
+    async fn run_until_stopped(&mut self) -> Result<(), CoreError> {
+        let mut ticks = tokio::time::interval(self.shared.config.core.tick);
+        // Missed ticks would count as silence of the others.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
+        self.carry_out()?;
+        loop {
+            let patience = self.core.poll_timeout().map_or(IDLE, |by| by.since(clock::monotonic()));
+            tokio::select! {
+                biased;
+                _ = ticks.tick() => self.tick()?,
+                received = self.inbox.recv_many(&mut batch, BATCH) => {
+                    if received == 0 {
+                        return Ok(());
+                    }
+                    for message in batch.drain(..) {
+                        match message {
+                            ToDriver::Input(input) => self.core.handle(clock::monotonic(), input)?,
+                            // Whoever asked may be gone.
+                            ToDriver::Status(answer) => drop(answer.send(self.status())),
+                            ToDriver::Stop => return Ok(()),
+                        }
+                    }
+                }
+                () = tokio::time::sleep(patience) => self.core.handle(clock::monotonic(), Input::Wake)?,
+            }
+            self.carry_out()?;
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), CoreError> {
+        self.core.handle(clock::monotonic(), Input::Tick)?;
+        for key in self.shared.mutations.give_up(self.shared.config.op_timeout) {
+            self.core.handle(clock::monotonic(), Input::Abandon { key })?;
+        }
+        // Time alone closes the gate, and lets waiting reads miss their deadline.
+        self.shared.gate.look_again();
+        self.watch_lease();
+        Ok(())
+    }
+
+    /// Tells the mount once when the lease has lapsed, on a thread that may wait for the kernel.
+    fn watch_lease(&mut self) {
+        let live = clock::monotonic() < self.core.gate().lease_until;
+        if self.lease_was_live && !live {
+            tracing::warn!("this mount's lease has lapsed: reads wait until the leader renews it");
+            if let Some(observer) = self.shared.observer.get().cloned() {
+                std::thread::spawn(move || observer.lease_lost());
+            }
+        }
+        self.lease_was_live = live;
+    }
+
+    fn carry_out(&mut self) -> Result<(), CoreError> {
+        while let Some(effect) = self.core.poll_effect()? {
+            match effect {
+                Effect::Persist { number, entries, hard_state } => {
+                    // A log writer that is gone has said why.
+                    let _ = self.log.send(Write { number, entries, hard_state });
+                }
+                Effect::Send { to, message } => self.shared.transport.send(to, message),
+                Effect::Apply { entries } => drop(self.apply.send(entries)),
+                Effect::Acknowledge { key } => {
+                    let more = self.shared.mutations.acknowledge(key, || self.shared.clock.next());
+                    for input in more {
+                        self.core.handle(clock::monotonic(), input)?;
+                    }
+                }
+                Effect::Gate(gate) => self.shared.gate.set(gate),
+                Effect::Expire { session } => self.expire(session)?,
+                Effect::Role { role, term, leader } => self.note_role(role, term, leader),
+                Effect::LogWasCut { first_index } => {
+                    let reason = format!(
+                        "the leader no longer has the log entries that this node needs (its log begins \
+                         at {first_index}); stop this node, empty its data directory and let it join \
+                         again as a new member"
+                    );
+                    self.shared.fail(&reason);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn expire(&mut self, session: SessionId) -> Result<(), CoreError> {
+        tracing::info!(session = session.0, "session is silent for too long: expiring it");
+        let now = clock::wall();
+        let command = Command {
+            volume: VolumeId::FIRST.0,
+            session: SessionId::CLUSTER.0,
+            seq: rand::rng().random(),
+            time: Some(Time { seconds: now.seconds, nanos: now.nanos }),
+            clock: self.shared.clock.next(),
+            node: self.shared.node.0,
+            op: Some(Op::SessionEnd(SessionEnd { session: session.0, expired: true })),
+            ..Command::default()
+        };
+        let data = command.encode_to_vec().into();
+        self.core.handle(clock::monotonic(), Input::ProposeExpiry { session, data })
+    }
+
+    fn note_role(&mut self, role: Role, term: Term, leader: NodeId) {
+        if (role, leader) != (self.role.0, self.role.2) {
+            tracing::info!(term = term.0, leader = leader.0, ?role, "role");
+        }
+        self.role = (role, term, leader);
+        self.shared.leader.send_if_modified(|known| std::mem::replace(known, leader) != leader);
+    }
+
+    fn status(&self) -> RaftStatus {
+        let (role, term, leader) = self.role;
+        RaftStatus {
+            role,
+            term,
+            leader,
+            commit: self.core.commit_index(),
+            last_index: self.core.last_index(),
+            members: self
+                .core
+                .membership()
+                .map(|(node, votes)| (node, votes, self.core.matched(node)))
+                .collect(),
+            sessions: self.core.sessions().collect(),
+            needed: self.core.needed_by_peers(),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What the node's threads and its [`super::Handle`]s share.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
+
+use super::clock::{self, HybridClock};
+use super::mutations::Mutations;
+use super::status::RaftStatus;
+use super::{NodeConfig, Observer, Transport};
+use crate::consensus::{Input, ReadGate};
+use crate::store::{Files, RaftLog, State};
+use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
+
+/// A message to the driver.
+pub(super) enum ToDriver {
+    /// For the core.
+    Input(Input),
+    /// What `status` shows of the core.
+    Status(tokio::sync::oneshot::Sender<RaftStatus>),
+    /// End.
+    Stop,
+}
+
+/// Everything that outlives a single thread.
+pub(super) struct Shared {
+    pub(super) config: NodeConfig,
+    pub(super) node: NodeId,
+    pub(super) driver: UnboundedSender<ToDriver>,
+    pub(super) gate: Gate,
+    pub(super) mutations: Mutations,
+    pub(super) observer: OnceLock<Arc<dyn Observer>>,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) state: State,
+    pub(super) files: Files,
+    pub(super) cuts: Cuts,
+    /// A snapshot is due when the log has this many bytes; 0: not known yet.
+    pub(super) next_snapshot: AtomicU64,
+    pub(super) log: RaftLog,
+    pub(super) clock: HybridClock,
+    /// The open session of this node.
+    pub(super) session: watch::Sender<Option<SessionId>>,
+    /// Who leads; 0 while nobody is known to.
+    pub(super) leader: watch::Sender<NodeId>,
+    /// Inodes without a name that the mount has said it does not hold, to be told to the others.
+    pub(super) released: Mutex<Vec<u64>>,
+    /// Access times to be told to the others.
+    pub(super) touched: Mutex<Vec<crate::fs::proto::TouchedInode>>,
+    /// Asks for more inode numbers.
+    pub(super) refill: tokio::sync::Notify,
+    /// Set once, by what this replica cannot go on with.
+    pub(super) fatal: watch::Sender<Option<String>>,
+}
+
+impl Shared {
+    pub(super) fn input(&self, input: Input) {
+        // The driver has ended: the daemon is stopping, and nobody waits for this any more.
+        let _ = self.driver.send(ToDriver::Input(input));
+    }
+
+    pub(super) fn snapshot_is_due(&self) -> bool {
+        self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
+    }
+
+    /// This node's own session was ended by the others: another is opened in its place.
+    pub(super) fn session_ended(&self, session: SessionId) {
+        tracing::warn!(session = session.0, "this node's session has ended");
+        self.input(Input::OwnSession { session: None });
+        self.session.send_replace(None);
+    }
+
+    /// This replica cannot go on: it stops acknowledging, and the daemon ends.
+    pub(super) fn fail(&self, reason: &dyn std::fmt::Display) {
+        tracing::error!(node = self.node.0, "this replica stops: {reason}");
+        self.fatal.send_if_modified(|fatal| {
+            let first = fatal.is_none();
+            fatal.get_or_insert_with(|| reason.to_string());
+            first
+        });
+    }
+}
+
+/// Backing files are cut before the state says so, because replay relies on that order. In between a
+/// reader would find zeros where the state still promises bytes: it looks here before and after.
+#[derive(Debug, Default)]
+pub(super) struct Cuts(AtomicU64);
+
+impl Cuts {
+    pub(super) fn begin(&self) {
+        let before = self.0.fetch_add(1, Ordering::SeqCst);
+        debug_assert!(before.is_multiple_of(2), "one round at a time");
+    }
+
+    pub(super) fn end(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many rounds have cut files; none while one does.
+    pub(super) fn count(&self) -> Option<u64> {
+        let count = self.0.load(Ordering::SeqCst);
+        count.is_multiple_of(2).then_some(count)
+    }
+}
+
+/// The core's [`ReadGate`], readable without asking the driver.
+#[derive(Debug)]
+pub(super) struct Gate {
+    lease_until: AtomicU64,
+    stable: AtomicU64,
+    changed: watch::Sender<()>,
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        let (changed, _) = watch::channel(());
+        Self { lease_until: AtomicU64::new(0), stable: AtomicU64::new(0), changed }
+    }
+
+    pub(super) fn set(&self, gate: ReadGate) {
+        self.lease_until.store(gate.lease_until.0, Ordering::Release);
+        self.stable.store(gate.stable.0, Ordering::Release);
+        self.changed.send_replace(());
+    }
+
+    /// Wakes whoever waits, where anybody does.
+    pub(super) fn look_again(&self) {
+        if self.changed.receiver_count() > 0 {
+            self.changed.send_replace(());
+        }
+    }
+
+    pub(super) fn get(&self) -> ReadGate {
+        ReadGate {
+            lease_until: Monotonic(self.lease_until.load(Ordering::Acquire)),
+            stable: LogIndex(self.stable.load(Ordering::Acquire)),
+        }
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn lease_left(&self) -> Duration {
+        self.get().lease_until.since(clock::monotonic())
+    }
+}

@@ -1,0 +1,227 @@
+//! Puts a node together, and takes it apart again.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::clock::HybridClock;
+use super::driver::Driver;
+use super::mutations::Mutations;
+use super::shared::{Cuts, Gate, Shared, ToDriver};
+use super::{Handle, Transport, apply, log_writer, session, snapshots};
+use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
+use crate::fs::query;
+use crate::store::{Recovered, StoreError};
+use crate::types::{ClusterId, NodeId, Position, Term};
+
+/// Settings of a node.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The cluster that the node belongs to.
+    pub cluster: ClusterId,
+    /// Where its snapshot files are.
+    pub snapshots: PathBuf,
+    /// The core's.
+    pub core: CoreConfig,
+    /// How long a mutation or a strong read may wait.
+    pub op_timeout: Duration,
+    /// A snapshot is due when the log has grown by this many bytes, and by more than the last
+    /// snapshot.
+    pub snapshot_min_log: u64,
+    /// Whether this node's mount reads strongly.
+    pub strong: bool,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its state cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its log cannot be used.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+    /// The system gives no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    handle: Handle,
+    driver: tokio::task::JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Node {
+    /// Starts a node over what was recovered from its data directory. Must be called within a tokio
+    /// runtime; `streams` is the one that serves the peers, whose thread the driver shares.
+    ///
+    /// # Errors
+    /// When the stores or the log cannot be used.
+    pub fn start(
+        config: NodeConfig,
+        recovered: Recovered,
+        transport: Arc<dyn Transport>,
+        streams: &tokio::runtime::Handle,
+    ) -> Result<Self, StartError> {
+        let boot = boot(&recovered)?;
+        for member in query::members(&recovered.state.read())? {
+            transport.learn(NodeId(member.node), &member.address);
+        }
+        let logger = crate::telemetry::raft_logger();
+        let core = Core::new(config.core.clone(), recovered.log.clone(), boot, &logger)?;
+        // These queues park a thread at once: one that spins first would take the cores from the others.
+        let (driver, inbox) = mpsc::unbounded_channel();
+        let (log, mut log_inbox) = mpsc::unbounded_channel();
+        let (to_apply, mut apply_inbox) = mpsc::unbounded_channel();
+        let (due, mut snapshot_due) = mpsc::channel(1);
+        let node = config.core.node;
+        let shared = Arc::new(Shared {
+            node,
+            driver,
+            gate: Gate::new(),
+            mutations: Mutations::new(node),
+            observer: OnceLock::new(),
+            transport,
+            clock: HybridClock::default(),
+            session: watch::channel(None).0,
+            leader: watch::channel(NodeId(0)).0,
+            released: Mutex::new(Vec::new()),
+            touched: Mutex::new(Vec::new()),
+            refill: Notify::new(),
+            fatal: watch::channel(None).0,
+            state: recovered.state,
+            files: recovered.files,
+            cuts: Cuts::default(),
+            next_snapshot: AtomicU64::new(0),
+            log: recovered.log,
+            config,
+        });
+        let driver = Driver {
+            core,
+            shared: shared.clone(),
+            inbox,
+            log,
+            apply: to_apply,
+            role: (Role::Follower, Term(0), NodeId(0)),
+            lease_was_live: false,
+        };
+        let driver = streams.spawn(driver.run());
+        let of_log = shared.clone();
+        let mut threads = vec![thread("log", move || log_writer::run(&of_log, &mut log_inbox))?];
+        let of_apply = shared.clone();
+        threads.push(thread("apply", move || apply::run(&of_apply, &mut apply_inbox, &due))?);
+        let of_snapshot = shared.clone();
+        threads.push(thread("snapshot", move || snapshots::run(&of_snapshot, &mut snapshot_due))?);
+        let handle = Handle(shared);
+        let tasks = vec![
+            tokio::spawn(session::keep_open(handle.clone())),
+            tokio::spawn(session::housekeep(handle.clone())),
+        ];
+        Ok(Self { handle, driver, threads, tasks })
+    }
+
+    /// The node's face.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Waits until the node's session is open and its lease is live, so that a mount can serve.
+    pub async fn until_serving(&self) {
+        let mut session = self.handle.0.session.subscribe();
+        let mut gate = self.handle.0.gate.changes();
+        // Neither sender goes away while `self` lives.
+        let _ = session.wait_for(Option::is_some).await;
+        while self.handle.0.gate.lease_left().is_zero() {
+            let _ = gate.changed().await;
+        }
+    }
+
+    /// Stops cleanly: closes the session, hands leadership over, ends the threads, and makes the cache
+    /// of the state durable. The mount must be gone.
+    ///
+    /// # Errors
+    /// When the cache cannot be flushed; it is rebuilt at the next start then.
+    pub async fn stop(self) -> Result<(), StoreError> {
+        let Self { handle, driver, threads, tasks } = self;
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        session::close(&handle).await;
+        hand_over(&handle).await;
+        let _ = handle.0.driver.send(ToDriver::Stop);
+        if driver.await.is_err() {
+            tracing::error!("the driver panicked");
+        }
+        // The other threads end when the driver has dropped their channels.
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a thread of the node panicked");
+                }
+            }
+        });
+        let _ = joined.await;
+        handle.0.state.flush()
+    }
+}
+
+fn boot(recovered: &Recovered) -> Result<Boot, StoreError> {
+    let state = recovered.state.read();
+    let sessions = query::sessions(&state)?
+        .into_iter()
+        .map(|(session, record)| SessionInfo {
+            session,
+            node: NodeId(record.node),
+            strong: record.strong,
+        })
+        .collect();
+    let members = query::members(&state)?.into_iter().map(|member| NodeId(member.node)).collect();
+    Ok(Boot {
+        applied: Position { index: state.applied(), term: recovered.state.term() },
+        conf_state: recovered.state.conf_state(),
+        sessions,
+        members,
+    })
+}
+
+async fn hand_over(handle: &Handle) {
+    let mut leader = handle.leader();
+    if *leader.borrow() != handle.node() {
+        return;
+    }
+    let others = handle.raft_status().await.map_or(0, |status| {
+        status.members.iter().filter(|(node, votes, _)| *votes && *node != handle.node()).count()
+    });
+    if others == 0 {
+        return;
+    }
+    handle.transfer_leader(None);
+    let own = handle.node();
+    let handed = leader.wait_for(|leader| *leader != own && *leader != NodeId(0));
+    if tokio::time::timeout(Duration::from_secs(1), handed).await.is_err() {
+        tracing::warn!("nobody takes over leadership: the others will elect a leader");
+    }
+}
+
+/// Has the kernel prefer the calling thread, where it lets us: others wait for its answers, and their
+/// programs' own work must not keep it from sending heartbeats.
+pub fn run_promptly() {
+    // Without the privilege everything still works, only later under load.
+    let _ = rustix::process::setpriority_process(None, -10);
+}
+
+fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    let body = move || {
+        run_promptly();
+        body();
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(StartError::Thread)
+}

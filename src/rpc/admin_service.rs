@@ -1,0 +1,158 @@
+//! What people and scripts ask of a daemon.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tonic::{Request, Response, Status};
+
+use super::admin::admin_server::Admin;
+use super::admin::{
+    MemberStatus, SessionStatus, StatusReply, StatusRequest, TransferLeaderReply,
+    TransferLeaderRequest,
+};
+use crate::consensus::Role;
+use crate::fs::query;
+use crate::node::{Handle, RaftStatus};
+use crate::types::{ClusterId, NodeId};
+
+/// What the daemon knows of its mount.
+#[derive(Clone, Debug, Default)]
+pub struct MountStatus {
+    /// Where.
+    pub path: String,
+    /// Whether it serves.
+    pub mounted: Arc<AtomicBool>,
+    /// Whether the kernel has dentry epochs.
+    pub epochs: Arc<AtomicBool>,
+}
+
+/// Serves `proto/admin.proto` for one node.
+#[derive(Debug)]
+pub struct AdminService {
+    cluster: ClusterId,
+    handle: Handle,
+    mount: MountStatus,
+}
+
+impl AdminService {
+    /// A service for `handle`'s node.
+    #[must_use]
+    pub fn new(cluster: ClusterId, handle: Handle, mount: MountStatus) -> Self {
+        Self { cluster, handle, mount }
+    }
+
+    fn reply(&self, raft: &RaftStatus) -> Result<StatusReply, crate::store::StoreError> {
+        let handle = &self.handle;
+        let state = handle.state();
+        let known = query::members(&state)?;
+        let address = |node: NodeId| {
+            let member = known.iter().find(|member| member.node == node.0);
+            member.map(|member| member.address.clone()).unwrap_or_default()
+        };
+        let members = raft
+            .members
+            .iter()
+            .map(|(node, votes, matched)| MemberStatus {
+                node: node.0,
+                address: address(*node),
+                kind: if *votes { "voter" } else { "learner" }.to_owned(),
+                connected: *node == handle.node() || handle.is_connected(*node),
+                matched: matched.map_or(0, |index| index.0),
+                lag: matched.map_or(0, |index| raft.last_index.0.saturating_sub(index.0)),
+            })
+            .collect();
+        let sessions = raft
+            .sessions
+            .iter()
+            .map(|(info, shown)| SessionStatus {
+                session: info.session.0,
+                node: info.node.0,
+                strong: info.strong,
+                visible: shown.0,
+            })
+            .collect();
+        Ok(StatusReply {
+            cluster: self.cluster.0.to_vec().into(),
+            node: handle.node().0,
+            pid: u64::from(std::process::id()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: role(raft.role).to_owned(),
+            leader: raft.leader.0,
+            term: raft.term.0,
+            commit: raft.commit.0,
+            applied: state.applied().0,
+            stable: handle.stable_index().0,
+            first_index: handle.first_index().0,
+            last_index: raft.last_index.0,
+            mount: self.mount.path.clone(),
+            mounted: self.mount.mounted.load(Ordering::Relaxed),
+            session: handle.session().0,
+            lease_ms: u64::try_from(handle.lease_left().as_millis()).unwrap_or(u64::MAX),
+            members,
+            sessions,
+            problems: self.problems(raft),
+            digest: state.digest().to_string(),
+            epochs: self.mount.epochs.load(Ordering::Relaxed),
+        })
+    }
+
+    fn problems(&self, raft: &RaftStatus) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(reason) = &*self.handle.fatal().borrow() {
+            problems.push(format!("this replica has stopped: {reason}"));
+        }
+        if raft.leader == NodeId(0) {
+            problems.push("no leader is known: writes and strong reads wait".to_owned());
+        }
+        if self.handle.lease_left().is_zero() {
+            problems.push("this mount has no lease: its reads wait".to_owned());
+        }
+        for (node, _, _) in &raft.members {
+            if *node != self.handle.node() && !self.handle.is_connected(*node) {
+                problems.push(format!("node {node} is out of reach"));
+            }
+        }
+        problems
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        let raft = self.handle.raft_status().await.map_err(unavailable)?;
+        Ok(Response::new(self.reply(&raft).map_err(unavailable)?))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderReply>, Status> {
+        let wanted = request.into_inner().node;
+        let mut leader = self.handle.leader();
+        let before = *leader.borrow();
+        if before != self.handle.node() {
+            return Err(Status::failed_precondition(format!(
+                "this node does not lead; node {before} does: ask that one"
+            )));
+        }
+        self.handle.transfer_leader((wanted != 0).then_some(NodeId(wanted)));
+        let handed = leader.wait_for(|now| *now != before && *now != NodeId(0));
+        match tokio::time::timeout(std::time::Duration::from_secs(5), handed).await {
+            Ok(Ok(now)) => Ok(Response::new(TransferLeaderReply { leader: now.0 })),
+            _ => Err(Status::unavailable("leadership was not taken over within 5 s")),
+        }
+    }
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+        Role::Learner => "learner",
+    }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}

@@ -1,0 +1,67 @@
+//! Between the core's messages and what goes over the wire.
+
+use protobuf::Message as _;
+use raft::eraftpb::Message;
+
+use super::peer::{Envelope, Heartbeat, HeartbeatAck, LogCut, Visible, envelope::Body};
+use crate::consensus::PeerMessage;
+use crate::types::{LogIndex, SessionId, VolumeId};
+
+/// A message that makes no sense: of another volume, or not decodable.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EnvelopeError {
+    #[error("it is about volume {0}, which does not exist here")]
+    Volume(u64),
+    #[error("it is empty")]
+    Empty,
+    #[error("its Raft message cannot be decoded: {0}")]
+    Raft(#[from] protobuf::ProtobufError),
+}
+
+pub(super) fn encode(message: PeerMessage) -> Envelope {
+    let body = match message {
+        PeerMessage::Raft(message) => {
+            let bytes =
+                message.write_to_bytes().expect("every required field is set: there is none");
+            Body::Raft(bytes.into())
+        }
+        PeerMessage::Visible { session, index } => {
+            Body::Visible(Visible { session: session.0, index: index.0 })
+        }
+        PeerMessage::Heartbeat { session, number, visible } => {
+            Body::Heartbeat(Heartbeat { session: session.0, number, applied: visible.0 })
+        }
+        PeerMessage::HeartbeatAck { session, number } => {
+            Body::HeartbeatAck(HeartbeatAck { session: session.0, number })
+        }
+        PeerMessage::LogCut { first_index } => Body::LogCut(LogCut { first_index: first_index.0 }),
+    };
+    Envelope { volume: VolumeId::FIRST.0, body: Some(body) }
+}
+
+pub(super) fn decode(envelope: Envelope) -> Result<PeerMessage, EnvelopeError> {
+    if envelope.volume != VolumeId::FIRST.0 {
+        return Err(EnvelopeError::Volume(envelope.volume));
+    }
+    Ok(match envelope.body.ok_or(EnvelopeError::Empty)? {
+        Body::Raft(bytes) => {
+            let mut message = Message::default();
+            message.merge_from_bytes(&bytes)?;
+            PeerMessage::Raft(Box::new(message))
+        }
+        Body::Visible(Visible { session, index }) => {
+            PeerMessage::Visible { session: SessionId(session), index: LogIndex(index) }
+        }
+        Body::Heartbeat(Heartbeat { session, number, applied }) => PeerMessage::Heartbeat {
+            session: SessionId(session),
+            number,
+            visible: LogIndex(applied),
+        },
+        Body::HeartbeatAck(HeartbeatAck { session, number }) => {
+            PeerMessage::HeartbeatAck { session: SessionId(session), number }
+        }
+        Body::LogCut(LogCut { first_index }) => {
+            PeerMessage::LogCut { first_index: LogIndex(first_index) }
+        }
+    })
+}

@@ -1,0 +1,37 @@
+//! gRPC services and clients: peers, and people.
+//!
+//! Implements `node`'s [`Transport`](crate::node::Transport) with one long-lived stream to each
+//! peer, and serves the `Peer` and `Admin` services. Knows nothing of what the messages mean.
+
+mod admin_service;
+mod envelope;
+mod join;
+mod peer_service;
+mod peers;
+mod server;
+
+/// Messages and services of `proto/admin.proto`.
+#[allow(missing_docs, clippy::pedantic, rustdoc::all, reason = "generated")]
+pub mod admin {
+    tonic::include_proto!("quorumfs.admin.v1");
+}
+
+/// Messages and services of `proto/peer.proto`.
+#[allow(missing_docs, clippy::pedantic, rustdoc::all, reason = "generated")]
+pub mod peer {
+    tonic::include_proto!("quorumfs.peer.v1");
+}
+
+pub use admin_service::{AdminService, MountStatus};
+pub use join::{JoinError, Joined, join};
+pub use peer_service::PeerService;
+pub use peers::Peers;
+pub use server::{ServeError, bind, serve};
+
+/// The format of the peer protocol. A peer with a newer one is refused.
+pub const FORMAT: u32 = 1;
+
+/// The largest message that a peer accepts.
+const MAX_MESSAGE: usize = 64 << 20;
+/// HTTP/2 flow-control windows of a stream and of a connection.
+const WINDOW: u32 = 8 << 20;

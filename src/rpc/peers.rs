@@ -1,0 +1,226 @@
+//! Outgoing streams: one to each peer, connected again for as long as the daemon runs.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio_stream::Stream;
+
+use super::peer::peer_client::PeerClient;
+use super::peer::{Envelope, Frame, Hello};
+use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope};
+use crate::consensus::PeerMessage;
+use crate::node::{Handle, Transport};
+use crate::types::{ClusterId, NodeId};
+
+/// More than this many bytes on their way to one peer are dropped: Raft sends them again when the
+/// peer is back.
+const MAX_QUEUED: usize = 64 << 20;
+/// At most this many messages go into one frame.
+const PER_FRAME: usize = 64;
+/// Between two attempts to connect.
+const RECONNECT: Duration = Duration::from_millis(100);
+
+/// The streams to all peers.
+pub struct Peers {
+    cluster: ClusterId,
+    node: NodeId,
+    runtime: tokio::runtime::Handle,
+    /// Told of new connections.
+    handle: Arc<OnceLock<Handle>>,
+    links: RwLock<HashMap<NodeId, Link>>,
+}
+
+#[derive(Clone)]
+struct Link {
+    address: Arc<RwLock<String>>,
+    queue: UnboundedSender<(PeerMessage, usize)>,
+    queued: Arc<AtomicUsize>,
+    connected: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Peers {
+    /// No peers yet; [`Transport::learn`] makes them known.
+    #[must_use]
+    pub fn new(cluster: ClusterId, node: NodeId, runtime: tokio::runtime::Handle) -> Self {
+        Self {
+            cluster,
+            node,
+            runtime,
+            handle: Arc::new(OnceLock::new()),
+            links: RwLock::new(HashMap::new()),
+        }
+    }
+
+    /// The node to tell of new connections. Called once.
+    pub fn serve_node(&self, handle: Handle) {
+        let first = self.handle.set(handle).is_ok();
+        debug_assert!(first, "the streams serve one node");
+    }
+
+    /// Where a member listens.
+    #[must_use]
+    pub fn address(&self, node: NodeId) -> Option<String> {
+        self.links.read().get(&node).map(|link| link.address.read().clone())
+    }
+}
+
+impl Transport for Peers {
+    fn send(&self, to: NodeId, message: PeerMessage) {
+        let links = self.links.read();
+        let Some(link) = links.get(&to) else { return };
+        let size = size_of_message(&message);
+        if !link.connected.load(Ordering::Relaxed)
+            || link.queued.load(Ordering::Relaxed) + size > MAX_QUEUED
+        {
+            return;
+        }
+        link.queued.fetch_add(size, Ordering::Relaxed);
+        // The task that reads the queue lives as long as the runtime.
+        let _ = link.queue.send((message, size));
+    }
+
+    fn learn(&self, node: NodeId, address: &str) {
+        if node == self.node {
+            return;
+        }
+        let mut links = self.links.write();
+        if let Some(link) = links.get(&node) {
+            address.clone_into(&mut link.address.write());
+            return;
+        }
+        let (queue, messages) = mpsc::unbounded_channel();
+        let link = Link {
+            address: Arc::new(RwLock::new(address.to_owned())),
+            queue,
+            queued: Arc::new(AtomicUsize::new(0)),
+            connected: Arc::new(AtomicBool::new(false)),
+        };
+        let hello =
+            Hello { format: FORMAT, cluster: self.cluster.0.to_vec().into(), node: self.node.0 };
+        let handle = self.handle.clone();
+        self.runtime.spawn(keep_connected(node, link.clone(), hello, messages, handle));
+        links.insert(node, link);
+    }
+
+    fn is_connected(&self, node: NodeId) -> bool {
+        self.links.read().get(&node).is_some_and(|link| link.connected.load(Ordering::Relaxed))
+    }
+}
+
+async fn keep_connected(
+    node: NodeId,
+    link: Link,
+    hello: Hello,
+    messages: UnboundedReceiver<(PeerMessage, usize)>,
+    handle: Arc<OnceLock<Handle>>,
+) {
+    let messages = Arc::new(tokio::sync::Mutex::new(messages));
+    let mut last_refusal = String::new();
+    loop {
+        let address = link.address.read().clone();
+        if let Ok(mut client) = connect(&address).await {
+            // What gathered for the last connection is old news.
+            while let Ok((_, size)) = messages.lock().await.try_recv() {
+                link.queued.fetch_sub(size, Ordering::Relaxed);
+            }
+            let Ok(guard) = messages.clone().try_lock_owned() else {
+                // The last connection's stream is not dropped yet.
+                tokio::time::sleep(RECONNECT).await;
+                continue;
+            };
+            link.connected.store(true, Ordering::Relaxed);
+            if let Some(handle) = handle.get() {
+                handle.connected(node);
+            }
+            let frames = Frames {
+                hello: Some(hello.clone()),
+                messages: guard,
+                queued: link.queued.clone(),
+                buffer: Vec::new(),
+            };
+            let end = client.deliver(frames).await;
+            link.connected.store(false, Ordering::Relaxed);
+            if let Err(status) = end
+                && status.code() == tonic::Code::FailedPrecondition
+                && status.message() != last_refusal
+            {
+                tracing::error!(peer = node.0, address, "peer refuses us: {}", status.message());
+                status.message().clone_into(&mut last_refusal);
+            } else {
+                tracing::info!(peer = node.0, address, "peer went away");
+            }
+        }
+        tokio::time::sleep(RECONNECT).await;
+    }
+}
+
+async fn connect(
+    address: &str,
+) -> Result<PeerClient<tonic::transport::Channel>, tonic::transport::Error> {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(Duration::from_secs(1))
+        .tcp_nodelay(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(2 * WINDOW)
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_secs(2));
+    let channel = endpoint.connect().await?;
+    Ok(PeerClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE))
+}
+
+/// The stream of frames: whatever waits goes into one.
+struct Frames {
+    hello: Option<Hello>,
+    messages: tokio::sync::OwnedMutexGuard<UnboundedReceiver<(PeerMessage, usize)>>,
+    queued: Arc<AtomicUsize>,
+    buffer: Vec<(PeerMessage, usize)>,
+}
+
+impl Stream for Frames {
+    type Item = Frame;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Frame>> {
+        let this = &mut *self;
+        if let Some(hello) = this.hello.take() {
+            return Poll::Ready(Some(Frame { hello: Some(hello), envelopes: Vec::new() }));
+        }
+        match this.messages.poll_recv_many(context, &mut this.buffer, PER_FRAME) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(0) => Poll::Ready(None),
+            Poll::Ready(_) => {
+                let mut envelopes: Vec<Envelope> = Vec::with_capacity(this.buffer.len());
+                for (message, size) in this.buffer.drain(..) {
+                    this.queued.fetch_sub(size, Ordering::Relaxed);
+                    envelopes.push(envelope::encode(message));
+                }
+                Poll::Ready(Some(Frame { hello: None, envelopes }))
+            }
+        }
+    }
+}
+
+fn size_of_message(message: &PeerMessage) -> usize {
+    match message {
+        PeerMessage::Raft(message) => {
+            64 + message.entries.iter().map(|entry| entry.data.len() + 32).sum::<usize>()
+        }
+        PeerMessage::Visible { .. }
+        | PeerMessage::Heartbeat { .. }
+        | PeerMessage::HeartbeatAck { .. }
+        | PeerMessage::LogCut { .. } => 64,
+    }
+}

@@ -1,0 +1,376 @@
+//! The data directory: whose replica it is, who works on it, and where in it everything is.
+//!
+//! ```text
+//! LOCK         locked while a daemon works on the directory; holds its process id
+//! genesis      the record that every member of the cluster starts from
+//! identity     cluster, node, nonce and address, as TOML
+//! boot         under which boot and mount the state was last written
+//! log/         the Raft log
+//! current      the name of the directory that holds the state
+//! state-<n>/   the state (sled); built whole in a new directory, then switched to
+//! files/       backing files
+//! snapshots/   the snapshot file
+//! ```
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::identity::{Identity, read_identity, write_identity};
+use super::{durable, sys};
+use crate::store::StoreError;
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const STATE: &str = "state-";
+
+/// What must be the same for bytes that were never fsynced to be there still: the kernel's boot, the
+/// mount, and the directory itself (a copy is another one). Unknown is never the same as anything.
+#[derive(Clone, Debug, Default)]
+pub struct BootIdentity(Option<String>);
+
+/// A data directory that no other daemon works on while this value lives.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// Unlocked when it is closed, also when the process is killed.
+    _lock: File,
+    identity: Identity,
+    boot: BootIdentity,
+    same_boot: bool,
+}
+
+impl BootIdentity {
+    /// As the kernel gives it (`/proc/sys/kernel/random/boot_id`, `statx(2)` with
+    /// `STATX_MNT_ID_UNIQUE`); unknown where it does not.
+    #[must_use]
+    pub fn of(dir: &Path) -> Self {
+        let boot = std::fs::read_to_string(BOOT_ID).ok();
+        let mount = sys::mount_and_inode(dir).ok().flatten();
+        let both = boot.zip(mount);
+        Self(both.map(|(boot, (mount, ino))| format!("{} {mount} {ino}\n", boot.trim())))
+    }
+
+    /// A made-up one, for tests.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self(Some(format!("{name}\n")))
+    }
+}
+
+impl DataDir {
+    /// Makes a data directory for a new replica; `path` must be empty or absent.
+    ///
+    /// # Errors
+    /// When it is not empty, in use, or the disk refuses.
+    pub fn create(path: &Path, identity: Identity) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(path).map_err(StoreError::io("create", path))?;
+        let lock = lock(path)?;
+        if let Some(found) = anything_but_lock(path)? {
+            return Err(StoreError::NotEmpty { path: path.to_owned(), found });
+        }
+        write_identity(path, &identity)?;
+        durable::sync_parent(&path.canonicalize().map_err(StoreError::io("resolve", path))?)?;
+        let boot = BootIdentity::of(path);
+        Ok(Self { path: path.to_owned(), _lock: lock, identity, boot, same_boot: false })
+    }
+
+    /// Opens the data directory of a replica.
+    ///
+    /// # Errors
+    /// When there is none, it is in use, came from a newer version, or cannot be read.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_under(path, BootIdentity::of(path))
+    }
+
+    /// The same under a given boot identity.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_under(path: &Path, boot: BootIdentity) -> Result<Self, StoreError> {
+        if !Self::holds_replica(path) {
+            return Err(StoreError::NoReplica { path: path.to_owned() });
+        }
+        let lock = lock(path)?;
+        let identity = read_identity(path)?;
+        let recorded = read_optional(&path.join("boot"))?;
+        let same_boot = recorded.is_some() && recorded == boot.0;
+        Ok(Self { path: path.to_owned(), _lock: lock, identity, boot, same_boot })
+    }
+
+    /// Whether there is a replica at `path`.
+    #[must_use]
+    pub fn holds_replica(path: &Path) -> bool {
+        path.join("identity").exists()
+    }
+
+    /// Whose replica it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Writes another identity, as after a change of address. Durable on return.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn set_identity(&mut self, identity: Identity) -> Result<(), StoreError> {
+        write_identity(&self.path, &identity)?;
+        self.identity = identity;
+        Ok(())
+    }
+
+    /// Whether nothing but the process has died since the state was written last: what it had handed
+    /// to the kernel is there, synced or not.
+    #[must_use]
+    pub fn same_boot(&self) -> bool {
+        self.same_boot
+    }
+
+    /// Says that the current state may be trusted as long as this boot and mount last. Only after the
+    /// state was found good or built anew.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn record_boot(&self) -> Result<(), StoreError> {
+        match &self.boot.0 {
+            Some(boot) => durable::replace(&self.path.join("boot"), boot.as_bytes()),
+            None => self.distrust_state(),
+        }
+    }
+
+    /// Has the next start build the state anew from the snapshot file and the log.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn distrust_state(&self) -> Result<(), StoreError> {
+        let boot = self.path.join("boot");
+        match std::fs::remove_file(&boot) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(StoreError::io("remove", &boot)(source)),
+            Ok(()) => durable::sync_dir(&self.path),
+        }
+    }
+
+    /// Where the directory is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the Raft log is.
+    #[must_use]
+    pub fn log_dir(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Where the backing files are.
+    #[must_use]
+    pub fn files_dir(&self) -> PathBuf {
+        self.path.join("files")
+    }
+
+    /// Where the snapshot file is.
+    #[must_use]
+    pub fn snapshots_dir(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
+    /// Where the state is; nothing before the first one was switched to.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn current_state(&self) -> Result<Option<PathBuf>, StoreError> {
+        let name = read_optional(&self.path.join("current"))?;
+        let name = name.as_deref().map(str::trim).filter(|name| state_number(name).is_some());
+        Ok(name.map(|name| self.path.join(name)).filter(|path| path.is_dir()))
+    }
+
+    /// A directory to build a new state in. It does not exist, and counts only after
+    /// [`Self::switch_state`].
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn new_state_dir(&self) -> Result<PathBuf, StoreError> {
+        let names = self.state_dirs()?;
+        let last = names.iter().filter_map(|path| state_number(path.file_name()?.to_str()?)).max();
+        Ok(self.path.join(format!("{STATE}{}", last.unwrap_or(0) + 1)))
+    }
+
+    /// Makes the state in `dir`, which came from [`Self::new_state_dir`], the current one. Durable on
+    /// return; after a crash it is either this one or the one before.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn switch_state(&self, dir: &Path) -> Result<(), StoreError> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        durable::replace(&self.path.join("current"), format!("{name}\n").as_bytes())
+    }
+
+    /// Removes every state but the current one. The caller has closed them.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn remove_other_states(&self) -> Result<(), StoreError> {
+        let current = self.current_state()?;
+        for path in self.state_dirs()? {
+            if Some(&path) != current.as_ref() {
+                std::fs::remove_dir_all(&path).map_err(StoreError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn state_dirs(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let entries = std::fs::read_dir(&self.path).map_err(StoreError::io("list", &self.path))?;
+        let mut dirs = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(StoreError::io("list", &self.path))?;
+            if entry.file_name().to_str().and_then(state_number).is_some() {
+                dirs.push(entry.path());
+            }
+        }
+        Ok(dirs)
+    }
+}
+
+fn state_number(name: &str) -> Option<u64> {
+    name.strip_prefix(STATE)?.parse().ok()
+}
+
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("LOCK");
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = open.map_err(StoreError::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            // Only for the message.
+            let _ = file.read_to_string(&mut pid);
+            let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() }.to_owned();
+            return Err(StoreError::InUse { path: dir.to_owned(), pid });
+        }
+        Err(TryLockError::Error(source)) => return Err(StoreError::io("lock", &path)(source)),
+    }
+    let pid = format!("{}\n", std::process::id());
+    let written = file.set_len(0).and_then(|()| file.write_all(pid.as_bytes()));
+    written.map_err(StoreError::io("write", &path))?;
+    Ok(file)
+}
+
+fn anything_but_lock(dir: &Path) -> Result<Option<String>, StoreError> {
+    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let name = entry.map_err(StoreError::io("list", dir))?.file_name();
+        // What joining leaves behind when it is killed, and what ext4 puts into a new root directory.
+        let ours = ["LOCK", "identity.tmp", "genesis", "genesis.tmp", "snapshots", "joining"];
+        if name != "lost+found" && !ours.iter().any(|ours| name == *ours) {
+            return Ok(Some(name.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn read_optional(path: &Path) -> Result<Option<String>, StoreError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StoreError::io("read", path)(source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BootIdentity, DataDir, Identity};
+    use crate::store::StoreError;
+    use crate::types::{ClusterId, NodeId};
+
+    fn identity() -> Identity {
+        Identity {
+            cluster: ClusterId([0xab; 16]),
+            node: NodeId(3),
+            nonce: u64::MAX,
+            address: "host:7000".to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_identity_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        assert!(matches!(DataDir::open(&path), Err(StoreError::NoReplica { .. })));
+        let mut created = DataDir::create(&path, identity()).unwrap();
+        assert_eq!(created.identity(), &identity());
+        let moved = Identity { address: "other:1".to_owned(), ..identity() };
+        created.set_identity(moved.clone()).unwrap();
+        drop(created);
+        assert_eq!(DataDir::open(&path).unwrap().identity(), &moved);
+        let again = DataDir::create(&path, identity()).unwrap_err();
+        assert!(matches!(again, StoreError::NotEmpty { .. }), "{again}");
+        assert_eq!(DataDir::open(&path).unwrap().identity(), &moved);
+    }
+
+    #[test]
+    fn a_second_daemon_is_told_who_the_first_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::create(dir.path(), identity()).unwrap();
+        let error = DataDir::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(first);
+        DataDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_newer_or_damaged_identity_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(DataDir::create(dir.path(), identity()).unwrap());
+        let path = dir.path().join("identity");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("format = 1", "format = 2\nregion = \"x\"")).unwrap();
+        let error = DataDir::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("written by a newer version"), "{error}");
+        std::fs::write(&path, text.replace("abab", "abxy")).unwrap();
+        let error = DataDir::open(dir.path()).unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    }
+
+    #[test]
+    fn only_the_same_boot_and_mount_are_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(DataDir::create(dir.path(), identity()).unwrap());
+        let open = |boot| DataDir::open_under(dir.path(), boot).unwrap();
+        let first = || BootIdentity::named("first");
+        assert!(!open(first()).same_boot(), "nothing was recorded");
+        assert!(!open(first()).same_boot(), "opening alone records nothing");
+        open(first()).record_boot().unwrap();
+        assert!(open(first()).same_boot());
+        assert!(!open(BootIdentity::named("second")).same_boot());
+        assert!(!open(BootIdentity::default()).same_boot());
+        open(first()).distrust_state().unwrap();
+        assert!(!open(first()).same_boot());
+        open(BootIdentity::default()).record_boot().unwrap();
+        assert!(!open(BootIdentity::default()).same_boot(), "unknown is never the same");
+        let real = || BootIdentity::of(dir.path());
+        open(real()).record_boot().unwrap();
+        assert_eq!(open(real()).same_boot(), real().0.is_some());
+    }
+
+    #[test]
+    fn a_state_counts_only_after_the_switch() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::create(dir.path(), identity()).unwrap();
+        assert_eq!(data.current_state().unwrap(), None);
+        let first = data.new_state_dir().unwrap();
+        std::fs::create_dir(&first).unwrap();
+        assert_eq!(data.current_state().unwrap(), None);
+        data.switch_state(&first).unwrap();
+        assert_eq!(data.current_state().unwrap(), Some(first.clone()));
+        let second = data.new_state_dir().unwrap();
+        assert_ne!(first, second);
+        std::fs::create_dir(&second).unwrap();
+        assert_eq!(data.current_state().unwrap(), Some(first.clone()));
+        data.switch_state(&second).unwrap();
+        data.remove_other_states().unwrap();
+        assert!(!first.exists());
+        assert_eq!(data.current_state().unwrap(), Some(second));
+    }
+}

@@ -1,0 +1,101 @@
+//! What the log asks of raft-engine: its settings, its keys, and that it never takes the process down.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use raft::eraftpb::{Entry, HardState};
+use raft_engine::{Config, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+
+use crate::store::StoreError;
+use crate::store::error::REJOIN;
+use crate::types::{LogIndex, Term, VolumeId};
+
+pub(super) const VOLUME: u64 = VolumeId::FIRST.0;
+/// Encoded hard state.
+pub(super) const HARD_STATE: &[u8] = b"hard_state";
+/// Index and term of the last entry that was cut off: twice 8 bytes, little-endian.
+pub(super) const TRUNCATED: &[u8] = b"truncated";
+
+/// How the log uses its disk.
+#[derive(Clone, Copy, Debug)]
+pub struct LogOptions {
+    /// Bytes after which a new file is begun.
+    pub file_bytes: u64,
+    /// Bytes of files beyond which cutting the log gives files back.
+    pub purge_bytes: u64,
+    /// Whether files are filled with zeros before they are needed, and used again after: an fsync of
+    /// a fresh file also has to record where its blocks are (measured: about twice the time). Costs
+    /// 1.5 times `purge_bytes` of space, written at the first start.
+    pub prefill: bool,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { file_bytes: 32 << 20, purge_bytes: 64 << 20, prefill: true }
+    }
+}
+
+pub(super) struct EntryCodec;
+
+impl MessageExt for EntryCodec {
+    type Entry = Entry;
+
+    fn index(entry: &Entry) -> u64 {
+        entry.index
+    }
+}
+
+pub(super) fn config(dir: &Path, options: LogOptions) -> Config {
+    Config {
+        dir: dir.to_string_lossy().into_owned(),
+        // See `check`.
+        recovery_mode: RecoveryMode::TolerateTailCorruption,
+        batch_compression_threshold: ReadableSize(0),
+        target_file_size: ReadableSize(options.file_bytes),
+        purge_threshold: ReadableSize(options.purge_bytes),
+        enable_log_recycle: options.prefill,
+        prefill_for_recycle: options.prefill,
+        ..Config::default()
+    }
+}
+
+/// Runs a call of raft-engine. It panics where an fsync fails, and on some damage.
+pub(super) fn contained<T>(
+    action: &'static str,
+    dir: &Path,
+    call: impl FnOnce() -> raft_engine::Result<T>,
+) -> Result<T, StoreError> {
+    use raft_engine::Error;
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(
+            source @ (Error::Corruption(_)
+            | Error::Codec(_)
+            | Error::Protobuf(_)
+            | Error::EntryCompacted
+            | Error::EntryNotFound),
+        )) => Err(damaged(dir, source.to_string())),
+        Ok(Err(source)) => Err(StoreError::Log { action, path: dir.to_owned(), source }),
+        Err(_) => Err(StoreError::LogPanicked { action, path: dir.to_owned() }),
+    }
+}
+
+pub(super) fn damaged(dir: &Path, what: String) -> StoreError {
+    StoreError::Corrupt { path: dir.to_owned(), offset: None, what, advice: REJOIN }
+}
+
+pub(super) fn put_hard_state(
+    batch: &mut LogBatch,
+    hard_state: &HardState,
+) -> raft_engine::Result<()> {
+    batch.put_message(VOLUME, HARD_STATE.to_vec(), hard_state)
+}
+
+pub(super) fn encode_truncated(index: LogIndex, term: Term) -> Vec<u8> {
+    [index.0.to_le_bytes(), term.0.to_le_bytes()].concat()
+}
+
+pub(super) fn decode_truncated(bytes: &[u8]) -> Option<(u64, u64)> {
+    let (index, term) = bytes.split_first_chunk()?;
+    Some((u64::from_le_bytes(*index), u64::from_le_bytes(term.try_into().ok()?)))
+}

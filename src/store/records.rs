@@ -1,0 +1,218 @@
+//! The records of a state: sled, what it has not been given yet, and what was used lately.
+//!
+//! sled is a cache (of the snapshot file and the log), so nothing has to reach it at once: committed
+//! rounds gather in memory and go to it together, as one atomic batch, about once a second. That costs a
+//! commit microseconds instead of tens of them, and what changes often is written once. A process that
+//! is killed finds an older state in sled, and replays the log from there.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::iter::Peekable;
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::recent::Recent;
+use crate::fs::Pair;
+use crate::store::StoreError;
+
+/// Records that are kept in memory at most.
+const RECENT: usize = 64 << 10;
+/// Longer values are not kept: a bound on memory (about 64 MiB).
+const RECENT_VALUE_BYTES: usize = 1024;
+/// Locks that they are spread over.
+const SHARDS: usize = 16;
+/// More bytes than this do not wait for the next time: whoever commits gives them to sled.
+const MAX_PENDING_BYTES: usize = 32 << 20;
+
+/// A value, or that there is none: looking up names that do not exist is common.
+type Known = Option<Vec<u8>>;
+/// Values by key; `None` where the key is removed.
+type Changes = BTreeMap<Vec<u8>, Known>;
+
+/// The records of a state. The caller's lock keeps [`Self::commit`] apart from everything else but
+/// [`Self::drain`]; without that, a reader could remember what a batch has just replaced.
+#[derive(Debug)]
+pub(super) struct Records {
+    path: PathBuf,
+    db: sled::Db,
+    pending: RwLock<Pending>,
+    /// Held by whoever gives to sled.
+    draining: Mutex<()>,
+    recent: [Mutex<Recent<Vec<u8>, Known>>; SHARDS],
+    hasher: RandomState,
+}
+
+/// Whole rounds that sled does not have, or may not have whole.
+#[derive(Debug, Default)]
+struct Pending {
+    newest: Changes,
+    newest_bytes: usize,
+    /// On its way to sled; older than `newest`.
+    leaving: Arc<Changes>,
+}
+
+impl Records {
+    pub(super) fn new(db: sled::Db, path: PathBuf) -> Self {
+        let recent = std::array::from_fn(|_| Mutex::new(Recent::new(RECENT / SHARDS)));
+        let (pending, draining) = (RwLock::default(), Mutex::default());
+        Self { path, db, pending, draining, recent, hasher: RandomState::new() }
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Result<Known, StoreError> {
+        if let Some(known) = self.shard(key).lock().get(key) {
+            return Ok(known.clone());
+        }
+        let value = self.find(key)?;
+        if worth_keeping(value.as_ref()) {
+            self.shard(key).lock().insert(key.to_vec(), value.clone());
+        }
+        Ok(value)
+    }
+
+    /// At most `limit` pairs of a range of keys, ascending.
+    pub(super) fn scan(
+        &self,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        limit: usize,
+    ) -> Result<Vec<Pair>, StoreError> {
+        let pending = self.pending.read();
+        let owned = |(key, value): (&Vec<u8>, &Known)| Ok((key.clone(), value.clone()));
+        let in_sled = self.db.range::<&[u8], _>(range).map(|pair| {
+            let (key, value) = pair.map_err(StoreError::sled("read", &self.path))?;
+            Ok((key.to_vec(), Some(value.to_vec())))
+        });
+        let leaving = pending.leaving.range::<[u8], _>(range).map(owned);
+        let newest = pending.newest.range::<[u8], _>(range).map(owned);
+        let all = Over::new(newest, Over::new(leaving, in_sled));
+        all.filter_map(|found| match found {
+            Ok((key, value)) => value.map(|value| Ok((key, value))),
+            Err(error) => Some(Err(error)),
+        })
+        .take(limit)
+        .collect()
+    }
+
+    /// Takes the changes of a round.
+    pub(super) fn commit(
+        &self,
+        writes: impl Iterator<Item = (Vec<u8>, Known)>,
+    ) -> Result<(), StoreError> {
+        let mut pending = self.pending.write();
+        for (key, value) in writes {
+            self.remember(&key, value.as_ref());
+            pending.newest_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+            pending.newest.insert(key, value);
+        }
+        let full = pending.newest_bytes > MAX_PENDING_BYTES;
+        drop(pending);
+        if full { self.drain() } else { Ok(()) }
+    }
+
+    /// Gives sled, as one atomic batch, all rounds that it does not have. Readers and commits go on.
+    pub(super) fn drain(&self) -> Result<(), StoreError> {
+        let _only_one = self.draining.lock();
+        let leaving = {
+            let mut pending = self.pending.write();
+            pending.newest_bytes = 0;
+            let mut newest = std::mem::take(&mut pending.newest);
+            // Something is still leaving only where sled has refused it.
+            let mut leaving = Arc::unwrap_or_clone(std::mem::take(&mut pending.leaving));
+            leaving.append(&mut newest);
+            pending.leaving = Arc::new(leaving);
+            pending.leaving.clone()
+        };
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        let mut batch = sled::Batch::default();
+        for (key, value) in &*leaving {
+            match value {
+                Some(value) => batch.insert(key.as_slice(), value.as_slice()),
+                None => batch.remove(key.as_slice()),
+            }
+        }
+        self.db.apply_batch(batch).map_err(StoreError::sled("write", &self.path))?;
+        self.pending.write().leaving = Arc::default();
+        Ok(())
+    }
+
+    /// Hands everything to the kernel.
+    pub(super) fn flush(&self) -> Result<(), StoreError> {
+        self.drain()?;
+        self.db.flush().map(|_| ()).map_err(StoreError::sled("flush", &self.path))
+    }
+
+    pub(super) fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
+    fn find(&self, key: &[u8]) -> Result<Known, StoreError> {
+        let pending = self.pending.read();
+        if let Some(known) = pending.newest.get(key).or_else(|| pending.leaving.get(key)) {
+            return Ok(known.clone());
+        }
+        let value = self.db.get(key).map_err(StoreError::sled("read", &self.path))?;
+        Ok(value.map(|value| value.to_vec()))
+    }
+
+    fn remember(&self, key: &[u8], value: Option<&Vec<u8>>) {
+        let mut shard = self.shard(key).lock();
+        if worth_keeping(value) {
+            shard.insert(key.to_vec(), value.cloned());
+        } else {
+            shard.remove(key);
+        }
+    }
+
+    fn shard(&self, key: &[u8]) -> &Mutex<Recent<Vec<u8>, Known>> {
+        let hash = self.hasher.hash_one(key).to_le_bytes()[0];
+        &self.recent[usize::from(hash) % SHARDS]
+    }
+}
+
+fn worth_keeping(value: Option<&Vec<u8>>) -> bool {
+    value.is_none_or(|value| value.len() <= RECENT_VALUE_BYTES)
+}
+
+type Found = Result<(Vec<u8>, Known), StoreError>;
+
+/// Two ascending runs of keys as one: where both have a key, the upper one counts.
+struct Over<U: Iterator, L: Iterator> {
+    upper: Peekable<U>,
+    lower: Peekable<L>,
+}
+
+impl<U: Iterator<Item = Found>, L: Iterator<Item = Found>> Over<U, L> {
+    fn new(upper: U, lower: L) -> Self {
+        Self { upper: upper.peekable(), lower: lower.peekable() }
+    }
+}
+
+impl<U: Iterator<Item = Found>, L: Iterator<Item = Found>> Iterator for Over<U, L> {
+    type Item = Found;
+
+    fn next(&mut self) -> Option<Found> {
+        let (Some(Ok((upper, _))), Some(Ok((lower, _)))) = (self.upper.peek(), self.lower.peek())
+        else {
+            // One has ended, or has failed: then that is what comes next.
+            let lower_failed = matches!(self.lower.peek(), Some(Err(_)));
+            return if lower_failed {
+                self.lower.next()
+            } else {
+                self.upper.next().or_else(|| self.lower.next())
+            };
+        };
+        match upper.cmp(lower) {
+            std::cmp::Ordering::Less => self.upper.next(),
+            std::cmp::Ordering::Greater => self.lower.next(),
+            std::cmp::Ordering::Equal => {
+                self.lower.next();
+                self.upper.next()
+            }
+        }
+    }
+}

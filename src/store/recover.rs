@@ -1,0 +1,183 @@
+//! What a starting replica may believe (DESIGN, "What is true after a crash").
+//!
+//! The truth is the newest snapshot file plus the log. The state in sled is believed only where nothing
+//! but the process has died since it was written, and where it agrees with the log; otherwise it is
+//! built anew from the snapshot file. In both cases the node then applies what the log holds after
+//! [`State::applied`]: nothing is replayed here.
+
+use std::path::Path;
+
+use super::datadir::DataDir;
+use super::files::Files;
+use super::log::{LogOptions, RaftLog};
+use super::point::AppliedPoint;
+use super::snapshot::{SnapshotHeader, latest_snapshot, read_snapshot};
+use super::state::State;
+use crate::store::StoreError;
+use crate::store::error::REJOIN;
+use crate::types::VolumeId;
+
+/// A replica's stores, agreeing with each other.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The log; its hard state's commit is at least the applied index.
+    pub log: RaftLog,
+    /// The state; the log holds everything after its applied index.
+    pub state: State,
+    /// The backing files.
+    pub files: Files,
+    /// The newest snapshot file; none before the first.
+    pub snapshot: Option<SnapshotHeader>,
+    /// Why the state was built anew; nothing where it was believed.
+    pub rebuilt: Option<Rebuilt>,
+}
+
+/// Why a state was not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rebuilt {
+    /// There was none.
+    Absent,
+    /// The machine was restarted, or the mount is another one: unsynced writes may be gone.
+    AnotherBoot,
+    /// sled could not read it.
+    Unreadable,
+    /// The log no longer holds what comes after it.
+    BehindTheLog,
+    /// It was reached over an entry that the log does not have.
+    AnotherHistory,
+}
+
+/// Opens the stores of a replica and makes them agree.
+///
+/// # Errors
+/// When something that must be true is damaged or missing: the snapshot file, the log, or the log's
+/// last entries where the state shows that they were there.
+pub fn recover(dir: &DataDir, options: LogOptions) -> Result<Recovered, StoreError> {
+    let snapshot = open_snapshot_header(dir)?;
+    let log = RaftLog::open_with(&dir.log_dir(), options)?;
+    fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
+    let (state, rebuilt) = match believe_state(dir, &log)? {
+        Ok(state) => (state, None),
+        Err(why) => {
+            tracing::info!(?why, "building the state anew from the snapshot file and the log");
+            (rebuild_state(dir)?, Some(why))
+        }
+    };
+    if let Err(error) = dir.remove_other_states() {
+        tracing::info!(%error, "an old state stays until the next start");
+    }
+    raise_commit(&log, &state)?;
+    dir.record_boot()?;
+    let files = Files::open(&dir.files_dir())?;
+    Ok(Recovered { log, state, files, snapshot, rebuilt })
+}
+
+/// Builds a state from the newest snapshot file (an empty one where there is none) in a new directory
+/// and switches to it. Used at start, and when a peer's snapshot has been written to the directory.
+///
+/// # Errors
+/// When the snapshot file is damaged or the disk refuses; the state that was there before stays.
+pub fn rebuild_state(dir: &DataDir) -> Result<State, StoreError> {
+    let path = dir.new_state_dir()?;
+    let state = match latest_snapshot(&dir.snapshots_dir())? {
+        Some(file) => build_from(&file, &path)?,
+        None => State::open(&path)?,
+    };
+    state.flush()?;
+    dir.switch_state(&path)?;
+    Ok(state)
+}
+
+fn build_from(file: &Path, path: &Path) -> Result<State, StoreError> {
+    let (header, pairs) = read_snapshot(file)?;
+    let conf_state = Some(&header.conf_state);
+    let at = AppliedPoint { index: header.index, term: header.term, conf_state };
+    State::create_from(path, pairs, at, header.digest)
+}
+
+fn open_snapshot_header(dir: &DataDir) -> Result<Option<SnapshotHeader>, StoreError> {
+    let Some(path) = latest_snapshot(&dir.snapshots_dir())? else { return Ok(None) };
+    let (header, _) = read_snapshot(&path)?;
+    if header.cluster != dir.identity().cluster || header.volume != VolumeId::FIRST {
+        return Err(StoreError::Corrupt {
+            path,
+            offset: None,
+            what: format!("it is of volume {} of cluster {}", header.volume, header.cluster),
+            advice: "it belongs to another data directory: put back the one that was here",
+        });
+    }
+    Ok(Some(header))
+}
+
+/// A log that ends before the snapshot, or has another entry there, is what a peer's snapshot was to
+/// replace when the process died: it is reset. One that begins after the snapshot has a hole.
+fn fit_log_to_snapshot(
+    dir: &DataDir,
+    log: &RaftLog,
+    snapshot: Option<&SnapshotHeader>,
+) -> Result<(), StoreError> {
+    let (truncated, _) = log.truncated();
+    let covered = snapshot.map_or(0.into(), |snapshot| snapshot.index);
+    if truncated > covered {
+        return Err(StoreError::Corrupt {
+            path: dir.snapshots_dir(),
+            offset: None,
+            what: format!("the log begins after {truncated}, but the snapshot ends at {covered}"),
+            advice: REJOIN,
+        });
+    }
+    match snapshot {
+        Some(snapshot) if log.term(snapshot.index) != Some(snapshot.term) => {
+            tracing::info!(index = %snapshot.index, term = %snapshot.term, "the log starts anew");
+            log.reset_to(snapshot.index, snapshot.term)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The current state, or why it is not to be believed.
+fn believe_state(dir: &DataDir, log: &RaftLog) -> Result<Result<State, Rebuilt>, StoreError> {
+    let Some(path) = dir.current_state()? else { return Ok(Err(Rebuilt::Absent)) };
+    if !dir.same_boot() {
+        return Ok(Err(Rebuilt::AnotherBoot));
+    }
+    let state = match State::open(&path) {
+        Ok(state) => state,
+        Err(error) => {
+            tracing::warn!(%error, "the state cannot be opened");
+            return Ok(Err(Rebuilt::Unreadable));
+        }
+    };
+    let (applied, (truncated, _), last) = (state.applied(), log.truncated(), log.last_index());
+    if applied > last {
+        // The same boot, so the log has everything that was ever written to it: but it has not.
+        return Err(StoreError::Corrupt {
+            path: dir.log_dir(),
+            offset: None,
+            what: format!("entry {applied} was applied, but the last one of the log is {last}"),
+            advice: REJOIN,
+        });
+    }
+    if applied < truncated {
+        return Ok(Err(Rebuilt::BehindTheLog));
+    }
+    if log.term(applied) != Some(state.term()) {
+        return Ok(Err(Rebuilt::AnotherHistory));
+    }
+    Ok(Ok(state))
+}
+
+/// raft-rs panics where more is applied than committed.
+fn raise_commit(log: &RaftLog, state: &State) -> Result<(), StoreError> {
+    let mut hard_state = log.hard_state();
+    let applied = state.applied().0;
+    if hard_state.commit >= applied {
+        return Ok(());
+    }
+    hard_state.commit = applied;
+    log.append(&[], Some(&hard_state), true)
+}
+
+#[cfg(test)]
+#[path = "recover_tests.rs"]
+mod tests;

@@ -1,0 +1,218 @@
+//! Tests of the start: which of the stores is believed, and that they agree afterwards.
+
+use std::path::Path;
+
+use raft::eraftpb::{ConfState, Entry, HardState};
+
+use super::{LogOptions, Rebuilt, Recovered, recover};
+use crate::fs::{Overlay, View, ViewMut, keys};
+use crate::store::snapshot::{SnapshotHeader, write_snapshot};
+use crate::store::{AppliedPoint, BootIdentity, DataDir, Identity, RaftLog, State, StoreError};
+use crate::types::{ClusterId, Ino, LogIndex, NodeId, Term, VolumeId};
+
+const OPTIONS: LogOptions =
+    LogOptions { file_bytes: 1 << 20, purge_bytes: 1 << 20, prefill: false };
+const CLUSTER: ClusterId = ClusterId([1; 16]);
+
+/// A data directory with a log of 1 to 30, of term 1.
+fn replica() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let identity =
+        Identity { cluster: CLUSTER, node: NodeId(1), nonce: 1, address: "a:1".to_owned() };
+    drop(DataDir::create(dir.path(), identity).unwrap());
+    let started = start(dir.path(), "boot").unwrap();
+    assert_eq!(started.rebuilt, Some(Rebuilt::Absent));
+    let state = HardState { term: 1, vote: 1, commit: 12, ..HardState::default() };
+    started.log.append(&entries(1..31, 1), Some(&state), true).unwrap();
+    dir
+}
+
+fn entries(range: std::ops::Range<u64>, term: u64) -> Vec<Entry> {
+    range.map(|index| Entry { index, term, ..Entry::default() }).collect()
+}
+
+fn start(dir: &Path, boot: &str) -> Result<Recovered, StoreError> {
+    recover(&DataDir::open_under(dir, BootIdentity::named(boot)).unwrap(), OPTIONS)
+}
+
+/// Applies entries up to `index`, each of which writes its own index.
+fn apply_up_to(state: &State, index: u64) {
+    for index in state.applied().0 + 1..=index {
+        let mut overlay = Overlay::new(state);
+        overlay.put(keys::inode(Ino(1)), index.to_le_bytes().to_vec());
+        let members = ConfState::from((vec![index], vec![]));
+        let conf_state = Some(&members);
+        let at = AppliedPoint { index: LogIndex(index), term: Term(1), conf_state };
+        state.commit(overlay.finish().unwrap(), at).unwrap();
+    }
+}
+
+fn snapshot(dir: &Path, state: &State) {
+    let header = SnapshotHeader {
+        cluster: CLUSTER,
+        volume: VolumeId::FIRST,
+        index: state.applied(),
+        term: state.term(),
+        conf_state: state.conf_state(),
+        digest: state.digest(),
+        feature_level: 1,
+    };
+    write_snapshot(&dir.join("snapshots"), &header, state.export()).unwrap();
+}
+
+/// What must hold of every start.
+fn assert_at(recovered: &Recovered, index: u64) {
+    let Recovered { log, state, .. } = recovered;
+    assert_eq!(state.applied().0, index);
+    let expected = (index > 0).then(|| index.to_le_bytes().to_vec());
+    assert_eq!(state.get(&keys::inode(Ino(1))).unwrap(), expected);
+    assert!(log.hard_state().commit >= index);
+    assert!(log.truncated().0.0 <= index && log.last_index().0 >= index);
+    assert_eq!(log.term(LogIndex(index)), Some(state.term()));
+}
+
+#[test]
+fn after_a_killed_process_the_state_is_believed() {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    apply_up_to(&started.state, 20);
+    drop(started);
+    let started = start(dir.path(), "boot").unwrap();
+    assert_eq!(started.rebuilt, None);
+    assert_at(&started, 20);
+    // The log said 12 when the process died.
+    assert_eq!(started.log.hard_state().commit, 20);
+}
+
+#[test]
+fn after_a_restart_of_the_machine_only_snapshot_and_log_are() {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    apply_up_to(&started.state, 20);
+    snapshot(dir.path(), &started.state);
+    apply_up_to(&started.state, 25);
+    drop(started);
+    let started = start(dir.path(), "another boot").unwrap();
+    assert_eq!(started.rebuilt, Some(Rebuilt::AnotherBoot));
+    assert_at(&started, 20);
+    assert_eq!(started.state.conf_state(), ConfState::from((vec![20], vec![])));
+    assert_eq!(started.log.last_index(), LogIndex(30));
+    // Then it is the state of that boot.
+    drop(started);
+    assert_eq!(start(dir.path(), "another boot").unwrap().rebuilt, None);
+}
+
+#[test]
+fn without_a_snapshot_everything_is_replayed() {
+    let dir = replica();
+    apply_up_to(&start(dir.path(), "boot").unwrap().state, 20);
+    let started = start(dir.path(), "another boot").unwrap();
+    assert_at(&started, 0);
+    assert_eq!(started.log.first_index(), LogIndex(1));
+}
+
+#[test]
+fn a_state_that_sled_cannot_open_is_rebuilt() {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    apply_up_to(&started.state, 20);
+    snapshot(dir.path(), &started.state);
+    let path = started.state.path().to_owned();
+    drop(started);
+    std::fs::remove_file(path.join("db")).unwrap();
+    std::fs::create_dir(path.join("db")).unwrap();
+    let started = start(dir.path(), "boot").unwrap();
+    assert_eq!(started.rebuilt, Some(Rebuilt::Unreadable));
+    assert_at(&started, 20);
+    assert!(!path.exists(), "the old state is gone");
+}
+
+#[test]
+fn a_state_behind_the_log_is_rebuilt() {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    apply_up_to(&started.state, 20);
+    // As if sled had lost what came after 20, and the log was cut at a later snapshot.
+    let later = tempfile::tempdir().unwrap();
+    let copy = State::open(later.path()).unwrap();
+    apply_up_to(&copy, 25);
+    snapshot(dir.path(), &copy);
+    started.log.compact_to(LogIndex(25)).unwrap();
+    drop(started);
+    let started = start(dir.path(), "boot").unwrap();
+    assert_eq!(started.rebuilt, Some(Rebuilt::BehindTheLog));
+    assert_at(&started, 25);
+}
+
+#[test]
+fn a_snapshot_of_a_peer_resets_the_log() {
+    // Beyond the log's end, and in the middle under another term.
+    for (index, term) in [(100, 1), (15, 1), (15, 2)] {
+        let dir = replica();
+        let started = start(dir.path(), "boot").unwrap();
+        apply_up_to(&started.state, 10);
+        drop(started);
+        let peer = tempfile::tempdir().unwrap();
+        let copy = State::open(peer.path()).unwrap();
+        apply_up_to(&copy, index);
+        let at = AppliedPoint { index: LogIndex(index), term: Term(term), conf_state: None };
+        copy.commit(crate::fs::Batch::default(), at).unwrap();
+        snapshot(dir.path(), &copy);
+        let started = start(dir.path(), "boot").unwrap();
+        if (index, term) == (15, 1) {
+            assert_at(&started, 10);
+            assert_eq!(started.log.last_index(), LogIndex(30));
+        } else {
+            assert_at(&started, index);
+            assert_eq!(started.log.first_index(), LogIndex(index + 1));
+        }
+    }
+}
+
+#[test]
+fn a_log_that_lost_its_end_is_not_passed_over() {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    apply_up_to(&started.state, 20);
+    drop(started);
+    std::fs::remove_dir_all(dir.path().join("log")).unwrap();
+    let log = RaftLog::open_with(&dir.path().join("log"), OPTIONS).unwrap();
+    log.append(&entries(1..15, 1), None, true).unwrap();
+    drop(log);
+    let error = start(dir.path(), "boot").unwrap_err().to_string();
+    assert!(error.contains("entry 20 was applied"), "{error}");
+}
+
+#[test]
+fn a_hole_between_snapshot_and_log_is_an_error() {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    started.log.compact_to(LogIndex(9)).unwrap();
+    drop(started);
+    let error = start(dir.path(), "boot").unwrap_err().to_string();
+    assert!(error.contains("begins after 9"), "{error}");
+}
+
+#[test]
+fn a_damaged_or_foreign_snapshot_is_an_error_and_stays() {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    apply_up_to(&started.state, 20);
+    snapshot(dir.path(), &started.state);
+    drop(started);
+    let path = dir.path().join("snapshots/snap-20");
+    let whole = std::fs::read(&path).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() - 60] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let error = start(dir.path(), "another boot").unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), damaged);
+    std::fs::write(&path, &whole).unwrap();
+    assert_at(&start(dir.path(), "another boot").unwrap(), 20);
+    let identity = dir.path().join("identity");
+    let text = std::fs::read_to_string(&identity).unwrap().replace("0101", "0202");
+    std::fs::write(&identity, text).unwrap();
+    let error = start(dir.path(), "another boot").unwrap_err().to_string();
+    assert!(error.contains("another data directory"), "{error}");
+}

@@ -1,0 +1,86 @@
+//! System calls that the standard library does not offer. The only unsafe code of the store.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// `RESOLVE_CACHED` of `openat2(2)`, which libc lacks.
+const RESOLVE_CACHED: u64 = 0x20;
+
+/// Reads what the page cache holds, as `preadv2(2)` with `RWF_NOWAIT`: fewer bytes than asked for
+/// where it holds no more, `WouldBlock` where it holds none.
+pub(super) fn read_nowait(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: `part` describes `buffer`, which is borrowed mutably for the whole call.
+    let read =
+        unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// Opens for reading and writing where no disk has to be asked, as `openat2(2)` with
+/// `RESOLVE_CACHED` (Linux 5.12): `WouldBlock` where it would.
+pub(super) fn open_nowait(path: &Path) -> io::Result<File> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all-zero is a valid `open_how`: no flags.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from((libc::O_RDWR | libc::O_CLOEXEC).cast_unsigned());
+    how.resolve = RESOLVE_CACHED;
+    // SAFETY: `path` is NUL-terminated and `how` has the size that is given; both outlive the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just given this descriptor to us and to nobody else.
+        Ok(fd) if fd >= 0 => Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) })),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Space and inodes of the file system that `file` is on, as `fstatvfs(3)`.
+pub(super) fn statvfs(file: &File) -> io::Result<libc::statvfs> {
+    let mut answer = MaybeUninit::uninit();
+    // SAFETY: `answer` has room for one `statvfs`.
+    if unsafe { libc::fstatvfs(file.as_raw_fd(), answer.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it has filled `answer`.
+    Ok(unsafe { answer.assume_init() })
+}
+
+/// Makes the whole file system that `file` is on durable, as `syncfs(2)`.
+pub(super) fn syncfs(file: &File) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    match unsafe { libc::syncfs(file.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The unique id of the mount that `path` is on (`statx(2)` with `STATX_MNT_ID_UNIQUE`, Linux 6.8),
+/// and the inode number of `path`; nothing where the kernel has no such ids.
+pub(super) fn mount_and_inode(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mask = libc::STATX_MNT_ID_UNIQUE | libc::STATX_INO;
+    let mut answer = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: `path` is NUL-terminated, and `answer` has room for one `statx`.
+    let failed =
+        unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), 0, mask, answer.as_mut_ptr()) } != 0;
+    if failed {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all-zero is a valid `statx`, and the call has filled in the rest.
+    let answer = unsafe { answer.assume_init() };
+    Ok((answer.stx_mask & mask == mask).then_some((answer.stx_mnt_id, answer.stx_ino)))
+}

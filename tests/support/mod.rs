@@ -1,0 +1,193 @@
+//! Clusters of real daemons for tests: brought up by the built binary, gone when dropped.
+#![allow(dead_code, reason = "each test binary uses some of it")]
+#![allow(clippy::disallowed_methods, reason = "tests wait with deadlines and read where to work")]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+/// How long a daemon may take for what is not measured.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster on this machine.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: TempDir,
+}
+
+/// What `dev status --json` prints.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    pub leader: u64,
+    pub nodes: Vec<Node>,
+}
+
+/// One node in it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Node {
+    pub id: u64,
+    pub pid: i32,
+    pub role: String,
+    pub mounted: bool,
+    pub term: u64,
+    pub applied: u64,
+    pub stable: u64,
+    pub digest: String,
+    pub address: String,
+}
+
+impl Cluster {
+    /// A new cluster that serves.
+    pub fn up(nodes: u16) -> Self {
+        let cluster = Self { dir: temporary_dir("cluster") };
+        succeed(cluster.dev("up").args(["--nodes", &nodes.to_string()]));
+        cluster
+    }
+
+    /// Starts whatever of it does not run.
+    pub fn up_again(&self) {
+        succeed(&mut self.dev("up"));
+    }
+
+    pub fn down(&self) {
+        succeed(&mut self.dev("down"));
+    }
+
+    /// `quorumfs dev COMMAND` on this cluster, to be added to.
+    pub fn dev(&self, command: &str) -> Command {
+        let mut dev = quorumfs();
+        dev.args(["dev", command, "--dir"]).arg(self.dir.path());
+        dev
+    }
+
+    /// Where everything of it lies.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The mount of a node; the path is the same before and after it is mounted.
+    pub fn mount(&self, node: u64) -> PathBuf {
+        self.dir.path().join(format!("n{node}")).join("mnt")
+    }
+
+    pub fn status(&self) -> Status {
+        let output = succeed(self.dev("status").arg("--json"));
+        serde_json::from_slice(&output.stdout).expect("the documented JSON")
+    }
+
+    /// Waits for a leader.
+    pub fn leader(&self) -> u64 {
+        wait_until(PATIENCE, "a leader", || {
+            let leader = self.status().leader;
+            (leader != 0).then_some(leader)
+        })
+    }
+
+    /// Some node that does not lead.
+    pub fn follower(&self) -> u64 {
+        if self.leader() == 1 { 2 } else { 1 }
+    }
+
+    pub fn kill(&self, node: u64, signal: &str) {
+        succeed(self.dev("kill").args([&node.to_string(), "--signal", signal]));
+    }
+
+    pub fn start(&self, node: u64) {
+        succeed(self.dev("start").arg(node.to_string()));
+    }
+
+    /// Waits until all nodes have applied the same.
+    pub fn settle(&self) {
+        wait_until(PATIENCE, "all nodes to agree", || {
+            let nodes = self.status().nodes;
+            let same = nodes.windows(2).all(|pair| {
+                (pair[0].applied, &pair[0].digest) == (pair[1].applied, &pair[1].digest)
+            });
+            (same && nodes.iter().all(|node| node.mounted)).then_some(())
+        });
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let output = self.dev("down").output().expect("the binary runs");
+        if std::thread::panicking() {
+            self.print_logs();
+        } else {
+            assert!(output.status.success(), "down failed: {}", text(&output.stderr));
+        }
+    }
+}
+
+impl Cluster {
+    fn print_logs(&self) {
+        for entry in fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
+            let log = entry.path().join("log").join("quorumfs.log");
+            let Ok(bytes) = fs::read(&log) else { continue };
+            let log_text = text(&bytes);
+            let lines: Vec<_> = log_text.lines().collect();
+            eprintln!("the end of {}:", log.display());
+            for line in &lines[lines.len().saturating_sub(40)..] {
+                eprintln!("  {line}");
+            }
+        }
+    }
+}
+
+/// The built binary.
+pub fn quorumfs() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_quorumfs"))
+}
+
+/// Runs what must succeed.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().expect("the binary runs");
+    assert!(output.status.success(), "{command:?} failed: {}", text(&output.stderr));
+    output
+}
+
+/// A directory that `scripts/test` cleans up after, whatever happens to the test.
+pub fn temporary_dir(name: &str) -> TempDir {
+    let base = std::env::var_os("QUORUMFS_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    tempfile::Builder::new().prefix(&format!("{name}.")).tempdir_in(base).expect("a directory")
+}
+
+/// Waits for a condition; panics where it does not come.
+pub fn wait_until<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(result) = condition() {
+            return result;
+        }
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Creates or overwrites a file, and closes it.
+///
+/// # Errors
+/// Of open and write.
+pub fn write_and_close(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    File::create(path)?.write_all(bytes)
+}
+
+/// Creates a file whose bytes and name are on disk on a quorum when it returns.
+///
+/// # Errors
+/// Of open, write and fsync.
+pub fn write_and_sync(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// What a program printed.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

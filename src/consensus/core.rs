@@ -251,14 +251,18 @@ impl<S: Storage> Core<S> {
         self.raft.raft.prs().get(node.0).map(|progress| LogIndex(progress.matched))
     }
 
-    /// The log from here on may still be needed: by a member that has not said that it has applied
-    /// more since this core started.
+    /// The log after this index may still be needed: by a member that has not said that it has applied
+    /// more since this core started, or (where this node leads) not acknowledged more: there a leader
+    /// starts again after a message was lost, however much the member holds.
     #[must_use]
     pub fn needed_by_peers(&self) -> LogIndex {
         self.membership()
             .map(|(node, _)| node)
             .filter(|node| *node != self.config.node)
-            .map(|node| self.heard.get(&node).copied().unwrap_or_default())
+            .map(|node| {
+                let heard = self.heard.get(&node).copied().unwrap_or_default();
+                self.matched(node).map_or(heard, |matched| matched.min(heard))
+            })
             .fold(self.applied.index, LogIndex::min)
     }
 

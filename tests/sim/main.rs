@@ -6,6 +6,8 @@
 //! `QUORUMFS_SEED=7 cargo nextest run --test sim replay` replays a seed and prints its trace to stderr,
 //! or to the file that `QUORUMFS_TRACE` names.
 
+#![expect(clippy::disallowed_methods, reason = "which seeds to run comes from the environment")]
+
 mod calls;
 mod checks;
 mod clock;

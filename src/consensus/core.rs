@@ -251,14 +251,18 @@ impl<S: Storage> Core<S> {
         self.raft.raft.prs().get(node.0).map(|progress| LogIndex(progress.matched))
     }
 
-    /// The log from here on may still be needed: by a member that has not said that it has applied
-    /// more since this core started.
+    /// The log after this index may still be needed: by a member that has not said that it has applied
+    /// more since this core started, or (where this node leads) not acknowledged more: there a leader
+    /// starts again after a message was lost, however much the member holds.
     #[must_use]
     pub fn needed_by_peers(&self) -> LogIndex {
         self.membership()
             .map(|(node, _)| node)
             .filter(|node| *node != self.config.node)
-            .map(|node| self.heard.get(&node).copied().unwrap_or_default())
+            .map(|node| {
+                let heard = self.heard.get(&node).copied().unwrap_or_default();
+                self.matched(node).map_or(heard, |matched| matched.min(heard))
+            })
             .fold(self.applied.index, LogIndex::min)
     }
 
@@ -275,6 +279,7 @@ impl<S: Storage> Core<S> {
         }
         if self.is_leader() {
             self.reconcile_membership();
+            self.yield_if_stuck();
         }
         self.tell_log_cut();
     }
@@ -348,6 +353,19 @@ impl<S: Storage> Core<S> {
             .map(|(_, id)| id);
         if let Some(to) = to.map(|node| node.0).or(best) {
             self.raft.transfer_leader(to);
+        }
+    }
+
+    /// Hands leadership over where this node does not apply what was committed half a TTL ago and
+    /// another does: a leader that is stuck renews nobody, so everybody would wait for it.
+    fn yield_if_stuck(&mut self) {
+        let must_show = self.keeper.must_show(self.now);
+        if self.applied.index >= must_show {
+            return;
+        }
+        let ahead = self.roster.iter().filter(|(_, shown)| *shown >= must_show);
+        if let Some((info, _)) = ahead.max_by_key(|(_, shown)| *shown) {
+            self.transfer(Some(info.node));
         }
     }
 

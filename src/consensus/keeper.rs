@@ -107,7 +107,7 @@ impl Keeper {
         applied: LogIndex,
         roster: &Roster,
     ) -> Vec<Beat> {
-        let must_show = self.committed_at(now - self.ttl / 2);
+        let must_show = self.must_show(now);
         let shown: BTreeMap<_, _> =
             roster.iter().map(|(info, shown)| (info.session, shown)).collect();
         let (done, rest): (VecDeque<_>, _) = std::mem::take(&mut self.rounds)
@@ -159,6 +159,11 @@ impl Keeper {
     /// Whether this leader has decided to end the session.
     pub(super) fn is_expiring(&self, session: SessionId) -> bool {
         self.expiring.contains_key(&session)
+    }
+
+    /// What a node that keeps up has applied by now: what was committed half a TTL ago.
+    pub(super) fn must_show(&self, now: Monotonic) -> LogIndex {
+        self.committed_at(now - self.ttl / 2)
     }
 
     fn committed_at(&self, when: Monotonic) -> LogIndex {

@@ -210,9 +210,16 @@ impl<S: Storage> Core<S> {
 
     pub(super) fn tell_log_cut(&mut self) {
         let log = self.raft.store();
-        if let Some(to) = log.take_snapshot_wanted()
-            && let Ok(first_index) = log.first_index()
-        {
+        let (Some(to), Ok(first_index)) = (log.take_snapshot_wanted(), log.first_index()) else {
+            return;
+        };
+        let Some(progress) = self.raft.raft.mut_prs().get_mut(to.0) else { return };
+        if progress.matched + 1 >= first_index {
+            // It has what was cut off: a stale refusal took raft-rs back behind what the peer had
+            // acknowledged, from where it would never get on.
+            progress.next_idx = progress.next_idx.max(progress.matched + 1);
+            progress.resume();
+        } else {
             let message = PeerMessage::LogCut { first_index: LogIndex(first_index) };
             self.effects.push_back(Effect::Send { to, message });
         }

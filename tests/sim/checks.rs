@@ -7,10 +7,10 @@ use quorumfs::consensus::Committed;
 use quorumfs::fs::{self, Digest, query};
 use quorumfs::types::{Ino, LogIndex, Position, ProposalKey, SessionId};
 
+use crate::calls::look;
 use crate::coverage::Coverage;
 use crate::history::{Answer, Call, NAMES, Record, Subject};
 use crate::linearizability::is_linearizable;
-use crate::mount::look;
 use crate::state::Effect;
 use crate::world::World;
 
@@ -114,7 +114,7 @@ fn judge_log(world: &World, file: Ino, records: &[&Record]) {
     let tags = tags_of(world, file);
     let mut places = BTreeMap::new();
     for (tag, offset) in tags.iter().zip((0..).step_by(8)) {
-        assert!(places.insert(*tag, offset) == None, "tag {tag} was appended twice to {file}");
+        assert!(places.insert(*tag, offset).is_none(), "tag {tag} was appended twice to {file}");
     }
     let mut appended = Vec::new();
     for record in records.iter().copied() {

@@ -35,9 +35,8 @@ pub struct Disk(Rc<RefCell<Contents>>);
 impl Disk {
     /// An empty log of a replica whose state machine stands at `base`.
     pub fn new(base: Position) -> Self {
-        let mut hard_state = HardState::default();
-        hard_state.term = base.term.0;
-        hard_state.commit = base.index.0;
+        let hard_state =
+            HardState { term: base.term.0, commit: base.index.0, ..HardState::default() };
         let contents = Contents { cut: base, hard_state, ..Contents::default() };
         Self(Rc::new(RefCell::new(contents)))
     }

@@ -50,9 +50,10 @@ impl World {
                 self.after(tick, node, NodeEvent::Tick);
                 self.input(node, Input::Tick);
             }
+            NodeEvent::Wake => self.input(node, Input::Wake),
             NodeEvent::Peer { from, message } => self.input(node, Input::Peer { from, message }),
             NodeEvent::Connected { node: peer } => {
-                self.input(node, Input::Connected { node: peer })
+                self.input(node, Input::Connected { node: peer });
             }
             NodeEvent::Persisted { number } => {
                 self.nodes[node].disk.sync(number);
@@ -97,7 +98,7 @@ impl World {
             let effect = daemon.core.poll_effect();
             match effect.unwrap_or_else(|error| panic!("node {} stops: {error}", node + 1)) {
                 Some(effect) => self.perform(node, effect),
-                None => return,
+                None => return self.wake_later(node),
             }
             if let Some(left) = self.nodes[node].dies_after_effects.as_mut() {
                 *left -= 1;
@@ -106,6 +107,18 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Comes back when the core wants to be polled again.
+    fn wake_later(&mut self, node: usize) {
+        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
+        let timeout = daemon.core.poll_timeout();
+        if let Some(at) = timeout.filter(|_| timeout != daemon.wakes_at) {
+            let clock = &self.nodes[node].clock;
+            let delay = clock.true_length(at.since(clock.local(self.now)));
+            self.after(delay, node, NodeEvent::Wake);
+        }
+        self.nodes[node].daemon.as_mut().expect("as above").wakes_at = timeout;
     }
 
     fn perform(&mut self, node: usize, effect: Effect) {
@@ -121,7 +134,7 @@ impl World {
                 let wait = daemon.disk_busy_until - self.now;
                 self.after(wait, node, NodeEvent::Persisted { number });
             }
-            Effect::Send { to, message } => self.send(node, to, message),
+            Effect::Send { to, message } => self.send(node, to, &message),
             Effect::Apply { entries } => {
                 daemon.to_apply.extend(entries);
                 self.wake_applier(node);
@@ -136,7 +149,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, node: usize, to: NodeId, message: PeerMessage) {
+    fn send(&mut self, node: usize, to: NodeId, message: &PeerMessage) {
         let target = usize::try_from(to.0).expect("few nodes") - 1;
         let from = self.nodes[node].id;
         for delay in self.network.carry(&mut self.random, node, target) {

@@ -54,13 +54,13 @@ impl World {
                 self.nodes[victim].dies_after_effects = Some(self.random.within(1, 30));
                 "fault: killed between effects"
             }
-            5 => self.cut_off(BTreeSet::from([victim]), None, "fault: node cut off"),
-            6 => self.cut_off(BTreeSet::from([leader]), None, "fault: leader cut off"),
+            5 => self.cut_off(&BTreeSet::from([victim]), None, "fault: node cut off"),
+            6 => self.cut_off(&BTreeSet::from([leader]), None, "fault: leader cut off"),
             7 => self.cut_off_minority(),
             8 => {
                 let direction = self.random.pick(&[Direction::In, Direction::Out]);
                 let node = self.random.pick(&[victim, leader]);
-                self.cut_off(BTreeSet::from([node]), Some(direction), "fault: one-way partition")
+                self.cut_off(&BTreeSet::from([node]), Some(direction), "fault: one-way partition")
             }
             9 => self.cut_one_link(victim),
             10 => self.storm(),
@@ -114,11 +114,11 @@ impl World {
 
     fn cut_off(
         &mut self,
-        side: BTreeSet<usize>,
+        side: &BTreeSet<usize>,
         one_way: Option<Direction>,
         kind: &'static str,
     ) -> &'static str {
-        self.network.partition(&side, one_way);
+        self.network.partition(side, one_way);
         self.end_partition_later();
         kind
     }
@@ -127,7 +127,7 @@ impl World {
         let count = self.nodes.len();
         let first = self.random.index(count);
         let side = (0..count / 2).map(|i| (first + i) % count).collect();
-        self.cut_off(side, None, "fault: minority cut off")
+        self.cut_off(&side, None, "fault: minority cut off")
     }
 
     fn cut_one_link(&mut self, node: usize) -> &'static str {

@@ -80,7 +80,7 @@ struct Operation {
 pub fn is_linearizable(records: &[&Record]) -> bool {
     let operations: Vec<Operation> = records
         .iter()
-        .filter(|record| !record.void && !(record.call.is_read() && record.answer.is_none()))
+        .filter(|record| !record.void && (record.answer.is_some() || !record.call.is_read()))
         .map(|record| Operation {
             call: record.call,
             invoked: record.invoked,

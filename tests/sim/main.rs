@@ -6,6 +6,9 @@
 //! `QUORUMFS_SEED=7 cargo nextest run --test sim replay` replays a seed and prints its trace to stderr,
 //! or to the file that `QUORUMFS_TRACE` names.
 
+#![expect(clippy::disallowed_methods, reason = "which seeds to run comes from the environment")]
+
+mod calls;
 mod checks;
 mod clock;
 mod coverage;
@@ -20,6 +23,7 @@ mod node;
 mod random;
 mod regressions;
 mod state;
+mod stuck;
 mod trace;
 mod workload;
 mod world;
@@ -80,13 +84,7 @@ struct Report {
 fn run(seed: u64, trace: Trace) -> Report {
     let mut world = World::new(seed, trace);
     world.begin();
-    let is_up = |world: &World| {
-        let count = world.nodes.len();
-        world.nodes.iter().all(|node| {
-            node.has_lease(world.now) && node.state.conf_state.get_voters().len() == count
-        })
-    };
-    assert!(world.run_until(20 * SECOND, is_up), "the cluster does not come up");
+    assert!(world.run_until(20 * SECOND, World::is_up), "the cluster does not come up");
 
     world.begin_faults();
     let end = world.now + 60 * SECOND;
@@ -130,13 +128,12 @@ fn run_seeds(seeds: Range<u64>) {
     let mut coverage = Coverage::default();
     let mut failed = Vec::new();
     for seed in seeds.clone() {
-        match catch_unwind(AssertUnwindSafe(|| run(seed, Trace::silent()))) {
-            Ok(report) => coverage.merge(&report.coverage),
-            Err(_) => {
-                println!("seed {seed} failed; replay it with");
-                println!("  QUORUMFS_SEED={seed} cargo nextest run --test sim replay");
-                failed.push(seed);
-            }
+        if let Ok(report) = catch_unwind(AssertUnwindSafe(|| run(seed, Trace::silent()))) {
+            coverage.merge(&report.coverage);
+        } else {
+            println!("seed {seed} failed; replay it with");
+            println!("  QUORUMFS_SEED={seed} cargo nextest run --test sim replay");
+            failed.push(seed);
         }
     }
     println!("seeds {seeds:?} met:\n{coverage}");

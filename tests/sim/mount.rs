@@ -6,12 +6,12 @@ use bytes::Bytes;
 use prost::Message;
 use quorumfs::consensus::{Input, ReadGate, Wait};
 use quorumfs::fs::proto::{self, command::Op};
-use quorumfs::fs::{Change, Errno, query};
-use quorumfs::types::{Ino, LogIndex, Monotonic, ProposalKey, Seq, SessionId};
+use quorumfs::fs::{Change, Errno};
+use quorumfs::types::{LogIndex, Monotonic, ProposalKey, Seq, SessionId};
 
+use crate::calls::{is_touched, look, op, with_inode};
 use crate::clock::MILLI;
-use crate::history::{Answer, Call, Name, Subject};
-use crate::state::View;
+use crate::history::{Answer, Call, Subject};
 use crate::world::World;
 
 /// What the kernel forgets before the lease ends.
@@ -252,118 +252,5 @@ impl World {
         }
         .encode_to_vec()
         .into()
-    }
-}
-
-fn is_touched(subject: Subject, call: Call, change: &Change) -> bool {
-    match (subject, change) {
-        (
-            Subject::Register { file, .. } | Subject::Log { file },
-            Change::Attributes { ino } | Change::Removed { ino },
-        ) => file == *ino,
-        (Subject::Names { directory, round }, Change::Name { parent, name, .. }) => {
-            directory == *parent
-                && matches!(call, Call::Lookup(which) if spell(round, which) == *name)
-        }
-        _ => false,
-    }
-}
-
-fn spell(round: u64, name: Name) -> Vec<u8> {
-    format!("{round}.{name}").into_bytes()
-}
-
-fn spell_xattr(round: u64) -> Vec<u8> {
-    format!("user.{round}").into_bytes()
-}
-
-/// What a read finds in the state, and when that was last changed.
-pub fn look(view: &View, subject: Subject, call: Call) -> (Answer, LogIndex) {
-    let inode = |ino| query::inode(view, ino).expect("nothing rots here").expect("it exists");
-    match (subject, call) {
-        (Subject::Register { file, round }, Call::Get) => {
-            let value = query::xattr(view, file, &spell_xattr(round)).expect("nothing rots here");
-            let value = value.map_or(0, |value| {
-                u64::from_be_bytes(value.try_into().expect("registers have eight bytes"))
-            });
-            (Answer::Value(value), LogIndex(inode(file).mod_index))
-        }
-        (Subject::Names { directory, round }, Call::Lookup(name)) => {
-            let dentry = query::lookup(view, directory, &spell(round, name));
-            match dentry.expect("nothing rots here") {
-                Some(dentry) => {
-                    let is_directory = dentry.kind() == proto::Kind::Directory;
-                    let mod_index = LogIndex(inode(Ino(dentry.ino)).mod_index);
-                    (Answer::Entry(Some((dentry.ino, is_directory))), mod_index)
-                }
-                None => (Answer::Entry(None), LogIndex(inode(directory).mod_index)),
-            }
-        }
-        (Subject::Log { file }, Call::Size) => {
-            let inode = inode(file);
-            (Answer::Offset(inode.size), LogIndex(inode.mod_index))
-        }
-        _ => unreachable!("no such read: {call:?} of {subject:?}"),
-    }
-}
-
-fn with_inode(call: Call, inodes: &mut proto::InoRange) -> Call {
-    match call {
-        Call::Make { name, directory, .. } => {
-            let ino = inodes.first;
-            assert!(ino < inodes.end, "a session is granted more than a run needs");
-            inodes.first += 1;
-            Call::Make { name, ino, directory }
-        }
-        other => other,
-    }
-}
-
-fn op(subject: Subject, call: Call) -> Op {
-    match (subject, call) {
-        (Subject::Register { file, round }, Call::Set(value)) => Op::SetXattr(proto::SetXattr {
-            ino: file.0,
-            name: spell_xattr(round).into(),
-            value: value.to_be_bytes().to_vec().into(),
-            flags: 0,
-        }),
-        (
-            Subject::Names { directory, round },
-            Call::Make { name, ino, directory: is_directory },
-        ) => {
-            let kind = if is_directory { proto::Kind::Directory } else { proto::Kind::Regular };
-            Op::Make(proto::Make {
-                parent: directory.0,
-                name: spell(round, name).into(),
-                ino,
-                kind: kind.into(),
-                mode: 0o755,
-                ..proto::Make::default()
-            })
-        }
-        (Subject::Names { directory, round }, Call::Remove { name, directory: is_directory }) => {
-            let (parent, name) = (directory.0, spell(round, name).into());
-            if is_directory {
-                Op::Rmdir(proto::Rmdir { parent, name })
-            } else {
-                Op::Unlink(proto::Unlink { parent, name })
-            }
-        }
-        (Subject::Names { directory, round }, Call::Rename { from, to, mode }) => {
-            Op::Rename(proto::Rename {
-                parent: directory.0,
-                name: spell(round, from).into(),
-                new_parent: directory.0,
-                new_name: spell(round, to).into(),
-                flags: mode as u32,
-            })
-        }
-        (Subject::Log { file }, Call::Append { tag, .. }) => Op::Write(proto::Write {
-            ino: file.0,
-            pieces: vec![proto::Piece { offset: 0, data: tag.to_be_bytes().to_vec().into() }],
-            append: true,
-            kill_suid_sgid: false,
-        }),
-        _ => unreachable!("no such mutation: {call:?} of {subject:?}"),
     }
 }

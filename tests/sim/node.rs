@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use quorumfs::consensus::{Boot, Committed, Core, CoreConfig, Input, PeerMessage, Role};
 use quorumfs::fs::Change;
-use quorumfs::types::{LogIndex, NodeId, Term};
+use quorumfs::types::{LogIndex, Monotonic, NodeId, Term};
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
@@ -48,6 +48,8 @@ pub struct Daemon {
     /// What this node has made sure that it shows.
     pub shown: LogIndex,
     pub disk_busy_until: Nanos,
+    /// When the core wants to be polled, at the latest.
+    pub wakes_at: Option<Monotonic>,
     pub role: Role,
     pub term: Term,
     pub mount: Mount,
@@ -65,6 +67,7 @@ pub struct Round {
 #[derive(Debug)]
 pub enum NodeEvent {
     Tick,
+    Wake,
     Peer {
         from: NodeId,
         message: PeerMessage,
@@ -124,7 +127,7 @@ impl Node {
         };
         let boot = Boot {
             applied: self.state.applied,
-            conf_state: self.state.conf_state.clone(),
+            conf_state: self.state.membership.clone(),
             sessions: self.state.sessions(),
             members: self.state.members(),
         };
@@ -138,6 +141,7 @@ impl Node {
             round: None,
             shown: self.state.applied.index,
             disk_busy_until: 0,
+            wakes_at: None,
             role: Role::Follower,
             term: Term(0),
             mount: Mount::default(),

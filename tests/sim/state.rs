@@ -21,7 +21,7 @@ pub struct State {
     pub files: Files,
     pub digest: Digest,
     pub applied: Position,
-    pub conf_state: ConfState,
+    pub membership: ConfState,
 }
 
 /// What applying an entry did.
@@ -43,7 +43,7 @@ impl State {
         fs::genesis(&mut overlay, Position::default(), &proto::Time::default(), "node1", 1);
         let batch = overlay.finish().expect("a map can be read");
         state.take_in(batch);
-        state.conf_state.set_voters(voters);
+        state.membership.set_voters(voters);
         for (command, index) in commands.into_iter().zip(1..) {
             let position = Position { index: LogIndex(index), term: Term(1) };
             let data = command.encode_to_vec().into();
@@ -56,7 +56,7 @@ impl State {
     pub fn apply(&mut self, entry: &Committed) -> Effect {
         self.applied = entry.position;
         if let Some(conf_state) = &entry.conf_state {
-            self.conf_state = conf_state.clone();
+            self.membership = conf_state.clone();
         }
         if entry.data.is_empty() {
             return Effect::default();

@@ -31,8 +31,12 @@ impl Trace {
     pub fn note(&mut self, at: Nanos, node: u64, what: &str, values: &[(&str, u64)]) {
         self.mix(at);
         self.mix(node);
-        what.bytes().for_each(|byte| self.mix(u64::from(byte)));
-        values.iter().for_each(|(_, value)| self.mix(*value));
+        for byte in what.bytes() {
+            self.mix(u64::from(byte));
+        }
+        for (_, value) in values {
+            self.mix(*value);
+        }
         if let Some(out) = &mut self.out {
             let mut line = format!("{:>12.6} n{node} {what}", to_seconds(at));
             for (name, value) in values {

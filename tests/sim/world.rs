@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use quorumfs::consensus::PeerMessage;
-use quorumfs::types::{LogIndex, NodeId, Term};
+use quorumfs::types::{NodeId, Term};
 
 use crate::checks::Truth;
 use crate::clock::{MILLI, Nanos, SECOND};
@@ -104,10 +104,18 @@ impl World {
             let delay = self.random.below(SECOND);
             self.schedule(delay, Event::Client { client });
         }
-        let voters = self.nodes[0].state.conf_state.get_voters().len();
+        let voters = self.nodes[0].state.membership.get_voters().len();
         for nonce in voters + 1..=self.nodes.len() {
             self.add_member(0, nonce as u64);
         }
+    }
+
+    /// Whether all nodes vote and serve.
+    pub fn is_up(&self) -> bool {
+        let count = self.nodes.len();
+        self.nodes.iter().all(|node| {
+            node.has_lease(self.now) && node.state.membership.get_voters().len() == count
+        })
     }
 
     pub fn boot(&mut self, node: usize) {
@@ -182,16 +190,12 @@ impl World {
         }
     }
 
-    /// The state goes into a snapshot file, and what nobody needs any more is cut off the log: all have
-    /// it in their snapshots, the core knows that it was applied, and a leader knows that all have it
-    /// (it starts again from there when a message was lost).
+    /// The state goes into a snapshot file, and what no node needs any more is cut off the log.
     pub fn snapshot(&mut self, node: usize) {
-        self.nodes[node].snapshot = self.nodes[node].state.clone();
-        let daemon = self.nodes[node].daemon.as_ref().expect("it writes snapshots");
-        let known = self.nodes.iter().filter_map(|other| daemon.core.matched(other.id));
-        let all = self.nodes.iter().map(|other| other.snapshot.applied.index);
-        let needed = all.chain(known).fold(daemon.shown, LogIndex::min);
-        self.nodes[node].disk.cut(needed);
+        let target = &mut self.nodes[node];
+        target.snapshot = target.state.clone();
+        let needed = target.daemon.as_ref().expect("it writes snapshots").core.needed_by_peers();
+        target.disk.cut(needed.min(target.snapshot.applied.index));
         self.coverage.count("snapshots");
         self.snapshot_later(node);
     }

@@ -125,7 +125,7 @@ enum Subject {
     Overwritten,
     /// The size of a file, by truncation.
     Size,
-    /// The one name in a directory.
+    /// The name of the one entry of a directory.
     Name,
 }
 
@@ -171,10 +171,15 @@ impl Subject {
                 parse(&String::from_utf8_lossy(&bytes))
             }
             Self::Size => fs::metadata(mount.join("size")).expect("stat").len(),
-            Self::Name => match &names(&mount.join("names"))[..] {
-                [name] => parse(name),
-                other => panic!("one name at a time, not {other:?}"),
-            },
+            Self::Name => {
+                // A listing may show what comes while it goes on (POSIX, readdir); a lookup that
+                // starts after it finds nothing older.
+                let listed = names(&mount.join("names"));
+                let version = parse(listed.last().expect("there always is a name"));
+                let older = format!("{:020}", version - 1);
+                assert_absent(&mount.join("names").join(older), "after a newer name was listed");
+                version
+            }
         }
     }
 

@@ -191,7 +191,23 @@ async fn open(config: &Config) -> Result<DataDir> {
             config.data.display()
         );
     }
+    check_address(config, directory.identity())?;
     Ok(directory)
+}
+
+/// The others reach a node where its cluster says that it is. A daemon elsewhere works on the data of
+/// another node, or on a copy, whose votes would count twice.
+fn check_address(config: &Config, identity: &Identity) -> Result<()> {
+    let here = config.address();
+    ensure!(
+        identity.address == here,
+        "the data directory {} belongs to node {} at {}, but this daemon is at {here}: correct `data`, \
+         `listen` or `advertise` in the configuration, or join from an empty directory as a new node",
+        config.data.display(),
+        identity.node,
+        identity.address
+    );
+    Ok(())
 }
 
 async fn join(config: &Config) -> Result<DataDir> {

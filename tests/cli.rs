@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use support::{Cluster, quorumfs, succeed, temporary_dir, text, wait_until};
+use support::{
+    Cluster, names, quorumfs, succeed, temporary_dir, text, wait_until, write_and_sync,
+};
 use tempfile::TempDir;
 
 /// A node's directories and configuration, with nothing wrong in them.
@@ -51,14 +53,63 @@ impl Bench {
 
     /// `quorumfs serve` must fail with a sentence that contains all of `words`.
     fn refuses(&self, words: &[&str]) {
-        let before = contents(&self.path("data"));
-        assert_refused(&mut self.command(&["serve"]), words);
-        assert_eq!(contents(&self.path("data")), before, "the data directory was changed");
+        refuses_to_change(&self.path("data"), &mut self.command(&["serve"]), words);
     }
 
     fn init(&self) -> String {
         text(&succeed(&mut self.command(&["cluster", "init"])).stdout)
     }
+}
+
+/// A node that has run, then died.
+struct Stopped {
+    cluster: Cluster,
+}
+
+impl Stopped {
+    fn new() -> Self {
+        let cluster = Cluster::up(1);
+        for number in 0..50 {
+            write_and_sync(&cluster.mount(1).join(format!("f{number}")), b"kept").expect("write");
+        }
+        cluster.kill(1, "KILL");
+        Self { cluster }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.cluster.dir().join("n1/data")
+    }
+
+    /// The node must not start, for what these words say.
+    fn refuses(&self, words: &[&str]) {
+        let mut serve = quorumfs();
+        serve.args(["serve", "--config"]).arg(self.cluster.dir().join("n1/quorumfs.toml"));
+        refuses_to_change(&self.data(), &mut serve, words);
+    }
+
+    /// The same while one byte of a file is another than it was; then the node must start again.
+    fn refuses_while_changed(&self, file: &Path, offset: usize, words: &[&str]) {
+        let before = fs::read(file).expect("read");
+        let mut changed = before.clone();
+        changed[offset] ^= 0x10;
+        fs::write(file, changed).expect("write");
+        self.refuses(words);
+        fs::write(file, before).expect("write");
+    }
+
+    fn serves_again(&self) {
+        self.cluster.start(1);
+        assert_eq!(names(&self.cluster.mount(1)).len(), 50);
+    }
+}
+
+fn refuses_to_change(data: &Path, command: &mut Command, words: &[&str]) {
+    let before = contents(data);
+    assert_refused(command, words);
+    let after = contents(data);
+    let differ = |path: &&PathBuf| before.get(*path) != after.get(*path);
+    let changed: Vec<_> = before.keys().chain(after.keys()).filter(differ).collect();
+    assert!(changed.is_empty(), "{changed:?} of the data directory changed");
 }
 
 /// Runs what must end by itself, soon, with exit code 1 and one sentence at the end of stderr.
@@ -107,6 +158,16 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     found
+}
+
+fn only_file(dir: &Path) -> PathBuf {
+    let names = names(dir);
+    assert_eq!(names.len(), 1, "{names:?}");
+    dir.join(&names[0])
+}
+
+fn copy(from: &Path, to: &Path) {
+    succeed(Command::new("cp").arg("-a").arg("--sparse=always").arg(from).arg(to));
 }
 
 #[test]
@@ -185,7 +246,7 @@ fn a_second_cluster_in_the_same_data() {
     assert!(printed.contains("cluster = \"") && printed.contains("peers = [\""), "{printed}");
     let before = contents(&bench.path("data"));
     assert_refused(&mut bench.command(&["cluster", "init"]), &["data"]);
-    assert_eq!(contents(&bench.path("data")), before, "the data directory was changed");
+    assert!(contents(&bench.path("data")) == before, "the data directory was changed");
 }
 
 #[test]
@@ -202,7 +263,112 @@ fn a_peer_of_another_cluster() {
     let bench = Bench::new();
     let peer = &cluster.status().nodes[0].address;
     bench.configure(&format!("cluster = '00112233445566778899aabbccddeeff'\npeers = ['{peer}']"));
-    assert_refused(&mut bench.command(&["serve"]), &[peer, "cluster"]);
+    assert_refused(&mut bench.command(&["serve"]), &[peer, "cluster", "correct"]);
+    assert_eq!(names(&bench.path("data")), ["joining"], "only what asking again needs");
+}
+
+#[test]
+fn no_fuse() {
+    let bench = Bench::new();
+    let serve = bench.command(&["serve"]);
+    let without = |device: &str| {
+        let script = format!("mount -t tmpfs none /dev && {device} && exec \"$0\" \"$@\"");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).arg(serve.get_program());
+        command.args(serve.get_args());
+        command
+    };
+    let data = bench.path("data");
+    refuses_to_change(&data, &mut without("true"), &["/dev/fuse", "modprobe fuse"]);
+    refuses_to_change(&data, &mut without("touch /dev/fuse"), &["/dev/fuse", "not a device"]);
+}
+
+#[test]
+fn data_of_a_newer_format() {
+    let bench = Bench::new();
+    bench.init();
+    let identity = bench.path("data/identity");
+    let text = fs::read_to_string(&identity).expect("read");
+    fs::write(&identity, text.replace("format = 1", "format = 2")).expect("write");
+    bench.refuses(&["identity", "newer version", "format 2"]);
+    fs::write(&identity, text).expect("write");
+
+    // Magic (8 bytes), format (4), checksum of both (4).
+    let snapshot = only_file(&bench.path("data/snapshots"));
+    let mut bytes = fs::read(&snapshot).expect("read");
+    bytes[8] = 2;
+    let checksum = crc32c::crc32c(&bytes[..12]);
+    bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+    fs::write(&snapshot, bytes).expect("write");
+    bench.refuses(&["snapshot", "newer version", "format 2"]);
+}
+
+/// Also while nothing but the process has died, when the state could be believed without it: it is
+/// what the next power loss leaves.
+#[test]
+fn a_corrupted_snapshot_file() {
+    let stopped = Stopped::new();
+    let file = only_file(&stopped.data().join("snapshots"));
+    let length = fs::metadata(&file).expect("stat").len();
+    let length = usize::try_from(length).expect("small");
+    for offset in [3, 20, length / 2, length - 3] {
+        stopped.refuses_while_changed(&file, offset, &["snapshot", "damaged", "join"]);
+    }
+    stopped.serves_again();
+}
+
+#[test]
+fn a_corrupted_log_file() {
+    let stopped = Stopped::new();
+    let logs = names(&stopped.data().join("log"));
+    let log = logs.iter().rfind(|name| name.ends_with(".raftlog")).expect("a log file");
+    let file = stopped.data().join("log").join(log);
+    let bytes = fs::read(&file).expect("read");
+    // The rest of the file was allocated ahead.
+    let written = bytes.iter().rposition(|byte| *byte != 0).expect("something");
+    for offset in [3, written / 4, written / 2, written * 3 / 4] {
+        stopped.refuses_while_changed(&file, offset, &["log", "damaged", "join"]);
+    }
+    stopped.serves_again();
+}
+
+/// Two daemons with one id would both vote: what a copied directory could do to its cluster.
+#[test]
+fn a_copy_of_the_data_of_a_running_node() {
+    let cluster = Cluster::up(1);
+    let bench = Bench::new();
+    copy(&cluster.dir().join("n1/data"), &bench.path("data"));
+    let address = &cluster.status().nodes[0].address;
+    bench.refuses(&["data", "node 1", address, &bench.port.to_string(), "correct"]);
+    write_and_sync(&cluster.mount(1).join("f"), b"").expect("the cluster goes on");
+}
+
+#[test]
+fn data_that_is_in_use() {
+    let cluster = Cluster::up(1);
+    let bench = Bench::new();
+    let data = cluster.dir().join("n1/data");
+    let (listen, data) = (format!("127.0.0.1:{}", bench.port), data.display());
+    bench.write_config(&format!("data = '{data}'\nmount = 'mnt'\nlisten = '{listen}'\n"));
+    let pid = cluster.status().nodes[0].pid.to_string();
+    assert_refused(&mut bench.command(&["serve"]), &["in use", &pid, "stop"]);
+    write_and_sync(&cluster.mount(1).join("f"), b"").expect("the cluster goes on");
+}
+
+#[test]
+fn data_of_another_node() {
+    let cluster = Cluster::up(2);
+    cluster.down();
+    let at = |node: &str| cluster.dir().join(node);
+    let other = cluster.status().nodes[1].address.clone();
+    fs::rename(at("n1/data"), at("own")).expect("rename");
+    fs::rename(at("n2/data"), at("n1/data")).expect("rename");
+    let mut serve = quorumfs();
+    serve.args(["serve", "--config"]).arg(at("n1/quorumfs.toml"));
+    refuses_to_change(&at("n1/data"), &mut serve, &["n1/data", "node 2", &other, "correct"]);
+    fs::rename(at("n1/data"), at("n2/data")).expect("rename");
+    fs::rename(at("own"), at("n1/data")).expect("rename");
+    cluster.up_again();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,13 +21,26 @@ pub(crate) fn check(config: &Config) -> Result<()> {
 
 fn check_fuse() -> Result<()> {
     let device = Path::new("/dev/fuse");
-    match fs::OpenOptions::new().read(true).write(true).open(device) {
-        Ok(_) => Ok(()),
+    let file = match fs::OpenOptions::new().read(true).write(true).open(device) {
+        Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             bail!("there is no /dev/fuse: load the kernel's module with `modprobe fuse`")
         }
-        Err(error) => Err(error).context("cannot open /dev/fuse"),
-    }
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
+            bail!("nothing serves /dev/fuse: load the kernel's module with `modprobe fuse`")
+        }
+        Err(error) => {
+            return Err(error).context(
+                "cannot open /dev/fuse: let this user read and write it, or run the daemon as root",
+            );
+        }
+    };
+    let kind = file.metadata().context("cannot look at /dev/fuse")?.file_type();
+    ensure!(
+        kind.is_char_device(),
+        "/dev/fuse is not a device: remove it, then load the kernel's module with `modprobe fuse`"
+    );
+    Ok(())
 }
 
 /// An empty place to mount on. A mount whose daemon is gone is ours to remove; a live one is not.

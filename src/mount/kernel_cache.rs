@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 
 use crate::types::{Ino, LogIndex};
 
-/// For so long after a change by others the names of a directory are not cached.
+/// For so long after such a change the names of a directory are not cached: many changes in a row
+/// then cost the kernel its names once.
 const LATELY: Duration = Duration::from_secs(1);
 
 /// A reply may reach the kernel this much later than its TTL was computed without outliving the
@@ -40,7 +41,7 @@ pub(super) fn outlives_lease(ttl: Duration, lease_left: Duration) -> bool {
     !ttl.is_zero() && ttl > lease_left + LATE_REPLY
 }
 
-/// What a remote change of a cached name asks for.
+/// What a change of a cached name asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NameAction {
     /// The kernel has no name of that directory.
@@ -66,7 +67,8 @@ pub(super) struct KernelCache {
 struct Names {
     /// Directories of which names were given.
     given: Expiries,
-    /// Directories that others have changed, until names may be given again.
+    /// Directories that have changed in a way that others, or the kernel, do not expect; until names
+    /// may be given again.
     lately: Expiries,
     /// Number of operations on a directory, from before they read until their reply is written.
     in_flight: HashMap<Ino, usize>,
@@ -123,8 +125,8 @@ impl KernelCache {
         }
     }
 
-    /// Others changed a directory; `existed` where a name of it means something else now.
-    pub(super) fn changed_by_others(
+    /// A name of a directory changed; `existed` where the kernel may have it with its old meaning.
+    pub(super) fn name_changed(
         &self,
         directory: Ino,
         existed: bool,
@@ -256,26 +258,26 @@ mod tests {
         let (cache, now) = (KernelCache::default(), Instant::now());
         let grant = cache.give_name(DIR, now, Duration::ZERO);
         assert_eq!(grant.ttl(now, LEASE), Duration::ZERO);
-        assert_eq!(cache.changed_by_others(DIR, true, now), NameAction::Nothing);
+        assert_eq!(cache.name_changed(DIR, true, now), NameAction::Nothing);
     }
 
     /// A name that was given is invalidated; while an operation on its directory is in flight, by
     /// an epoch; and what others change is not given again for a while.
     #[test]
-    fn names_changed_by_others() {
+    fn names_name_changed() {
         let (cache, now) = (KernelCache::default(), Instant::now());
-        assert_eq!(cache.changed_by_others(DIR, false, now), NameAction::Nothing);
+        assert_eq!(cache.name_changed(DIR, false, now), NameAction::Nothing);
         assert_eq!(cache.give_name(DIR, now, LEASE).ttl(now, LEASE), Duration::ZERO);
         let later = now + LATELY;
         assert_eq!(cache.give_name(DIR, later, LEASE).ttl(later, LEASE), LEASE);
-        assert_eq!(cache.changed_by_others(DIR, false, later), NameAction::Nothing, "a new name");
-        assert_eq!(cache.changed_by_others(DIR, true, later), NameAction::Invalidate);
+        assert_eq!(cache.name_changed(DIR, false, later), NameAction::Nothing, "a new name");
+        assert_eq!(cache.name_changed(DIR, true, later), NameAction::Invalidate);
         cache.enter(&[DIR, Ino(2)]);
-        assert_eq!(cache.changed_by_others(DIR, true, later), NameAction::BumpEpoch);
+        assert_eq!(cache.name_changed(DIR, true, later), NameAction::BumpEpoch);
         cache.leave(&[DIR, Ino(2)]);
-        assert_eq!(cache.changed_by_others(DIR, true, later), NameAction::Invalidate);
+        assert_eq!(cache.name_changed(DIR, true, later), NameAction::Invalidate);
         cache.forgot_names();
-        assert_eq!(cache.changed_by_others(DIR, true, later), NameAction::Nothing);
+        assert_eq!(cache.name_changed(DIR, true, later), NameAction::Nothing);
     }
 
     /// A LOOKUP that is under way when the change comes is always found.
@@ -284,7 +286,7 @@ mod tests {
         let (cache, now) = (KernelCache::default(), Instant::now());
         cache.enter(&[DIR]);
         cache.give_name(DIR, now, LEASE);
-        assert_eq!(cache.changed_by_others(DIR, true, now), NameAction::BumpEpoch);
+        assert_eq!(cache.name_changed(DIR, true, now), NameAction::BumpEpoch);
     }
 
     /// A rename takes a cached name into a directory of which none was given.
@@ -292,7 +294,7 @@ mod tests {
     fn renames_take_names_along() {
         let (cache, now) = (KernelCache::default(), Instant::now());
         cache.move_name(Ino(2), now, LEASE);
-        assert_eq!(cache.changed_by_others(Ino(2), true, now), NameAction::Invalidate);
+        assert_eq!(cache.name_changed(Ino(2), true, now), NameAction::Invalidate);
     }
 
     /// Pages are kept across opens while nobody else has written.

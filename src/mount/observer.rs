@@ -80,12 +80,13 @@ impl Core {
         }
     }
 
-    /// The kernel keeps the names right that change through this mount.
+    /// For our own changes too: the kernel goes on serving the old name until it has the reply, and
+    /// others may show the change before. Names that are new it has not cached.
     fn name_changed(&self, own: bool, parent: Ino, existed: bool, now: Instant) -> NameAction {
-        if own && !self.cache.is_doubtful(parent) {
+        if own && !existed && !self.cache.is_doubtful(parent) {
             return NameAction::Nothing;
         }
-        self.cache.changed_by_others(parent, existed, now)
+        self.cache.name_changed(parent, existed, now)
     }
 
     fn drop_names(&self, names: Vec<Name>, bump: bool) {

@@ -53,7 +53,7 @@ pub enum Rebuilt {
 /// When something that must be true is damaged or missing: the snapshot file, the log, or the log's
 /// last entries where the state shows that they were there.
 pub fn recover(dir: &DataDir, options: LogOptions) -> Result<Recovered, StoreError> {
-    let snapshot = open_snapshot_header(dir)?;
+    let snapshot = verify_snapshot(dir)?;
     let log = RaftLog::open_with(&dir.log_dir(), options)?;
     fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
     let (state, rebuilt) = match believe_state(dir, &log)? {
@@ -95,9 +95,12 @@ fn build_from(file: &Path, path: &Path) -> Result<State, StoreError> {
     State::create_from(path, pairs, at, header.digest)
 }
 
-fn open_snapshot_header(dir: &DataDir) -> Result<Option<SnapshotHeader>, StoreError> {
+/// The header of the newest snapshot file, all of which is verified: a state that is believed hides the
+/// damage until a power loss, when nothing else is left; and what is built from it is built whole.
+fn verify_snapshot(dir: &DataDir) -> Result<Option<SnapshotHeader>, StoreError> {
     let Some(path) = latest_snapshot(&dir.snapshots_dir())? else { return Ok(None) };
-    let (header, _) = read_snapshot(&path)?;
+    let (header, mut pairs) = read_snapshot(&path)?;
+    pairs.try_for_each(|pair| pair.map(drop))?;
     if header.cluster != dir.identity().cluster || header.volume != VolumeId::FIRST {
         return Err(StoreError::Corrupt {
             path,

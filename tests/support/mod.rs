@@ -101,14 +101,21 @@ impl Cluster {
         succeed(self.dev("start").arg(node.to_string()));
     }
 
-    /// Waits until all nodes have applied the same.
+    /// Waits until all nodes serve and have applied the same; fails at once where two of them have
+    /// come to different states.
     pub fn settle(&self) {
         wait_until(PATIENCE, "all nodes to agree", || {
             let nodes = self.status().nodes;
-            let same = nodes.windows(2).all(|pair| {
-                (pair[0].applied, &pair[0].digest) == (pair[1].applied, &pair[1].digest)
-            });
-            (same && nodes.iter().all(|node| node.mounted)).then_some(())
+            if !nodes.iter().all(|node| node.mounted) {
+                return None;
+            }
+            for (one, other) in nodes.iter().zip(&nodes[1..]) {
+                if one.applied != other.applied {
+                    return None;
+                }
+                assert_eq!(one.digest, other.digest, "at index {}: {nodes:?}", one.applied);
+            }
+            Some(())
         });
     }
 }
@@ -139,9 +146,10 @@ impl Cluster {
     }
 }
 
-/// The built binary.
+/// The built binary, or the one that `QUORUMFS_TEST_BINARY` names (long tests want a release build).
 pub fn quorumfs() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_quorumfs"))
+    let built = || env!("CARGO_BIN_EXE_quorumfs").into();
+    Command::new(std::env::var_os("QUORUMFS_TEST_BINARY").unwrap_or_else(built))
 }
 
 /// Runs what must succeed.
@@ -185,6 +193,16 @@ pub fn write_and_sync(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// The names in a directory, sorted.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.expect("readdir").file_name().into_string().expect("UTF-8"))
+        .collect();
+    names.sort();
+    names
 }
 
 /// What a program printed.

@@ -2,8 +2,11 @@
 //! has to wait, so that what memory can answer costs no thread hop.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Wake, Waker};
+
+use parking_lot::Mutex;
 
 use super::core::Core;
 use super::errors::OpError;
@@ -78,17 +81,40 @@ pub(super) fn run<R, T, F>(
     });
 }
 
-/// Polls once here; what is not ready then goes on in the runtime.
+/// Polls once here; what is not ready goes on in the runtime when it is woken.
 pub(super) fn poll_first(
     runtime: &tokio::runtime::Handle,
     work: impl Future<Output = ()> + Send + 'static,
 ) {
+    let waiting = Arc::new(Waiting { runtime: runtime.clone(), work: Mutex::new(None) });
+    let waker = Waker::from(waiting.clone());
+    // Held until the work is back in its place: who is woken meanwhile waits for it here.
+    let mut place = waiting.work.lock();
     let mut work = Box::pin(work);
     // Timers and blocking tasks want to know their runtime already in the first poll.
     let _entered = runtime.enter();
-    // Wake-ups between the two polls are not lost: the runtime polls at once with its own waker.
-    if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-        runtime.spawn(work);
+    if work.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        *place = Some(work);
+    }
+}
+
+/// An operation that was polled once and waits. Given to the runtime at its first wake-up and not before,
+/// which would be another one.
+struct Waiting {
+    runtime: tokio::runtime::Handle,
+    work: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+}
+
+impl Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move {
+            let work = self.work.lock().take();
+            // Woken twice: the first one has it.
+            if let Some(work) = work {
+                work.await;
+            }
+        });
     }
 }
 

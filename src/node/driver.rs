@@ -23,6 +23,9 @@ use crate::types::{NodeId, SessionId, Term, VolumeId};
 /// As many inputs are taken in before effects are carried out, so that what comes together is
 /// proposed, persisted and sent together.
 const BATCH: usize = 256;
+/// How often the streams' tasks must have had their turn until a message is written: the one that frames
+/// it, and the one that owns the connection.
+const TURNS_TO_SEND: usize = 2;
 /// A tick comes before this.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -49,7 +52,7 @@ impl Driver {
         // Missed ticks would count as silence of the others.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH);
-        self.carry_out()?;
+        self.carry_out().await?;
         loop {
             let patience = self.core.poll_timeout().map_or(IDLE, |by| by.since(clock::monotonic()));
             tokio::select! {
@@ -70,7 +73,7 @@ impl Driver {
                 }
                 () = tokio::time::sleep(patience) => self.core.handle(clock::monotonic(), Input::Wake)?,
             }
-            self.carry_out()?;
+            self.carry_out().await?;
         }
     }
 
@@ -97,32 +100,68 @@ impl Driver {
         self.lease_was_live = live;
     }
 
-    fn carry_out(&mut self) -> Result<(), CoreError> {
-        while let Some(effect) = self.core.poll_effect()? {
-            match effect {
-                Effect::Persist { number, entries, hard_state } => {
-                    // A log writer that is gone has said why.
-                    let _ = self.log.send(Write { number, entries, hard_state });
-                }
-                Effect::Send { to, message } => self.shared.transport.send(to, message),
-                Effect::Apply { entries } => drop(self.apply.send(entries)),
-                Effect::Acknowledge { key } => {
-                    let more = self.shared.mutations.acknowledge(key, || self.shared.clock.next());
-                    for input in more {
-                        self.core.handle(clock::monotonic(), input)?;
+    /// Carries out all effects. Messages go first, really: a thread that is woken for a disk may take this
+    /// core, and others wait for the messages.
+    async fn carry_out(&mut self) -> Result<(), CoreError> {
+        let mut for_disk = Vec::new();
+        loop {
+            let mut sent = false;
+            while let Some(effect) = self.core.poll_effect()? {
+                match effect {
+                    Effect::Persist { .. } | Effect::Apply { .. } => for_disk.push(effect),
+                    Effect::Send { to, message } => {
+                        self.shared.transport.send(to, message);
+                        sent = true;
                     }
+                    other => self.carry_out_here(other)?,
                 }
-                Effect::Gate(gate) => self.shared.gate.set(gate),
-                Effect::Expire { session } => self.expire(session)?,
-                Effect::Role { role, term, leader } => self.note_role(role, term, leader),
-                Effect::LogWasCut { first_index } => {
-                    let reason = format!(
-                        "the leader no longer has the log entries that this node needs (its log begins \
-                         at {first_index}); stop this node, empty its data directory and let it join \
-                         again as a new member"
-                    );
-                    self.shared.fail(&reason);
+            }
+            if for_disk.is_empty() {
+                return Ok(());
+            }
+            if sent {
+                for _ in 0..TURNS_TO_SEND {
+                    tokio::task::yield_now().await;
                 }
+            }
+            for effect in for_disk.drain(..) {
+                self.hand_over(effect);
+            }
+        }
+    }
+
+    /// To the threads that work on the disk. One that is gone has said why.
+    fn hand_over(&self, effect: Effect) {
+        match effect {
+            Effect::Persist { number, entries, hard_state } => {
+                let _ = self.log.send(Write { number, entries, hard_state });
+            }
+            Effect::Apply { entries } => drop(self.apply.send(entries)),
+            other => unreachable!("not for a disk: {other:?}"),
+        }
+    }
+
+    fn carry_out_here(&mut self, effect: Effect) -> Result<(), CoreError> {
+        match effect {
+            Effect::Acknowledge { key } => {
+                let more = self.shared.mutations.acknowledge(key, || self.shared.clock.next());
+                for input in more {
+                    self.core.handle(clock::monotonic(), input)?;
+                }
+            }
+            Effect::Gate(gate) => self.shared.gate.set(gate),
+            Effect::Expire { session } => self.expire(session)?,
+            Effect::Role { role, term, leader } => self.note_role(role, term, leader),
+            Effect::LogWasCut { first_index } => {
+                let reason = format!(
+                    "the leader no longer has the log entries that this node needs (its log begins \
+                     at {first_index}); stop this node, empty its data directory and let it join \
+                     again as a new member"
+                );
+                self.shared.fail(&reason);
+            }
+            Effect::Persist { .. } | Effect::Apply { .. } | Effect::Send { .. } => {
+                unreachable!("carried out by the caller: {effect:?}")
             }
         }
         Ok(())

@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use support::{
-    Cluster, names, quorumfs, succeed, temporary_dir, text, wait_until, write_and_sync,
-};
+use support::{Cluster, names, quorumfs, succeed, temporary_dir, text, wait_until, write_and_sync};
 use tempfile::TempDir;
 
 /// A node's directories and configuration, with nothing wrong in them.

@@ -126,12 +126,7 @@ impl KernelCache {
     }
 
     /// A name of a directory changed; `existed` where the kernel may have it with its old meaning.
-    pub(super) fn name_changed(
-        &self,
-        directory: Ino,
-        existed: bool,
-        now: Instant,
-    ) -> NameAction {
+    pub(super) fn name_changed(&self, directory: Ino, existed: bool, now: Instant) -> NameAction {
         let mut names = self.names.lock();
         names.lately.note(directory, now + LATELY, now);
         if !existed || !names.given.is_live(directory, now) {

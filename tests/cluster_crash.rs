@@ -96,7 +96,9 @@ fn kill_everybody(rounds: usize) {
         cluster.up_again();
         for node in 1..=3 {
             let mount = cluster.mount(node);
-            promises.iter().for_each(|promise| promise.check(&mount));
+            for promise in &promises {
+                promise.check(&mount);
+            }
         }
         cluster.settle();
     }

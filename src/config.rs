@@ -36,7 +36,8 @@ pub struct Config {
     pub listen: SocketAddr,
 
     /// `HOST:PORT` at which the others reach this node. Default: `listen`. Must be given where
-    /// `listen` is every address (`0.0.0.0` or `[::]`).
+    /// `listen` is every address (`0.0.0.0` or `[::]`). Stays what it was when the node was made:
+    /// data is refused at another address.
     #[serde(default)]
     pub advertise: Option<String>,
 

@@ -6,6 +6,7 @@ mod support;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
@@ -72,16 +73,18 @@ fn kill_everybody(rounds: usize) {
     let cluster = Cluster::up(3);
     let mut promises = Vec::new();
     for round in 0..rounds {
-        let made = Mutex::new(Vec::new());
+        let (made, killing) = (Mutex::new(Vec::new()), AtomicBool::new(false));
         thread::scope(|scope| {
             for node in 1..=3 {
-                let (mount, made) = (cluster.mount(node), &made);
+                let (mount, made, killing) = (cluster.mount(node), &made, &killing);
                 let of = format!("r{round}-n{node}");
                 let appends = (mount.clone(), format!("{of}-log"));
-                scope.spawn(move || until_it_dies(|number| make(&mount, &of, number, made)));
-                scope.spawn(move || append_until_it_dies(&appends.0, appends.1, made));
+                scope
+                    .spawn(move || until_killed(killing, |number| make(&mount, &of, number, made)));
+                scope.spawn(move || append_until_killed(killing, &appends.0, appends.1, made));
             }
             wait_until(PATIENCE, "some writes", || (made.lock().len() >= 60).then_some(()));
+            killing.store(true, Ordering::Release);
             thread::scope(|killers| {
                 for node in 1..=3 {
                     let cluster = &cluster;
@@ -93,18 +96,22 @@ fn kill_everybody(rounds: usize) {
         cluster.up_again();
         for node in 1..=3 {
             let mount = cluster.mount(node);
-            promises.iter().for_each(|promise| promise.check(&mount));
+            for promise in &promises {
+                promise.check(&mount);
+            }
         }
         cluster.settle();
     }
     println!("{} promises over {rounds} rounds were kept", promises.len());
 }
 
-/// Calls `step` until its daemon is dead.
-fn until_it_dies(mut step: impl FnMut(usize) -> io::Result<()>) {
+/// Calls `step` until its daemon is dead: nothing may fail before. EIO is what the kernel answers to a
+/// request that the daemon was just reading when it was killed (`fuse_dev_do_read`).
+fn until_killed(killing: &AtomicBool, mut step: impl FnMut(usize) -> io::Result<()>) {
     let error = (0..).find_map(|number| step(number).err());
     let error = error.expect("the loop ends with an error");
-    let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ECONNREFUSED];
+    assert!(killing.load(Ordering::Acquire), "before anybody was killed: {error}");
+    let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO];
     assert!(error.raw_os_error().is_some_and(|code| dead.contains(&code)), "{error}");
 }
 
@@ -136,9 +143,14 @@ fn make(mount: &Path, of: &str, number: usize, made: &Mutex<Vec<Promise>>) -> io
     Ok(())
 }
 
-fn append_until_it_dies(mount: &Path, name: String, made: &Mutex<Vec<Promise>>) {
+fn append_until_killed(
+    killing: &AtomicBool,
+    mount: &Path,
+    name: String,
+    made: &Mutex<Vec<Promise>>,
+) {
     let mut records = 0;
-    until_it_dies(|number| {
+    until_killed(killing, |number| {
         let mut file = OpenOptions::new().append(true).create(true).open(mount.join(&name))?;
         file.write_all(&record(&name, number))?;
         file.sync_data()?;

@@ -230,9 +230,10 @@ impl World {
                 let mount = &mut target.daemon.as_mut().expect("as above").mount;
                 mount.note_outcome(key, last.index, &effect.applied.outcome);
             }
-            sessions.extend(effect.sessions);
-            members.extend(effect.members);
             changes.extend(effect.applied.changes);
+            members.extend(effect.members);
+            effect.sessions.iter().filter_map(ended).for_each(|session| self.check_lapsed(session));
+            sessions.extend(effect.sessions);
         }
         let report =
             Input::Applied { index: last.index, term: last.term, commands, sessions, members };
@@ -265,6 +266,15 @@ impl World {
             self.session_ended(node, session);
         }
         self.wake_applier(node);
+    }
+
+    /// Nobody waits for a session from here on, so it must not serve any more (none is closed here while
+    /// its daemon lives).
+    fn check_lapsed(&self, session: SessionId) {
+        for node in self.nodes.iter().filter(|node| node.has_lease(self.now)) {
+            let own = node.daemon.as_ref().and_then(|daemon| daemon.mount.session);
+            assert!(own != Some(session), "session {session} ended while it had a lease");
+        }
     }
 
     /// Panics where another node could still serve something older than `index` although this one says

@@ -191,7 +191,7 @@ impl World {
     }
 
     fn think(&mut self, client: usize) {
-        let delay = self.random.skewed(MILLI, 250 * MILLI);
+        let delay = self.random.skewed(MILLI, 400 * MILLI);
         self.schedule(delay, Event::Client { client });
     }
 }

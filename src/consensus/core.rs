@@ -331,6 +331,9 @@ impl<S: Storage> Core<S> {
         self.applied = applied;
         self.raft.advance_apply_to(applied.index.0);
         for change in sessions {
+            if *change == SessionChange::Ended(self.lease.session().unwrap_or_default()) {
+                self.lease.begin(None);
+            }
             self.roster.apply(change);
         }
         self.tell_all_by.get_or_insert(self.now + TELL_ALL_AFTER);

@@ -113,7 +113,7 @@ impl Driver {
                         self.shared.transport.send(to, message);
                         sent = true;
                     }
-                    other => self.carry_out_here(other)?,
+                    other => self.carry_out_here(&other)?,
                 }
             }
             if for_disk.is_empty() {
@@ -141,17 +141,17 @@ impl Driver {
         }
     }
 
-    fn carry_out_here(&mut self, effect: Effect) -> Result<(), CoreError> {
+    fn carry_out_here(&mut self, effect: &Effect) -> Result<(), CoreError> {
         match effect {
             Effect::Acknowledge { key } => {
-                let more = self.shared.mutations.acknowledge(key, || self.shared.clock.next());
+                let more = self.shared.mutations.acknowledge(*key, || self.shared.clock.next());
                 for input in more {
                     self.core.handle(clock::monotonic(), input)?;
                 }
             }
-            Effect::Gate(gate) => self.shared.gate.set(gate),
-            Effect::Expire { session } => self.expire(session)?,
-            Effect::Role { role, term, leader } => self.note_role(role, term, leader),
+            Effect::Gate(gate) => self.shared.gate.set(*gate),
+            Effect::Expire { session } => self.expire(*session)?,
+            Effect::Role { role, term, leader } => self.note_role(*role, *term, *leader),
             Effect::LogWasCut { first_index } => {
                 let reason = format!(
                     "the leader no longer has the log entries that this node needs (its log begins \

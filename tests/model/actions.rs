@@ -255,6 +255,7 @@ fn choose_directory(tree: &Tree, place: usize) -> u64 {
 }
 
 /// The operation, and what the model makes of it.
+#[allow(clippy::too_many_lines, reason = "one arm for each action")]
 fn both(
     tree: &mut Tree,
     next_ino: &mut u64,

@@ -1,7 +1,6 @@
 //! The core: inputs in, effects out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{RawNode, StateRole, Storage};
@@ -18,9 +17,6 @@ use crate::types::{LogIndex, Monotonic, NodeId, Position, Term};
 pub(super) const MESSAGE_BYTES: usize = 1 << 20;
 /// What a node shows is said again every so many ticks, for those who missed it.
 const REPEAT_TICKS: u64 = 4;
-/// Those who wait for nothing learn this much later what this node shows, so that one message serves
-/// several commands.
-const TELL_ALL_AFTER: Duration = Duration::from_millis(1);
 
 /// Why a core cannot go on. The replica must stop.
 #[derive(Debug, thiserror::Error)]
@@ -76,10 +72,14 @@ pub struct Core<S: Storage> {
     /// What the whole roster shows; never goes back.
     pub(super) stable: LogIndex,
     pub(super) gate: ReadGate,
-    /// Whose proposals were applied since they were told what this node shows.
+    /// Who is to be told at once what this node shows.
     pub(super) tell_now: BTreeSet<NodeId>,
-    /// When everybody is to be told, at the latest.
-    pub(super) tell_all_by: Option<Monotonic>,
+    /// Who has not been told the newest: told with the next message to them, or at the next tick.
+    pub(super) untold: BTreeSet<NodeId>,
+    /// Who has asked for more than this node shows: told when it does.
+    pub(super) asked_by: BTreeMap<NodeId, LogIndex>,
+    /// The highest index that this node has asked the others for.
+    pub(super) asked_for: LogIndex,
     /// The last acknowledgement of entries to a leader: term, index, when.
     pub(super) answered: (u64, u64, Monotonic),
 }
@@ -136,7 +136,9 @@ impl<S: Storage> Core<S> {
             stable: LogIndex(0),
             gate: ReadGate::default(),
             tell_now: BTreeSet::new(),
-            tell_all_by: None,
+            untold: BTreeSet::new(),
+            asked_by: BTreeMap::new(),
+            asked_for: LogIndex(0),
             answered: (0, 0, Monotonic::default()),
             config,
         })
@@ -151,7 +153,7 @@ impl<S: Storage> Core<S> {
         self.now = now;
         match input {
             Input::Tick => self.tick(),
-            Input::Wake => {}
+            Input::AwaitStable { index } => self.ask(index),
             Input::Peer { from, message } => self.hear(from, message),
             Input::Connected { node } => self.connected(node),
             Input::Propose { key, data, wait } => self.proposals.add(key, data, wait),
@@ -168,7 +170,7 @@ impl<S: Storage> Core<S> {
             }
             Input::OwnSession { session } => {
                 self.lease.begin(session);
-                self.tell_all_by = Some(self.now);
+                self.tell_everybody();
             }
             Input::ProposeExpiry { session, data } => {
                 if self.is_leader() && self.keeper.is_expiring(session) {
@@ -193,12 +195,6 @@ impl<S: Storage> Core<S> {
             }
         }
         Ok(self.effects.pop_front())
-    }
-
-    /// When to poll again although nothing happened; none where an input comes first.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Monotonic> {
-        self.tell_all_by
     }
 
     /// What decides about reads at present.
@@ -270,8 +266,9 @@ impl<S: Storage> Core<S> {
         self.ticks += 1;
         self.raft.tick();
         self.proposals.retry(self.now - self.config.retry_after);
+        self.tell_now.append(&mut self.untold);
         if self.ticks.is_multiple_of(REPEAT_TICKS) {
-            self.tell_all_by = Some(self.now);
+            self.tell_everybody();
         }
         self.keeper.note_commit(self.now, self.commit_index());
         for session in self.keeper.overdue(self.now, &self.roster) {
@@ -298,6 +295,12 @@ impl<S: Storage> Core<S> {
             PeerMessage::HeartbeatAck { session, number } => {
                 self.lease.renewed(session, number, self.config.session_ttl);
             }
+            PeerMessage::Ask { index } if index <= self.applied.index => {
+                self.tell_now.insert(from);
+            }
+            PeerMessage::Ask { index } => {
+                self.asked_by.insert(from, index);
+            }
             PeerMessage::LogCut { first_index } => {
                 self.effects.push_back(Effect::LogWasCut { first_index });
             }
@@ -311,6 +314,27 @@ impl<S: Storage> Core<S> {
             self.proposals.retry(self.now);
             self.lease.hurry();
         }
+    }
+
+    /// A read here waits for `index` to be stable: asks those who are not known to show it, once.
+    fn ask(&mut self, index: LogIndex) {
+        if index <= self.asked_for.max(self.stable) {
+            return;
+        }
+        self.asked_for = index;
+        let own = self.config.node;
+        let behind = self
+            .roster
+            .iter()
+            .filter(|(info, shown)| info.strong && info.node != own && *shown < index);
+        let to: BTreeSet<_> = behind.map(|(info, _)| info.node).collect();
+        let ask = |to| Effect::Send { to, message: PeerMessage::Ask { index } };
+        self.effects.extend(to.into_iter().map(ask));
+    }
+
+    fn tell_everybody(&mut self) {
+        let members: Vec<_> = self.membership().map(|(node, _)| node).collect();
+        self.tell_now.extend(members);
     }
 
     pub(super) fn persisted(&mut self, number: u64) {
@@ -336,7 +360,9 @@ impl<S: Storage> Core<S> {
             }
             self.roster.apply(change);
         }
-        self.tell_all_by.get_or_insert(self.now + TELL_ALL_AFTER);
+        self.untold = self.membership().map(|(node, _)| node).collect();
+        let answered = self.asked_by.extract_if(.., |_, index| *index <= applied.index);
+        self.tell_now.extend(answered.map(|(node, _)| node));
         let durable = self.raft.raft.raft_log.persisted.min(applied.index.0);
         self.raft.mut_store().trim(LogIndex(durable));
     }
@@ -383,6 +409,13 @@ impl<S: Storage> Core<S> {
     }
 
     pub(super) fn send_all(&mut self, messages: Vec<Message>) {
+        // What this node shows travels with what is sent anyway.
+        for message in &messages {
+            let to = NodeId(message.to);
+            if self.untold.remove(&to) {
+                self.tell_now.insert(to);
+            }
+        }
         self.effects.extend(messages.into_iter().map(|message| Effect::Send {
             to: NodeId(message.to),
             message: PeerMessage::Raft(Box::new(message)),

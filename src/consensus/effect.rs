@@ -101,6 +101,11 @@ pub enum PeerMessage {
         /// Which heartbeat this answers.
         number: u64,
     },
+    /// The sender has a read that waits until the receiver shows an index.
+    Ask {
+        /// The index.
+        index: LogIndex,
+    },
     /// The receiver needs entries that the sender no longer has.
     LogCut {
         /// The first entry that the sender has.

@@ -10,8 +10,11 @@ use crate::types::{LogIndex, NodeId, ProposalKey, SessionId, Term};
 pub enum Input {
     /// [`super::CoreConfig::tick`] has passed.
     Tick,
-    /// [`super::Core::poll_timeout`] has come.
-    Wake,
+    /// A read on this node waits until an index is stable.
+    AwaitStable {
+        /// The index.
+        index: LogIndex,
+    },
     /// A peer said something.
     Peer {
         /// Which.

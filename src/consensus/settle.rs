@@ -140,7 +140,7 @@ impl<S: Storage> Core<S> {
             // What the last one was sent may be lost.
             self.proposals.retry(self.now);
             self.lease.hurry();
-            self.tell_all_by = Some(self.now);
+            self.tell_now.append(&mut self.untold);
         }
         // With an effect to hand out, `settle` runs once more before the driver waits.
         self.effects.push_back(Effect::Role { role, term: now.1, leader: now.2 });
@@ -193,16 +193,13 @@ impl<S: Storage> Core<S> {
         }
     }
 
-    /// Tells the nodes whose mutations wait for it what this node shows; the others a little later, with
-    /// whatever else was applied by then.
+    /// Tells what this node shows to those whose mutations or reads wait for it, and to those who are sent
+    /// something anyway. The others learn it at the next tick.
     fn tell(&mut self) {
-        let mut peers = std::mem::take(&mut self.tell_now);
-        if self.tell_all_by.take_if(|by| *by <= self.now).is_some() {
-            peers.extend(self.membership().map(|(node, _)| node));
-        }
-        peers.remove(&self.config.node);
+        let peers = std::mem::take(&mut self.tell_now);
         let Some(session) = self.lease.session() else { return };
-        for to in peers {
+        for to in peers.into_iter().filter(|node| *node != self.config.node) {
+            self.untold.remove(&to);
             let message = PeerMessage::Visible { session, index: self.applied.index };
             self.effects.push_back(Effect::Send { to, message });
         }

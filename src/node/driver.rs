@@ -4,7 +4,6 @@
 //! the node is busy with.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use prost::Message;
 use rand::Rng;
@@ -26,8 +25,6 @@ const BATCH: usize = 256;
 /// How often the streams' tasks must have had their turn until a message is written: the one that frames
 /// it, and the one that owns the connection.
 const TURNS_TO_SEND: usize = 2;
-/// A tick comes before this.
-const IDLE: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     pub(super) core: Core<RaftLog>,
@@ -54,7 +51,6 @@ impl Driver {
         let mut batch = Vec::with_capacity(BATCH);
         self.carry_out().await?;
         loop {
-            let patience = self.core.poll_timeout().map_or(IDLE, |by| by.since(clock::monotonic()));
             tokio::select! {
                 biased;
                 _ = ticks.tick() => self.tick()?,
@@ -71,7 +67,6 @@ impl Driver {
                         }
                     }
                 }
-                () = tokio::time::sleep(patience) => self.core.handle(clock::monotonic(), Input::Wake)?,
             }
             self.carry_out().await?;
         }

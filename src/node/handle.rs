@@ -208,6 +208,9 @@ impl Handle {
     /// # Errors
     /// [`NodeError::Deadline`] after `op_timeout`.
     pub async fn until_servable(&self, mod_index: LogIndex) -> Result<(), NodeError> {
+        if self.stable_index() < mod_index {
+            self.0.input(Input::AwaitStable { index: mod_index });
+        }
         self.until(|| self.may_serve(mod_index)).await
     }
 

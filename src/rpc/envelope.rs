@@ -3,7 +3,7 @@
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
-use super::peer::{Envelope, Heartbeat, HeartbeatAck, LogCut, Visible, envelope::Body};
+use super::peer::{Ask, Envelope, Heartbeat, HeartbeatAck, LogCut, Visible, envelope::Body};
 use crate::consensus::PeerMessage;
 use crate::types::{LogIndex, SessionId, VolumeId};
 
@@ -34,6 +34,7 @@ pub(super) fn encode(message: PeerMessage) -> Envelope {
         PeerMessage::HeartbeatAck { session, number } => {
             Body::HeartbeatAck(HeartbeatAck { session: session.0, number })
         }
+        PeerMessage::Ask { index } => Body::Ask(Ask { index: index.0 }),
         PeerMessage::LogCut { first_index } => Body::LogCut(LogCut { first_index: first_index.0 }),
     };
     Envelope { volume: VolumeId::FIRST.0, body: Some(body) }
@@ -60,6 +61,7 @@ pub(super) fn decode(envelope: Envelope) -> Result<PeerMessage, EnvelopeError> {
         Body::HeartbeatAck(HeartbeatAck { session, number }) => {
             PeerMessage::HeartbeatAck { session: SessionId(session), number }
         }
+        Body::Ask(Ask { index }) => PeerMessage::Ask { index: LogIndex(index) },
         Body::LogCut(LogCut { first_index }) => {
             PeerMessage::LogCut { first_index: LogIndex(first_index) }
         }

@@ -219,6 +219,7 @@ fn size_of_message(message: &PeerMessage) -> usize {
             64 + message.entries.iter().map(|entry| entry.data.len() + 32).sum::<usize>()
         }
         PeerMessage::Visible { .. }
+        | PeerMessage::Ask { .. }
         | PeerMessage::Heartbeat { .. }
         | PeerMessage::HeartbeatAck { .. }
         | PeerMessage::LogCut { .. } => 64,

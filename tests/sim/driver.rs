@@ -50,7 +50,6 @@ impl World {
                 self.after(tick, node, NodeEvent::Tick);
                 self.input(node, Input::Tick);
             }
-            NodeEvent::Wake => self.input(node, Input::Wake),
             NodeEvent::Peer { from, message } => self.input(node, Input::Peer { from, message }),
             NodeEvent::Connected { node: peer } => {
                 self.input(node, Input::Connected { node: peer });
@@ -98,7 +97,7 @@ impl World {
             let effect = daemon.core.poll_effect();
             match effect.unwrap_or_else(|error| panic!("node {} stops: {error}", node + 1)) {
                 Some(effect) => self.perform(node, effect),
-                None => return self.wake_later(node),
+                None => return,
             }
             if let Some(left) = self.nodes[node].dies_after_effects.as_mut() {
                 *left -= 1;
@@ -107,18 +106,6 @@ impl World {
                 }
             }
         }
-    }
-
-    /// Comes back when the core wants to be polled again.
-    fn wake_later(&mut self, node: usize) {
-        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
-        let timeout = daemon.core.poll_timeout();
-        if let Some(at) = timeout.filter(|_| timeout != daemon.wakes_at) {
-            let clock = &self.nodes[node].clock;
-            let delay = clock.true_length(at.since(clock.local(self.now)));
-            self.after(delay, node, NodeEvent::Wake);
-        }
-        self.nodes[node].daemon.as_mut().expect("as above").wakes_at = timeout;
     }
 
     fn perform(&mut self, node: usize, effect: Effect) {

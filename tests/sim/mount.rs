@@ -102,6 +102,7 @@ impl World {
         if mount.session.is_none() || !mount.gate.may_serve(now, mod_index) {
             let live = mount.session.is_some() && now < mount.gate.lease_until;
             mount.waiting.insert(client);
+            self.input_later(node, Input::AwaitStable { index: mod_index });
             self.coverage.count(if live { "waits for stability" } else { "waits for a lease" });
             return;
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use quorumfs::consensus::{Boot, Committed, Core, CoreConfig, Input, PeerMessage, Role};
 use quorumfs::fs::Change;
-use quorumfs::types::{LogIndex, Monotonic, NodeId, Term};
+use quorumfs::types::{LogIndex, NodeId, Term};
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
@@ -48,8 +48,6 @@ pub struct Daemon {
     /// What this node has made sure that it shows.
     pub shown: LogIndex,
     pub disk_busy_until: Nanos,
-    /// When the core wants to be polled, at the latest.
-    pub wakes_at: Option<Monotonic>,
     pub role: Role,
     pub term: Term,
     pub mount: Mount,
@@ -67,7 +65,6 @@ pub struct Round {
 #[derive(Debug)]
 pub enum NodeEvent {
     Tick,
-    Wake,
     Peer {
         from: NodeId,
         message: PeerMessage,
@@ -141,7 +138,6 @@ impl Node {
             round: None,
             shown: self.state.applied.index,
             disk_busy_until: 0,
-            wakes_at: None,
             role: Role::Follower,
             term: Term(0),
             mount: Mount::default(),

@@ -214,7 +214,10 @@ pub(super) fn truncate(caller: Caller, ino: Ino) -> Op {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        AttributeChange, BufferedAttributes, Caller, Ino, Inode, Op, Seen, proto, set_attr, times,
+        without_suid_sgid,
+    };
 
     const USER: Caller = Caller { uid: 1000, gid: 1000 };
     const ROOT: Caller = Caller { uid: 0, gid: 0 };

@@ -239,7 +239,7 @@ fn append_commands(appends: Vec<Bytes>) -> Vec<Vec<proto::Piece>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{ByteRange, INLINE_MAX, Ino, Instant, LogIndex, NewBytes, State, proto};
 
     fn bytes(offset: Option<u64>, len: usize, seconds: i64) -> NewBytes {
         let time = proto::Time { seconds, nanos: 0 };

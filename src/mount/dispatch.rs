@@ -122,7 +122,7 @@ impl Wake for Waiting {
 mod tests {
     use std::thread::{self, ThreadId};
 
-    use super::*;
+    use super::{Future, poll_first};
 
     fn thread_of(work: impl Future<Output = ()> + Send + 'static) -> ThreadId {
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -159,9 +159,12 @@ fn index(within: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use proptest::prelude::{
+        Just, ProptestConfig, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof,
+        proptest,
+    };
 
-    use super::*;
+    use super::{ByteRange, Extents, INLINE_MAX, apply, index, into_commands, overlay};
 
     #[derive(Clone, Debug)]
     enum Step {

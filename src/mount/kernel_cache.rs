@@ -225,7 +225,9 @@ impl Expiries {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        Duration, Ino, Instant, KernelCache, LATELY, LogIndex, NameAction, outlives_lease,
+    };
 
     const LEASE: Duration = Duration::from_secs(2);
     const DIR: Ino = Ino(1);

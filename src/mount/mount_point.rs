@@ -127,7 +127,7 @@ fn unescape(field: &[u8]) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{MountError, MountLine, Path, SOURCE, fs, parse, prepare};
 
     /// The line that a dead mount is recognised by, with and without optional fields.
     #[test]

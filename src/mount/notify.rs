@@ -179,7 +179,7 @@ fn ignore_gone(result: io::Result<()>) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{ByteRange, Ino, Pages, next_pages};
 
     /// Ranges of one inode are united, so that the queue is as long as there are inodes.
     #[test]

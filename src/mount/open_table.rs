@@ -145,7 +145,7 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Arc, Ino, OpenTable, Released};
 
     /// Whichever comes first, the last release or the question, the cluster hears exactly once that
     /// an orphan is not held.

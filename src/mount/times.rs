@@ -60,7 +60,7 @@ fn seconds(duration: Duration) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Duration, Inode, Time, UNIX_EPOCH, from_fuser, to_system, wants_touch};
 
     fn at(seconds: i64) -> Time {
         Time { seconds, nanos: 5 }

@@ -22,7 +22,7 @@ struct Source {
 }
 
 impl Core {
-    /// READ. Never waits for the roster, only for the lease.
+    /// READ. Waits for the lease, and for the roster where the bytes have just changed.
     pub(super) async fn read(
         &self,
         handle: u64,
@@ -37,6 +37,12 @@ impl Core {
             let cuts = self.node.cuts();
             if cuts.is_some() {
                 let source = self.source(&file, ByteRange::at(offset, u64::from(size)))?;
+                // Bytes that others may not show yet would be seen, and then not be seen elsewhere.
+                let version = LogIndex(source.seen.inode.data_version);
+                if !self.node.may_serve(version) {
+                    self.node.until_servable(version).await?;
+                    continue;
+                }
                 let bytes = self.read_source(&source, offset, size).await?;
                 if self.node.cuts() == cuts {
                     return Ok(bytes);

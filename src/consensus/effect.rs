@@ -11,8 +11,8 @@ use crate::types::{LogIndex, NodeId, Position, ProposalKey, SessionId, Term};
 /// on a thread of its own as long as each kind keeps its order.
 #[derive(Debug)]
 pub enum Effect {
-    /// Write to the log and, if `sync`, make it durable; then answer [`super::Input::Persisted`]. A
-    /// failure must stop the replica.
+    /// Write to the log and make it durable; then answer [`super::Input::Persisted`]. A failure must
+    /// stop the replica.
     Persist {
         /// Ascending.
         number: u64,

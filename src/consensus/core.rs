@@ -10,8 +10,10 @@ use super::lease::Lease;
 use super::log_view::LogView;
 use super::proposals::Proposals;
 use super::roster::Roster;
-use super::{CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, SessionChange, SessionInfo};
-use crate::types::{LogIndex, Monotonic, NodeId, Position, Term};
+use super::{
+    Claim, CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, SessionChange, SessionInfo,
+};
+use crate::types::{LogIndex, Monotonic, NodeId, Position, SessionId, Term};
 
 /// A batch of proposals goes out in messages of about this many bytes.
 pub(super) const MESSAGE_BYTES: usize = 1 << 20;
@@ -60,6 +62,12 @@ pub struct Core<S: Storage> {
     pub(super) hard_state: Option<HardState>,
 
     pub(super) applied: Position,
+    /// The last entry that was handed out to be applied.
+    pub(super) handed_out: LogIndex,
+    /// This mount serves nothing older than this node's log up to here.
+    pub(super) invalidated: LogIndex,
+    /// How far this node's log is known to be that of a term's leader.
+    pub(super) verified: Claim,
     pub(super) role: (Role, Term, NodeId),
     pub(super) members: BTreeSet<NodeId>,
     /// What each peer has said that it has applied.
@@ -69,11 +77,13 @@ pub struct Core<S: Storage> {
     pub(super) lease: Lease,
     pub(super) keeper: Keeper,
     pub(super) proposals: Proposals,
-    /// What the whole roster shows; never goes back.
+    /// What nobody of the roster serves anything older than; never goes back.
     pub(super) stable: LogIndex,
     pub(super) gate: ReadGate,
     /// Who is to be told at once what this node shows.
     pub(super) tell_now: BTreeSet<NodeId>,
+    /// What each peer was last told that this mount serves nothing older than.
+    pub(super) told: BTreeMap<NodeId, Claim>,
     /// Who has not been told the newest: told with the next message to them, or at the next tick.
     pub(super) untold: BTreeSet<NodeId>,
     /// Who has asked for more than this node shows: told when it does.
@@ -110,6 +120,8 @@ impl<S: Storage> Core<S> {
             max_committed_size_per_ready: 4 << 20,
             ..raft::Config::default()
         };
+        // Before it serves anything, this node's session is opened and applied, at a later index.
+        let invalidated = LogIndex(log.last_index()?).max(boot.applied.index);
         let view = LogView::new(log, boot.conf_state.clone(), config.kept_log_bytes);
         let mut raft = RawNode::new(&raft_config, view, logger)?;
         if boot.conf_state.get_voters() == [config.node.0] {
@@ -126,6 +138,9 @@ impl<S: Storage> Core<S> {
             last_ready: 0,
             hard_state: None,
             applied: boot.applied,
+            handed_out: boot.applied.index,
+            invalidated,
+            verified: Claim::default(),
             role: (Role::Follower, Term(0), NodeId(0)),
             members: boot.members.into_iter().collect(),
             heard: BTreeMap::new(),
@@ -136,6 +151,7 @@ impl<S: Storage> Core<S> {
             stable: LogIndex(0),
             gate: ReadGate::default(),
             tell_now: BTreeSet::new(),
+            told: BTreeMap::new(),
             untold: BTreeSet::new(),
             asked_by: BTreeMap::new(),
             asked_for: LogIndex(0),
@@ -159,11 +175,12 @@ impl<S: Storage> Core<S> {
             Input::Propose { key, data, wait } => self.proposals.add(key, data, wait),
             Input::Abandon { key } => self.proposals.abandon(key),
             Input::Persisted { number } => self.persisted(number),
+            Input::Invalidated { last, sessions } => self.note_invalidated(last, &sessions),
             Input::Applied { index, term, commands, sessions, members } => {
                 self.members.extend(members);
                 self.note_applied(Position { index, term }, &sessions);
                 for (key, index) in commands {
-                    self.tell_now.extend(self.roster.node_of(key.session));
+                    self.tell_proposer(key.session, index);
                     let done = self.proposals.applied(key, index);
                     self.effects.extend(done.map(|key| Effect::Acknowledge { key }));
                 }
@@ -283,10 +300,11 @@ impl<S: Storage> Core<S> {
 
     fn hear(&mut self, from: NodeId, message: PeerMessage) {
         match message {
-            PeerMessage::Raft(message) => self.step(*message),
-            PeerMessage::Visible { session, index } => {
+            PeerMessage::Raft(message) => self.step_and_verify(*message),
+            PeerMessage::Visible { session, index, invalidated } => {
                 self.heard.insert(from, index);
                 self.roster.shows(session, index);
+                self.roster.claims(session, invalidated);
             }
             PeerMessage::Heartbeat { session, number, visible } => {
                 self.roster.shows(session, visible);
@@ -295,7 +313,7 @@ impl<S: Storage> Core<S> {
             PeerMessage::HeartbeatAck { session, number } => {
                 self.lease.renewed(session, number, self.config.session_ttl);
             }
-            PeerMessage::Ask { index } if index <= self.applied.index => {
+            PeerMessage::Ask { index } if index <= self.applied.index.max(self.claim().index) => {
                 self.tell_now.insert(from);
             }
             PeerMessage::Ask { index } => {
@@ -323,11 +341,8 @@ impl<S: Storage> Core<S> {
         }
         self.asked_for = index;
         let own = self.config.node;
-        let behind = self
-            .roster
-            .iter()
-            .filter(|(info, shown)| info.strong && info.node != own && *shown < index);
-        let to: BTreeSet<_> = behind.map(|(info, _)| info.node).collect();
+        let behind = self.roster.covered(self.term()).filter(|(_, covered)| *covered < index);
+        let to: BTreeSet<_> = behind.map(|(node, _)| node).filter(|node| *node != own).collect();
         let ask = |to| Effect::Send { to, message: PeerMessage::Ask { index } };
         self.effects.extend(to.into_iter().map(ask));
     }
@@ -360,11 +375,48 @@ impl<S: Storage> Core<S> {
             }
             self.roster.apply(change);
         }
-        self.untold = self.membership().map(|(node, _)| node).collect();
-        let answered = self.asked_by.extract_if(.., |_, index| *index <= applied.index);
-        self.tell_now.extend(answered.map(|(node, _)| node));
+        self.shows_more(applied.index);
         let durable = self.raft.raft.raft_log.persisted.min(applied.index.0);
         self.raft.mut_store().trim(LogIndex(durable));
+    }
+
+    /// Entries were received, and nothing older is served here: those who proposed them wait for that.
+    fn note_invalidated(&mut self, last: Position, sessions: &BTreeSet<SessionId>) {
+        if self.raft.raft.raft_log.term(last.index.0) != Ok(last.term.0) {
+            // Replaced meanwhile.
+            return;
+        }
+        self.invalidated = self.invalidated.max(last.index);
+        self.shows_more(self.claim().index);
+        for session in sessions {
+            self.tell_proposer(*session, last.index);
+        }
+    }
+
+    /// What this mount serves nothing older than, of the entries that this node has received.
+    pub(super) fn claim(&self) -> Claim {
+        let verified = if self.is_leader() {
+            Claim { term: self.term(), index: self.last_index() }
+        } else {
+            self.verified
+        };
+        Claim { term: verified.term, index: verified.index.min(self.invalidated) }
+    }
+
+    /// Whoever has asked for no more than `index` is told; everybody else in time.
+    fn shows_more(&mut self, index: LogIndex) {
+        self.untold = self.membership().map(|(node, _)| node).collect();
+        let answered = self.asked_by.extract_if(.., |_, asked| *asked <= index);
+        self.tell_now.extend(answered.map(|(node, _)| node));
+    }
+
+    /// A proposer waits until this node serves nothing older than `index`: it is told, unless it was.
+    fn tell_proposer(&mut self, session: SessionId, index: LogIndex) {
+        let Some(node) = self.roster.node_of(session) else { return };
+        let told = self.told.get(&node).copied().unwrap_or_default();
+        if told.term != self.term() || told.index < index {
+            self.tell_now.insert(node);
+        }
     }
 
     fn transfer(&mut self, to: Option<NodeId>) {
@@ -398,6 +450,10 @@ impl<S: Storage> Core<S> {
         }
     }
 
+    pub(super) fn term(&self) -> Term {
+        Term(self.raft.raft.term)
+    }
+
     pub(super) fn is_leader(&self) -> bool {
         self.raft.raft.state == StateRole::Leader
     }
@@ -406,6 +462,28 @@ impl<S: Storage> Core<S> {
         // What raft-rs refuses (a message of an old peer, a proposal without a leader) is as good as
         // lost, and everything lost is said again.
         let _ = self.raft.step(message);
+    }
+
+    /// Takes a message of a peer in, and notes how much of this node's log a leader has confirmed by it: all
+    /// up to the last entry that it names, where that is here.
+    fn step_and_verify(&mut self, message: Message) {
+        let named = (message.get_msg_type() == MessageType::MsgAppend).then(|| {
+            let last = message.entries.last();
+            let (index, term) =
+                last.map_or((message.index, message.log_term), |last| (last.index, last.term));
+            (Claim { term: Term(message.term), index: LogIndex(index) }, term)
+        });
+        self.step(message);
+        let Some((claim, entry_term)) = named else { return };
+        if claim.term != self.term() || self.is_leader() {
+            return;
+        }
+        if self.raft.raft.raft_log.term(claim.index.0) == Ok(entry_term) {
+            if self.verified.term != claim.term {
+                self.tell_everybody();
+            }
+            self.verified = self.verified.max(claim);
+        }
     }
 
     pub(super) fn send_all(&mut self, messages: Vec<Message>) {

@@ -8,7 +8,8 @@ use super::ReadGate;
 use crate::types::{LogIndex, NodeId, Position, ProposalKey, SessionId, Term};
 
 /// One thing to do, in the order in which they are polled; `Persist`, `Send` and `Apply` may each run
-/// on a thread of its own as long as each kind keeps its order.
+/// on a thread of its own as long as each kind keeps its order. `Invalidate` goes with `Apply`, or ahead
+/// of it.
 #[derive(Debug)]
 pub enum Effect {
     /// Write to the log and make it durable; then answer [`super::Input::Persisted`]. A failure must
@@ -28,10 +29,20 @@ pub enum Effect {
         /// What.
         message: PeerMessage,
     },
+    /// These were received and may be committed soon: see to it that this mount serves nothing older from
+    /// now on (its kernel forgets what they change, reads of that wait until they are applied); then
+    /// answer [`super::Input::Invalidated`]. They replace what was received from the first one's index on.
+    Invalidate {
+        /// Consecutive entries, at least one.
+        entries: Vec<Received>,
+    },
     /// Apply these, in order; then answer [`super::Input::Applied`].
     Apply {
         /// Consecutive committed entries.
         entries: Vec<Committed>,
+        /// Everybody else serves nothing older any more: unless one of these opens a session, whoever
+        /// proposed one may be told its outcome as soon as it is applied.
+        shown_by_others: bool,
     },
     /// The proposer may be told the outcome.
     Acknowledge {
@@ -62,6 +73,15 @@ pub enum Effect {
     },
 }
 
+/// An entry that was received.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Where it stands, unless it is replaced.
+    pub position: Position,
+    /// An encoded command; empty for entries of Raft's own.
+    pub data: Bytes,
+}
+
 /// A committed entry.
 #[derive(Clone, Debug)]
 pub struct Committed {
@@ -78,12 +98,14 @@ pub struct Committed {
 pub enum PeerMessage {
     /// Raft's own.
     Raft(Box<Message>),
-    /// The sender's session shows everything up to an index.
+    /// What the sender's session serves nothing older than.
     Visible {
         /// The sender's session.
         session: SessionId,
-        /// The index.
+        /// It shows everything up to this index.
         index: LogIndex,
+        /// It shows nothing older than the log of this term's leader up to an index.
+        invalidated: Claim,
     },
     /// The sender's session wants to live on.
     Heartbeat {
@@ -111,6 +133,17 @@ pub enum PeerMessage {
         /// The first entry that the sender has.
         first_index: LogIndex,
     },
+}
+
+/// What a node says of entries that it has received: nothing older than the log of a term's leader, up to
+/// an index, is served by its mount. A leader never takes back what it sent in its term, so within the
+/// term that holds for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claim {
+    /// Whose log.
+    pub term: Term,
+    /// Up to where.
+    pub index: LogIndex,
 }
 
 /// What a node is in its term.

@@ -1,9 +1,11 @@
 //! What happens to the core.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::{PeerMessage, SessionInfo};
-use crate::types::{LogIndex, NodeId, ProposalKey, SessionId, Term};
+use crate::types::{LogIndex, NodeId, Position, ProposalKey, SessionId, Term};
 
 /// One event. Handing one in changes the state at once; effects are polled afterwards.
 #[derive(Debug)]
@@ -45,6 +47,13 @@ pub enum Input {
     Persisted {
         /// The number.
         number: u64,
+    },
+    /// [`super::Effect::Invalidate`] up to this entry is done.
+    Invalidated {
+        /// The last of the entries.
+        last: Position,
+        /// The sessions that proposed them.
+        sessions: BTreeSet<SessionId>,
     },
     /// Entries were applied here, and this node's own kernel serves nothing older.
     Applied {

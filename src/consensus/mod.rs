@@ -24,7 +24,7 @@ mod settle;
 
 pub use config::CoreConfig;
 pub use core::{Boot, Core, CoreError};
-pub use effect::{Committed, Effect, PeerMessage, Role};
+pub use effect::{Claim, Committed, Effect, PeerMessage, Received, Role};
 pub use gate::ReadGate;
 pub use input::{Input, SessionChange, Wait};
 pub use raft::Storage as LogReader;

@@ -1,9 +1,9 @@
-//! Open sessions, and the index that all strong ones show: the stable index.
+//! Open sessions, and the index that no strong one serves anything older than: the stable index.
 
 use std::collections::BTreeMap;
 
-use super::SessionChange;
-use crate::types::{LogIndex, NodeId, SessionId};
+use super::{Claim, SessionChange};
+use crate::types::{LogIndex, NodeId, SessionId, Term};
 
 /// An open session, as the state machine knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,24 @@ pub struct SessionInfo {
 /// Sessions as of the applied index, and what each is known to show.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
-    sessions: BTreeMap<SessionId, (SessionInfo, LogIndex)>,
+    sessions: BTreeMap<SessionId, Known>,
+}
+
+/// What is known of a session.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    info: SessionInfo,
+    /// It shows everything up to here.
+    shown: LogIndex,
+    /// It serves nothing older than this.
+    claim: Claim,
+}
+
+impl Known {
+    /// What it serves nothing older than, in the log of a term's leader.
+    fn covers(&self, term: Term) -> LogIndex {
+        if self.claim.term == term { self.shown.max(self.claim.index) } else { self.shown }
+    }
 }
 
 impl Roster {
@@ -34,7 +51,8 @@ impl Roster {
             // Whoever opens a session has applied its opening before it serves anything.
             SessionChange::Opened(info) => {
                 let shown = LogIndex(info.session.0);
-                self.sessions.insert(info.session, (*info, shown));
+                let known = Known { info: *info, shown, claim: Claim::default() };
+                self.sessions.insert(info.session, known);
             }
             SessionChange::Ended(session) => {
                 self.sessions.remove(session);
@@ -45,25 +63,38 @@ impl Roster {
     /// A session's own word for what it shows. Words of unknown sessions are ignored: they are said
     /// again.
     pub(super) fn shows(&mut self, session: SessionId, index: LogIndex) {
-        if let Some((_, shown)) = self.sessions.get_mut(&session) {
-            *shown = (*shown).max(index);
+        if let Some(known) = self.sessions.get_mut(&session) {
+            known.shown = known.shown.max(index);
         }
     }
 
-    /// What every strong session shows, and this node (which shows `own`) too.
-    pub(super) fn stable(&self, own: LogIndex) -> LogIndex {
-        self.sessions
-            .values()
-            .filter(|(info, _)| info.strong)
-            .map(|(_, shown)| *shown)
-            .fold(own, LogIndex::min)
+    /// The same for entries that it has received. Those of an older term say nothing any more.
+    pub(super) fn claims(&mut self, session: SessionId, claim: Claim) {
+        if let Some(known) = self.sessions.get_mut(&session) {
+            known.claim = known.claim.max(claim);
+        }
+    }
+
+    /// What no strong session serves anything older than, in the log of `term`'s leader; at most `own`.
+    pub(super) fn stable(&self, own: LogIndex, term: Term) -> LogIndex {
+        self.strong().map(|known| known.covers(term)).fold(own, LogIndex::min)
+    }
+
+    /// Nodes of strong sessions, and what each serves nothing older than.
+    pub(super) fn covered(&self, term: Term) -> impl Iterator<Item = (NodeId, LogIndex)> + '_ {
+        self.strong().map(move |known| (known.info.node, known.covers(term)))
     }
 
     pub(super) fn node_of(&self, session: SessionId) -> Option<NodeId> {
-        self.sessions.get(&session).map(|(info, _)| info.node)
+        self.sessions.get(&session).map(|known| known.info.node)
     }
 
+    /// The sessions, and what each shows.
     pub(super) fn iter(&self) -> impl Iterator<Item = (SessionInfo, LogIndex)> + '_ {
-        self.sessions.values().copied()
+        self.sessions.values().map(|known| (known.info, known.shown))
+    }
+
+    fn strong(&self) -> impl Iterator<Item = &Known> + '_ {
+        self.sessions.values().filter(|known| known.info.strong)
     }
 }

@@ -6,7 +6,7 @@ use raft::{StateRole, Storage};
 
 use super::core::{Core, CoreError, MESSAGE_BYTES, proposal};
 use super::keeper::Beat;
-use super::{Committed, Effect, PeerMessage, ReadGate, Role};
+use super::{Committed, Effect, PeerMessage, ReadGate, Received, Role};
 use crate::types::{LogIndex, NodeId, Position, Term};
 
 impl<S: Storage> Core<S> {
@@ -62,6 +62,7 @@ impl<S: Storage> Core<S> {
         // an older one only means learning it again.
         let write = ready.must_sync() || !entries.is_empty();
         self.raft.mut_store().append(&entries);
+        let invalidate = self.invalidate(&entries);
         self.raft.advance_append_async(ready);
         self.held.push_back((number, after));
         if write {
@@ -71,7 +72,23 @@ impl<S: Storage> Core<S> {
         } else if self.persisting.is_empty() {
             self.persisted(number);
         }
+        self.effects.extend(invalidate);
         self.hand_out(committed)
+    }
+
+    /// Has the mount forget what these entries will change once they are committed.
+    fn invalidate(&mut self, entries: &[Entry]) -> Option<Effect> {
+        let before = LogIndex(entries.first()?.index - 1);
+        self.invalidated = self.invalidated.min(before);
+        self.asked_for = self.asked_for.min(before);
+        let received = entries.iter().map(|entry| Received {
+            position: Position { index: LogIndex(entry.index), term: Term(entry.term) },
+            data: match entry.get_entry_type() {
+                EntryType::EntryNormal => entry.data.clone(),
+                EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => bytes::Bytes::new(),
+            },
+        });
+        Some(Effect::Invalidate { entries: received.collect() })
     }
 
     /// An acknowledgement of entries that repeats the last one is answer to a message that only moved the
@@ -105,8 +122,21 @@ impl<S: Storage> Core<S> {
             let data = if conf_state.is_some() { bytes::Bytes::new() } else { entry.take_data() };
             committed.push(Committed { position, data, conf_state });
         }
-        self.effects.push_back(Effect::Apply { entries: committed });
+        let last = committed.last().expect("there are some").position.index;
+        let shown_by_others = self.is_shown_by_others(last);
+        self.handed_out = last;
+        self.effects.push_back(Effect::Apply { entries: committed, shown_by_others });
         Ok(())
+    }
+
+    /// Whether nobody else serves anything older than `index`: known for sure only where the roster is that
+    /// of all entries handed out before.
+    fn is_shown_by_others(&self, index: LogIndex) -> bool {
+        let own = self.config.node;
+        let term = self.term();
+        self.applied.index == self.handed_out
+            && self.applied.term == term
+            && self.roster.covered(term).all(|(node, covered)| node == own || covered >= index)
     }
 
     fn change_membership(&mut self, entry: &Entry) -> Result<ConfState, CoreError> {
@@ -182,7 +212,8 @@ impl<S: Storage> Core<S> {
             if let Some(session) = self.lease.session() {
                 self.roster.shows(session, self.applied.index);
             }
-            self.stable = self.stable.max(self.roster.stable(self.applied.index));
+            let stable = self.roster.stable(self.applied.index, self.term());
+            self.stable = self.stable.max(stable);
         }
         let keys = self.proposals.acknowledge(self.stable);
         self.effects.extend(keys.into_iter().map(|key| Effect::Acknowledge { key }));
@@ -198,9 +229,12 @@ impl<S: Storage> Core<S> {
     fn tell(&mut self) {
         let peers = std::mem::take(&mut self.tell_now);
         let Some(session) = self.lease.session() else { return };
+        let invalidated = self.claim();
         for to in peers.into_iter().filter(|node| *node != self.config.node) {
             self.untold.remove(&to);
-            let message = PeerMessage::Visible { session, index: self.applied.index };
+            self.told.insert(to, invalidated);
+            let index = self.applied.index;
+            let message = PeerMessage::Visible { session, index, invalidated };
             self.effects.push_back(Effect::Send { to, message });
         }
     }

@@ -20,6 +20,7 @@ pub mod query;
 mod record;
 #[cfg(test)]
 mod tests;
+mod unapplied;
 mod view;
 
 /// Records, commands and outcomes, generated from `proto/fs.proto`.
@@ -36,6 +37,7 @@ pub use errno::Errno;
 pub use genesis::genesis;
 pub use pages::Pages;
 pub use record::{CorruptRecord, Corruption, Records};
+pub use unapplied::Unapplied;
 pub use view::{Batch, Overlay, Pair, View, ViewMut};
 
 pub use crate::types::Position;

@@ -10,6 +10,7 @@ use super::times;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Inode, Kind};
 use crate::fs::query;
+use crate::node::Look;
 use crate::store::StateRead;
 use crate::types::{Generation, Ino, LogIndex};
 
@@ -77,10 +78,10 @@ impl Core {
     /// What may be served of an inode that the kernel knows. ESTALE where it is gone: the kernel then
     /// looks the path up again.
     pub(super) async fn seen(&self, ino: Ino) -> Result<Seen, OpError> {
-        let seen = self.read_stable(|state| {
-            let seen = self.see(state, ino)?;
-            let mod_index = seen.as_ref().map_or(LogIndex(0), Seen::mod_index);
-            Ok((seen, mod_index))
+        let seen = self.read_stable(|look| {
+            let seen = self.see(&look.state, ino)?;
+            let changed = seen.as_ref().map_or(LogIndex(0), |seen| seen.changed(look));
+            Ok((seen, changed))
         });
         seen.await?.ok_or(OpError::Errno(libc::ESTALE))
     }
@@ -124,9 +125,9 @@ impl Seen {
         Ok(Self { ino, inode, buffered: None })
     }
 
-    /// When it last changed.
-    pub(super) fn mod_index(&self) -> LogIndex {
-        LogIndex(self.inode.mod_index)
+    /// When it last changed, or will have changed.
+    pub(super) fn changed(&self, look: &Look<'_>) -> LogIndex {
+        look.inode_changed(self.ino, self.inode.mod_index)
     }
 
     /// The file's size.

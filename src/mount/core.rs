@@ -9,7 +9,7 @@ use super::kernel_cache::{Grant, KernelCache, outlives_lease};
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
 use crate::fs::proto;
-use crate::node::{Handle, NodeError};
+use crate::node::{Handle, Look, NodeError};
 use crate::store::StateRead;
 use crate::types::{Ino, LogIndex};
 
@@ -61,16 +61,18 @@ impl Core {
         read(&self.node.state())
     }
 
-    /// Reads what may be served: `read` answers with the index at which its answer last changed, and
-    /// is asked again until that is stable and the lease live.
+    /// Reads what may be served: `read` answers with the index at which its answer last changed, or will
+    /// have changed by entries that are here already, and is asked again until that is stable and the lease
+    /// live. Entries that come while it waits do not concern it: it began before them.
     pub(super) async fn read_stable<T>(
         &self,
-        read: impl Fn(&StateRead<'_>) -> Result<(T, LogIndex), OpError>,
+        read: impl Fn(&Look<'_>) -> Result<(T, LogIndex), OpError>,
     ) -> Result<T, OpError> {
         let deadline = Instant::now() + self.node.op_timeout();
+        let since = self.node.received();
         loop {
             let session = self.node.session();
-            let (answer, mod_index) = self.query(&read)?;
+            let (answer, mod_index) = read(&self.node.look(since))?;
             // In another session changes may have been acknowledged without us in between.
             if self.node.may_serve(mod_index) && self.node.session() == session {
                 return Ok(answer);

@@ -12,7 +12,7 @@ use super::errors::OpError;
 use super::times;
 use crate::fs::proto::Kind;
 use crate::fs::query::{self, DirEntry};
-use crate::store::StateRead;
+use crate::node::Look;
 use crate::types::{Ino, LogIndex};
 
 /// So many names are asked for at once; about what fits into a reply of 4 KiB.
@@ -42,7 +42,7 @@ impl Core {
         mut reply: ReplyDirectory,
     ) -> Result<ReplyDirectory, (ReplyDirectory, OpError)> {
         loop {
-            let entries = match self.read_stable(|state| names_after(state, ino, cookie)).await {
+            let entries = match self.read_stable(|look| names_after(look, ino, cookie)).await {
                 Ok(Some(entries)) => entries,
                 Ok(None) => return Err((reply, OpError::Errno(libc::ENOENT))),
                 Err(error) => return Err((reply, error)),
@@ -63,10 +63,11 @@ impl Core {
 
 /// Some names after a cookie, and when the directory last changed; `None` where it is gone.
 fn names_after(
-    state: &StateRead<'_>,
+    look: &Look<'_>,
     ino: Ino,
     cookie: u64,
 ) -> Result<(Option<Vec<DirEntry>>, LogIndex), OpError> {
+    let state = &look.state;
     let Some(directory) = query::inode(state, ino)? else { return Ok((None, LogIndex(0))) };
     let dots = [(DOT, &b"."[..], ino), (DOT_DOT, b"..", parent_of(ino, directory.parent))];
     let mut entries: Vec<DirEntry> = dots
@@ -80,7 +81,7 @@ fn names_after(
         })
         .collect();
     entries.extend(query::readdir(state, ino, cookie.max(DOT_DOT), BATCH)?);
-    Ok((Some(entries), LogIndex(directory.mod_index)))
+    Ok((Some(entries), look.inode_changed(ino, directory.mod_index)))
 }
 
 fn parent_of(ino: Ino, parent: u64) -> Ino {

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::core::Core;
 use super::errors::OpError;
+use crate::node;
 use crate::types::Ino;
 
 /// A reply that can be refused with an errno.
@@ -98,15 +99,33 @@ pub(super) fn poll_first(
     }
 }
 
-/// An operation that was polled once and waits. Given to the runtime at its first wake-up and not before,
-/// which would be another one.
+/// An operation that was polled once and waits. Its answer goes on where it comes; any other wake-up gives
+/// it to the runtime, and not before, which would be one more.
 struct Waiting {
     runtime: tokio::runtime::Handle,
     work: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
 }
 
+impl Waiting {
+    /// Goes on here as far as it gets without waiting.
+    fn poll_here(self: &Arc<Self>) {
+        let waker = Waker::from(self.clone());
+        let mut place = self.work.lock();
+        let Some(mut work) = place.take() else { return };
+        let _entered = self.runtime.enter();
+        if work.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+            *place = Some(work);
+        }
+    }
+}
+
 impl Wake for Waiting {
     fn wake(self: Arc<Self>) {
+        if node::answers_here() {
+            // What it wakes in turn, perhaps itself, it does not wait for.
+            node::without_answering(|| self.poll_here());
+            return;
+        }
         let runtime = self.runtime.clone();
         runtime.spawn(async move {
             let work = self.work.lock().take();

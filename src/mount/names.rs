@@ -10,7 +10,7 @@ use super::kernel_cache::Grant;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Kind};
 use crate::fs::query;
-use crate::store::StateRead;
+use crate::node::Look;
 use crate::types::{Ino, LogIndex};
 
 /// The only flags of renameat2(2) that there are here.
@@ -55,7 +55,7 @@ impl Core {
     /// LOOKUP.
     pub(super) async fn lookup(&self, place: Place) -> Result<Entry, OpError> {
         let grant = self.give_name(place.parent);
-        let found = self.read_stable(|state| self.find(state, &place)).await?;
+        let found = self.read_stable(|look| self.find(look, &place)).await?;
         let mut seen = found.ok_or(OpError::Errno(libc::ENOENT))?;
         if self.settle_appends(seen.ino).await {
             seen = self.seen(seen.ino).await?;
@@ -67,20 +67,17 @@ impl Core {
 
     /// What a name means, and when that last changed: a name comes and goes with a change of its
     /// directory.
-    fn find(
-        &self,
-        state: &StateRead<'_>,
-        place: &Place,
-    ) -> Result<(Option<Seen>, LogIndex), OpError> {
-        let Some(directory) = query::inode(state, place.parent)? else {
+    fn find(&self, look: &Look<'_>, place: &Place) -> Result<(Option<Seen>, LogIndex), OpError> {
+        let Place { parent, name } = place;
+        let Some(directory) = query::inode(&look.state, *parent)? else {
             return Ok((None, LogIndex(0)));
         };
-        let changed = LogIndex(directory.mod_index);
-        let Some(dentry) = query::lookup(state, place.parent, &place.name)? else {
+        let changed = look.name_changed(*parent, name, directory.mod_index);
+        let Some(dentry) = query::lookup(&look.state, *parent, name)? else {
             return Ok((None, changed));
         };
-        let seen = self.see(state, Ino(dentry.ino))?.ok_or(OpError::Errno(libc::EIO))?;
-        let changed = changed.max(seen.mod_index());
+        let seen = self.see(&look.state, Ino(dentry.ino))?.ok_or(OpError::Errno(libc::EIO))?;
+        let changed = changed.max(seen.changed(look));
         Ok((Some(seen), changed))
     }
 

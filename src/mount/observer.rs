@@ -11,37 +11,19 @@ use crate::node::Observer;
 use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 impl Observer for Core {
+    fn received(&self, own: bool, changes: &[Change]) {
+        self.forget(own, changes);
+    }
+
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]) {
-        let now = Instant::now();
-        let mut names = Vec::new();
-        let mut bump = false;
         for change in changes {
             match change {
-                Change::Attributes { ino } | Change::Orphaned { ino } => {
-                    self.attributes_changed(*ino, now);
-                }
-                Change::Removed { ino } => {
-                    self.attributes_changed(*ino, now);
-                    self.cache.forget_pages(*ino);
-                }
-                Change::Bytes { ino, range } => {
-                    self.attributes_changed(*ino, now);
-                    self.bytes_changed(index, own, *ino, *range);
-                }
-                Change::Name { parent, name, existed } => {
-                    self.attributes_changed(*parent, now);
-                    match self.name_changed(own, *parent, *existed, now) {
-                        NameAction::Nothing => {}
-                        NameAction::Invalidate => names.push((*parent, name.clone())),
-                        NameAction::BumpEpoch => bump = true,
-                    }
-                }
-                Change::SessionOpened { .. }
-                | Change::SessionEnded { .. }
-                | Change::MemberAdded { .. } => {}
+                Change::Bytes { ino, range } => self.bytes_changed(index, own, *ino, *range),
+                Change::Removed { ino } => drop(self.cache.forget_pages(*ino)),
+                _ => {}
             }
         }
-        self.drop_names(names, bump);
+        self.forget(own, changes);
     }
 
     fn lease_lost(&self) {
@@ -62,6 +44,33 @@ impl Observer for Core {
 }
 
 impl Core {
+    /// Has the kernel forget attributes and names.
+    fn forget(&self, own: bool, changes: &[Change]) {
+        let now = Instant::now();
+        let mut names = Vec::new();
+        let mut bump = false;
+        for change in changes {
+            match change {
+                Change::Attributes { ino }
+                | Change::Orphaned { ino }
+                | Change::Removed { ino }
+                | Change::Bytes { ino, .. } => self.attributes_changed(*ino, now),
+                Change::Name { parent, name, existed } => {
+                    self.attributes_changed(*parent, now);
+                    match self.name_changed(own, *parent, *existed, now) {
+                        NameAction::Nothing => {}
+                        NameAction::Invalidate => names.push((*parent, name.clone())),
+                        NameAction::BumpEpoch => bump = true,
+                    }
+                }
+                Change::SessionOpened { .. }
+                | Change::SessionEnded { .. }
+                | Change::MemberAdded { .. } => {}
+            }
+        }
+        self.drop_names(names, bump);
+    }
+
     /// For our own changes too: another process may have the old attributes cached.
     fn attributes_changed(&self, ino: Ino, now: Instant) {
         if self.cache.take_attributes(ino, now) {

@@ -7,7 +7,7 @@ use super::core::{Caller, Core};
 use super::errors::OpError;
 use crate::fs::proto::command::Op;
 use crate::fs::{proto, query};
-use crate::types::{Ino, LogIndex};
+use crate::types::Ino;
 
 /// Names that only root is shown.
 const TRUSTED: &[u8] = b"trusted.";
@@ -38,18 +38,20 @@ impl Core {
     /// GETXATTR.
     pub(super) async fn getxattr(&self, ino: Ino, name: Bytes) -> Result<Vec<u8>, OpError> {
         is_supported(&name)?;
-        let value = self.read_stable(|state| {
-            let inode = query::inode(state, ino)?.ok_or(OpError::Errno(libc::ESTALE))?;
-            Ok((query::xattr(state, ino, &name)?, LogIndex(inode.mod_index)))
+        let value = self.read_stable(|look| {
+            let inode = query::inode(&look.state, ino)?.ok_or(OpError::Errno(libc::ESTALE))?;
+            let value = query::xattr(&look.state, ino, &name)?;
+            Ok((value, look.inode_changed(ino, inode.mod_index)))
         });
         value.await?.ok_or(OpError::Errno(libc::ENODATA))
     }
 
     /// LISTXATTR: the names, each ended by a NUL.
     pub(super) async fn listxattr(&self, caller: Caller, ino: Ino) -> Result<Vec<u8>, OpError> {
-        let names = self.read_stable(|state| {
-            let inode = query::inode(state, ino)?.ok_or(OpError::Errno(libc::ESTALE))?;
-            Ok((query::xattr_names(state, ino)?, LogIndex(inode.mod_index)))
+        let names = self.read_stable(|look| {
+            let inode = query::inode(&look.state, ino)?.ok_or(OpError::Errno(libc::ESTALE))?;
+            let names = query::xattr_names(&look.state, ino)?;
+            Ok((names, look.inode_changed(ino, inode.mod_index)))
         });
         let mut list = Vec::new();
         for name in names.await? {

@@ -1,12 +1,15 @@
-//! The thread that applies committed entries: state, backing files, and the mount's caches.
+//! The thread that applies committed entries: state, backing files, and the mount's caches. Already when
+//! they are received it has the mount forget what they will change.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 
 use super::shared::Shared;
-use crate::consensus::{Committed, Input, SessionChange, SessionInfo};
-use crate::fs::{self, Applied, Change, FileEffect, Overlay};
+use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
+use crate::fs::{self, Applied, Change, FileEffect, Overlay, proto};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId};
 
@@ -22,6 +25,38 @@ enum ApplyError {
     Undecodable { index: LogIndex, source: prost::DecodeError },
 }
 
+/// What the thread is given, in the order in which it happens.
+pub(super) enum Work {
+    Invalidate(Vec<Received>),
+    Apply { entries: Vec<Committed>, shown_by_others: bool },
+}
+
+/// What can be done at once.
+#[derive(Default)]
+struct Inbox {
+    received: Vec<Vec<Received>>,
+    committed: Vec<Committed>,
+    /// Of all that is committed.
+    shown_by_others: bool,
+}
+
+thread_local! {
+    static ANSWERS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is one that answers mutations at this moment: whoever is woken on it may go
+/// on right here, which saves the way to another thread. It must not wait.
+pub fn answers_here() -> bool {
+    ANSWERS.get()
+}
+
+/// Runs `work` as if on a thread that answers nothing.
+pub fn without_answering(work: impl FnOnce()) {
+    let before = ANSWERS.replace(false);
+    work();
+    ANSWERS.set(before);
+}
+
 /// What one round did, for the core and the mount.
 #[derive(Default)]
 struct Round {
@@ -35,18 +70,16 @@ struct Round {
 }
 
 /// Runs until the driver is gone, or until this replica cannot go on.
-pub(super) fn run(
-    shared: &Arc<Shared>,
-    inbox: &mut UnboundedReceiver<Vec<Committed>>,
-    due: &Sender<()>,
-) {
-    while let Some(mut entries) = inbox.blocking_recv() {
-        while entries.len() < ROUND
+pub(super) fn run(shared: &Arc<Shared>, inbox: &mut UnboundedReceiver<Work>, due: &Sender<()>) {
+    while let Some(first) = inbox.blocking_recv() {
+        let mut work = Inbox { shown_by_others: true, ..Inbox::default() };
+        work.add(first);
+        while work.committed.len() < ROUND
             && let Ok(more) = inbox.try_recv()
         {
-            entries.extend(more);
+            work.add(more);
         }
-        if let Err(error) = apply_round(shared, &entries) {
+        if let Err(error) = work.carry_out(shared) {
             shared.fail(&error);
             return;
         }
@@ -57,7 +90,60 @@ pub(super) fn run(
     }
 }
 
-fn apply_round(shared: &Shared, entries: &[Committed]) -> Result<(), ApplyError> {
+impl Inbox {
+    fn add(&mut self, work: Work) {
+        match work {
+            Work::Invalidate(entries) => self.received.push(entries),
+            Work::Apply { entries, shown_by_others } => {
+                self.committed.extend(entries);
+                self.shown_by_others &= shown_by_others;
+            }
+        }
+    }
+
+    /// What was received comes first: some of it may be committed already.
+    fn carry_out(self, shared: &Shared) -> Result<(), ApplyError> {
+        for entries in &self.received {
+            invalidate(shared, entries)?;
+        }
+        apply_round(shared, &self.committed, self.shown_by_others)
+    }
+}
+
+/// Before others may hear that this node serves nothing older than these entries, reads of what they change
+/// must wait, and its kernel must have forgotten it: in this order.
+fn invalidate(shared: &Shared, entries: &[Received]) -> Result<(), ApplyError> {
+    let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
+    if first.position.index <= shared.received.last() {
+        shared.received.replace(first.position.index);
+        shared.gate.look_again();
+    }
+    let own = shared.mutations.session();
+    let mut sessions = BTreeSet::new();
+    let mut changes = Vec::new();
+    for Received { position, data } in entries.iter().filter(|entry| !entry.data.is_empty()) {
+        let command = decode(position.index, data)?;
+        sessions.insert(SessionId(command.session));
+        let is_own = command.session == own.0;
+        let mut unapplied = shared.received.unapplied.write();
+        let marked = unapplied.receive(&shared.state, position.index, &command, own)?;
+        changes.push((is_own, marked));
+    }
+    shared.received.up_to(last.position.index);
+    if let Some(observer) = shared.observer.get() {
+        for (is_own, changes) in &changes {
+            observer.received(*is_own, changes);
+        }
+    }
+    shared.input(Input::Invalidated { last: last.position, sessions });
+    Ok(())
+}
+
+fn apply_round(
+    shared: &Shared,
+    entries: &[Committed],
+    shown_by_others: bool,
+) -> Result<(), ApplyError> {
     let Some(last) = entries.last() else { return Ok(()) };
     let mut round = Round::default();
     let mut overlay = Overlay::new(&shared.state);
@@ -66,8 +152,10 @@ fn apply_round(shared: &Shared, entries: &[Committed]) -> Result<(), ApplyError>
     }
     let batch = overlay.finish()?;
     let conf_state = entries.iter().rev().find_map(|entry| entry.conf_state.as_ref());
-    let point = AppliedPoint { index: last.position.index, term: last.position.term, conf_state };
+    let index = last.position.index;
+    let point = AppliedPoint { index, term: last.position.term, conf_state };
     shared.state.commit(batch, point)?;
+    shared.received.unapplied.write().applied(index);
     if round.cutting {
         shared.cuts.end();
     }
@@ -75,14 +163,33 @@ fn apply_round(shared: &Shared, entries: &[Committed]) -> Result<(), ApplyError>
     for (node, address) in &round.members {
         shared.transport.learn(*node, address);
     }
+    if shown_by_others && round.sessions.is_empty() {
+        answer(shared, index, &round.commands);
+    }
     shared.input(Input::Applied {
-        index: last.position.index,
+        index,
         term: last.position.term,
         commands: round.commands,
         sessions: round.sessions,
         members: round.members.into_iter().map(|(node, _)| node).collect(),
     });
     Ok(())
+}
+
+/// Answers those who wait for these commands: the core has said that it would, in its turn.
+fn answer(shared: &Shared, stable: LogIndex, commands: &[(ProposalKey, LogIndex)]) {
+    shared.gate.raise_stable(stable);
+    ANSWERS.set(true);
+    for (key, _) in commands {
+        for input in shared.mutations.acknowledge(*key, || shared.clock.next()) {
+            shared.input(input);
+        }
+    }
+    ANSWERS.set(false);
+}
+
+fn decode(index: LogIndex, data: &bytes::Bytes) -> Result<proto::Command, ApplyError> {
+    fs::decode(data.clone()).map_err(|source| ApplyError::Undecodable { index, source })
 }
 
 fn apply_entry(
@@ -92,8 +199,7 @@ fn apply_entry(
     round: &mut Round,
 ) -> Result<(), ApplyError> {
     let index = entry.position.index;
-    let command = fs::decode(entry.data.clone())
-        .map_err(|source| ApplyError::Undecodable { index, source })?;
+    let command = decode(index, &entry.data)?;
     shared.clock.observe(command.clock);
     let Applied { outcome, changes, effects } = fs::apply(overlay, entry.position, &command)?;
     // Before the state says so: a crash in between replays both, and neither minds.

@@ -10,11 +10,12 @@ use rand::Rng;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::MissedTickBehavior;
 
+use super::apply::Work;
 use super::clock;
 use super::log_writer::Write;
 use super::shared::{Shared, ToDriver};
 use super::status::RaftStatus;
-use crate::consensus::{Committed, Core, CoreError, Effect, Input, Role};
+use crate::consensus::{Core, CoreError, Effect, Input, Role};
 use crate::fs::proto::{Command, SessionEnd, Time, command::Op};
 use crate::store::RaftLog;
 use crate::types::{NodeId, SessionId, Term, VolumeId};
@@ -31,7 +32,7 @@ pub(super) struct Driver {
     pub(super) shared: Arc<Shared>,
     pub(super) inbox: UnboundedReceiver<ToDriver>,
     pub(super) log: UnboundedSender<Write>,
-    pub(super) apply: UnboundedSender<Vec<Committed>>,
+    pub(super) apply: UnboundedSender<Work>,
     pub(super) role: (Role, Term, NodeId),
     pub(super) lease_was_live: bool,
 }
@@ -103,7 +104,9 @@ impl Driver {
             let mut sent = false;
             while let Some(effect) = self.core.poll_effect()? {
                 match effect {
-                    Effect::Persist { .. } | Effect::Apply { .. } => for_disk.push(effect),
+                    Effect::Persist { .. } | Effect::Invalidate { .. } | Effect::Apply { .. } => {
+                        for_disk.push(effect);
+                    }
                     Effect::Send { to, message } => {
                         self.shared.transport.send(to, message);
                         sent = true;
@@ -131,7 +134,10 @@ impl Driver {
             Effect::Persist { number, entries, hard_state } => {
                 let _ = self.log.send(Write { number, entries, hard_state });
             }
-            Effect::Apply { entries } => drop(self.apply.send(entries)),
+            Effect::Invalidate { entries } => drop(self.apply.send(Work::Invalidate(entries))),
+            Effect::Apply { entries, shown_by_others } => {
+                let _ = self.apply.send(Work::Apply { entries, shown_by_others });
+            }
             other => unreachable!("not for a disk: {other:?}"),
         }
     }
@@ -155,7 +161,10 @@ impl Driver {
                 );
                 self.shared.fail(&reason);
             }
-            Effect::Persist { .. } | Effect::Apply { .. } | Effect::Send { .. } => {
+            Effect::Persist { .. }
+            | Effect::Invalidate { .. }
+            | Effect::Apply { .. }
+            | Effect::Send { .. } => {
                 unreachable!("carried out by the caller: {effect:?}")
             }
         }

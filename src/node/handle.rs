@@ -10,6 +10,7 @@ use rand::Rng;
 use tokio::sync::{oneshot, watch};
 
 use super::clock;
+use super::look::Look;
 use super::mutations::Answer;
 use super::shared::{Shared, ToDriver};
 use super::status::RaftStatus;
@@ -53,11 +54,15 @@ impl Future for Pending {
     }
 }
 
-/// What a mount is told before this node tells others that it has applied something.
+/// What a mount is told before this node tells others that it has received or applied something. Both calls
+/// must return only once this mount's kernel serves nothing older, and must not wait for a kernel lock that
+/// an operation can hold: every writer of the cluster waits for them.
 pub trait Observer: Send + Sync {
-    /// These changes were applied at `index` (`own` where this mount's session proposed them). Must
-    /// return only once this mount's kernel serves nothing older than them, and must not wait for a
-    /// kernel lock that an operation can hold: every writer of the cluster waits for this call.
+    /// Attributes and names may change so (`own` where this mount's session proposed it). Reads of them
+    /// wait from now on until it is applied.
+    fn received(&self, own: bool, changes: &[Change]);
+
+    /// These changes were applied at `index`.
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]);
 
     /// The lease lapsed: drop whatever the kernel may serve by itself.
@@ -195,6 +200,21 @@ impl Handle {
         self.0.state.read()
     }
 
+    /// The last entry that this node has received: what a strong read that begins now has to see, as far as
+    /// it concerns it.
+    #[must_use]
+    pub fn received(&self) -> LogIndex {
+        self.0.received.last()
+    }
+
+    /// What a strong read looks at that began when `since` was the last entry received. Hold it for one
+    /// query only: applies wait for it.
+    #[must_use]
+    pub fn look(&self, since: LogIndex) -> Look<'_> {
+        let state = self.state();
+        Look { state, unapplied: self.0.received.unapplied.read(), since }
+    }
+
     /// Whether what was last changed at `mod_index` may be served now: the lease is live and the
     /// index is stable. Costs two atomic loads and a look at the clock.
     #[must_use]
@@ -202,8 +222,8 @@ impl Handle {
         self.0.gate.get().may_serve(clock::monotonic(), mod_index)
     }
 
-    /// Waits until [`Self::may_serve`] holds: for the lease and for stability. The caller queries again
-    /// afterwards.
+    /// Waits until [`Self::may_serve`] holds, for the lease and for stability; or until entries were
+    /// replaced, among which the one waited for may have been. The caller queries again afterwards.
     ///
     /// # Errors
     /// [`NodeError::Deadline`] after `op_timeout`.
@@ -211,7 +231,8 @@ impl Handle {
         if self.stable_index() < mod_index {
             self.0.input(Input::AwaitStable { index: mod_index });
         }
-        self.until(|| self.may_serve(mod_index)).await
+        let replaced = self.0.received.replaced();
+        self.until(|| self.may_serve(mod_index) || self.0.received.replaced() != replaced).await
     }
 
     /// What is left of the lease, less a margin: the longest TTL to give to the kernel. Zero where

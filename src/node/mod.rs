@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `core` | the streams to the peers, and the task that owns the core; never blocks |
 //! | `log` | appends to the Raft log and syncs it, as one write for all that waits |
-//! | `apply` | applies committed entries: backing files, state, the mount's caches |
+//! | `apply` | has the mount forget what received entries will change; applies committed ones: backing files, state |
 //! | `snapshot` | writes snapshot files and cuts the log behind them |
 
 mod apply;
@@ -15,6 +15,7 @@ mod clock;
 mod driver;
 mod handle;
 mod log_writer;
+mod look;
 mod mutations;
 mod session;
 mod shared;
@@ -23,8 +24,10 @@ mod start;
 mod status;
 mod transport;
 
+pub use apply::{answers_here, without_answering};
 pub use clock::{monotonic, wall};
 pub use handle::{Handle, NodeError, Observer, Pending};
+pub use look::Look;
 pub use start::{Node, NodeConfig, run_promptly};
 pub use status::RaftStatus;
 pub use transport::Transport;

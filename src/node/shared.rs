@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
@@ -13,6 +13,7 @@ use super::mutations::Mutations;
 use super::status::RaftStatus;
 use super::{NodeConfig, Observer, Transport};
 use crate::consensus::{Input, ReadGate};
+use crate::fs::Unapplied;
 use crate::store::{Files, RaftLog, State};
 use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
 
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     pub(super) state: State,
     pub(super) files: Files,
     pub(super) cuts: Cuts,
+    pub(super) received: Received,
     /// A snapshot is due when the log has this many bytes; 0: not known yet.
     pub(super) next_snapshot: AtomicU64,
     pub(super) log: RaftLog,
@@ -106,6 +108,38 @@ impl Cuts {
     }
 }
 
+/// What the entries that were received and are not applied may change.
+#[derive(Debug, Default)]
+pub(super) struct Received {
+    pub(super) unapplied: RwLock<Unapplied>,
+    /// The last of them.
+    last: AtomicU64,
+    /// How often some were replaced by others.
+    replaced: AtomicU64,
+}
+
+impl Received {
+    /// To be called once it is marked what they may change.
+    pub(super) fn up_to(&self, last: LogIndex) {
+        self.last.store(last.0, Ordering::SeqCst);
+    }
+
+    pub(super) fn last(&self) -> LogIndex {
+        LogIndex(self.last.load(Ordering::SeqCst))
+    }
+
+    /// Entries from `first` on are replaced.
+    pub(super) fn replace(&self, first: LogIndex) {
+        self.unapplied.write().replace(first);
+        self.replaced.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often entries were replaced: a read that waits for one then looks again.
+    pub(super) fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::SeqCst)
+    }
+}
+
 /// The core's [`ReadGate`], readable without asking the driver.
 #[derive(Debug)]
 pub(super) struct Gate {
@@ -122,7 +156,13 @@ impl Gate {
 
     pub(super) fn set(&self, gate: ReadGate) {
         self.lease_until.store(gate.lease_until.0, Ordering::Release);
-        self.stable.store(gate.stable.0, Ordering::Release);
+        self.stable.fetch_max(gate.stable.0, Ordering::AcqRel);
+        self.changed.send_replace(());
+    }
+
+    /// What the core will say as soon as it hears that this was applied.
+    pub(super) fn raise_stable(&self, stable: LogIndex) {
+        self.stable.fetch_max(stable.0, Ordering::AcqRel);
         self.changed.send_replace(());
     }
 

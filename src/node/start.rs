@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::clock::HybridClock;
 use super::driver::Driver;
 use super::mutations::Mutations;
-use super::shared::{Cuts, Gate, Shared, ToDriver};
+use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
 use super::{Handle, Transport, apply, log_writer, session, snapshots};
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::query;
@@ -101,6 +101,7 @@ impl Node {
             state: recovered.state,
             files: recovered.files,
             cuts: Cuts::default(),
+            received: Received::default(),
             next_snapshot: AtomicU64::new(0),
             log: recovered.log,
             config,

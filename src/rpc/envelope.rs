@@ -4,8 +4,8 @@ use protobuf::Message as _;
 use raft::eraftpb::Message;
 
 use super::peer::{Ask, Envelope, Heartbeat, HeartbeatAck, LogCut, Visible, envelope::Body};
-use crate::consensus::PeerMessage;
-use crate::types::{LogIndex, SessionId, VolumeId};
+use crate::consensus::{Claim, PeerMessage};
+use crate::types::{LogIndex, SessionId, Term, VolumeId};
 
 /// A message that makes no sense: of another volume, or not decodable.
 #[derive(Debug, thiserror::Error)]
@@ -25,9 +25,12 @@ pub(super) fn encode(message: PeerMessage) -> Envelope {
                 message.write_to_bytes().expect("every required field is set: there is none");
             Body::Raft(bytes.into())
         }
-        PeerMessage::Visible { session, index } => {
-            Body::Visible(Visible { session: session.0, index: index.0 })
-        }
+        PeerMessage::Visible { session, index, invalidated } => Body::Visible(Visible {
+            session: session.0,
+            index: index.0,
+            term: invalidated.term.0,
+            invalidated: invalidated.index.0,
+        }),
         PeerMessage::Heartbeat { session, number, visible } => {
             Body::Heartbeat(Heartbeat { session: session.0, number, applied: visible.0 })
         }
@@ -50,9 +53,11 @@ pub(super) fn decode(envelope: Envelope) -> Result<PeerMessage, EnvelopeError> {
             message.merge_from_bytes(&bytes)?;
             PeerMessage::Raft(Box::new(message))
         }
-        Body::Visible(Visible { session, index }) => {
-            PeerMessage::Visible { session: SessionId(session), index: LogIndex(index) }
-        }
+        Body::Visible(Visible { session, index, term, invalidated }) => PeerMessage::Visible {
+            session: SessionId(session),
+            index: LogIndex(index),
+            invalidated: Claim { term: Term(term), index: LogIndex(invalidated) },
+        },
         Body::Heartbeat(Heartbeat { session, number, applied }) => PeerMessage::Heartbeat {
             session: SessionId(session),
             number,

@@ -1,7 +1,7 @@
 //! What the clients' calls are to the file system: queries and commands.
 
 use quorumfs::fs::proto::{self, command::Op};
-use quorumfs::fs::{Change, query};
+use quorumfs::fs::{Change, Unapplied, query};
 use quorumfs::types::{Ino, LogIndex};
 
 use crate::history::{Answer, Call, Name, Subject};
@@ -57,6 +57,30 @@ pub fn look(view: &View, subject: Subject, call: Call) -> (Answer, LogIndex) {
             (Answer::Offset(inode.size), LogIndex(inode.mod_index))
         }
         _ => unreachable!("no such read: {call:?} of {subject:?}"),
+    }
+}
+
+/// The last entry, of those that were received when a read came, that may change what it finds.
+pub fn will_change(
+    unapplied: &Unapplied,
+    subject: Subject,
+    call: Call,
+    answer: Answer,
+    since: Option<LogIndex>,
+) -> LogIndex {
+    let since = since.expect("the read has come");
+    match (subject, call) {
+        (Subject::Names { directory, round }, Call::Lookup(name)) => {
+            let name = unapplied.of_name(directory, &spell(round, name), since);
+            match answer {
+                Answer::Entry(Some((ino, _))) => name.max(unapplied.of_inode(Ino(ino), since)),
+                _ => name,
+            }
+        }
+        (Subject::Register { file, .. } | Subject::Log { file }, _) => {
+            unapplied.of_inode(file, since)
+        }
+        (Subject::Names { .. }, _) => unreachable!("no such read: {call:?} of {subject:?}"),
     }
 }
 

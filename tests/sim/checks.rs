@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use quorumfs::consensus::Committed;
 use quorumfs::fs::{self, Digest, query};
-use quorumfs::types::{Ino, LogIndex, Position, ProposalKey, SessionId};
+use quorumfs::types::{Ino, LogIndex, Position, ProposalKey, SessionId, Term};
 
 use crate::calls::look;
 use crate::coverage::Coverage;
@@ -33,6 +33,12 @@ impl Truth {
     /// Commands that were committed, whatever they came to.
     pub fn commands(&self) -> usize {
         self.entries.iter().filter(|(_, data, _)| !data.is_empty()).count()
+    }
+
+    /// The term of the committed entry at an index, where there is one already.
+    pub fn term_at(&self, index: LogIndex) -> Option<Term> {
+        let place = usize::try_from(index.0.checked_sub(self.base.0 + 1)?).expect("a run is short");
+        self.entries.get(place).map(|(position, ..)| position.term)
     }
 
     /// A replica applied an entry. Whoever was first at an index says what the others must have.

@@ -1,7 +1,9 @@
 //! The driver of a node: hands inputs to its core and does what the core wants done.
 
-use quorumfs::consensus::{Committed, Effect, Input, PeerMessage, Role, SessionChange};
-use quorumfs::fs::proto::{self, command::Op};
+use std::collections::BTreeSet;
+
+use quorumfs::consensus::{Committed, Effect, Input, PeerMessage, Received, Role, SessionChange};
+use quorumfs::fs::{self, proto, proto::command::Op};
 use quorumfs::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId, Term};
 
 use crate::clock::{MICRO, MILLI, Nanos};
@@ -9,8 +11,8 @@ use crate::node::{NodeEvent, Round};
 use crate::world::{Event, World};
 use prost::Message;
 
-/// Entries that are applied together at most.
-const ROUND_MAX: u64 = 40;
+/// Batches of entries that are applied together at most.
+const ROUND_MAX: u64 = 10;
 
 impl World {
     /// An event reaches a node. While its daemon is stopped, it waits.
@@ -58,6 +60,7 @@ impl World {
                 self.nodes[node].disk.sync(number);
                 self.input(node, Input::Persisted { number });
             }
+            NodeEvent::Invalidate => self.invalidate(node),
             NodeEvent::Apply => self.apply(node),
             NodeEvent::Show => {
                 let round = daemon.round.take().expect("a round is under way");
@@ -122,8 +125,13 @@ impl World {
                 self.after(wait, node, NodeEvent::Persisted { number });
             }
             Effect::Send { to, message } => self.send(node, to, &message),
-            Effect::Apply { entries } => {
-                daemon.to_apply.extend(entries);
+            Effect::Invalidate { entries } => {
+                daemon.to_invalidate.push_back(entries);
+                let delay = self.random.skewed(10 * MICRO, 2 * MILLI);
+                self.after(self.stuck_for(node, true) + delay, node, NodeEvent::Invalidate);
+            }
+            Effect::Apply { entries, shown_by_others } => {
+                daemon.to_apply.push_back((entries, shown_by_others));
                 self.wake_applier(node);
             }
             Effect::Acknowledge { key } => self.acknowledge(node, key),
@@ -191,11 +199,47 @@ impl World {
         self.after(stuck + delay, node, NodeEvent::Apply);
     }
 
+    /// The applier has reads of what was received wait, and the kernel forget it.
+    fn invalidate(&mut self, node: usize) {
+        let target = &mut self.nodes[node];
+        let daemon = target.daemon.as_mut().expect("its applier runs");
+        let received = std::mem::take(&mut daemon.to_invalidate);
+        let mut replaced = false;
+        for entries in received {
+            let first = entries.first().expect("there are some").position.index;
+            let last = entries.last().expect("there are some").position;
+            replaced |= !daemon.invalidated.split_off(&first).is_empty();
+            daemon.unapplied.replace(first);
+            let own = daemon.mount.session.unwrap_or_default();
+            let mut sessions = BTreeSet::new();
+            for Received { position, data } in entries {
+                daemon.invalidated.insert(position.index, position.term);
+                if data.is_empty() {
+                    continue;
+                }
+                let command = fs::decode(data).expect("only commands are proposed");
+                sessions.insert(SessionId(command.session));
+                let view = &target.state.view;
+                let changes = daemon.unapplied.receive(view, position.index, &command, own);
+                daemon.mount.invalidate(&changes.expect("nothing rots here"));
+            }
+            daemon.inbox.push_back(Input::Invalidated { last, sessions });
+        }
+        if replaced {
+            self.coverage.count("received entries replaced");
+            self.retry_waiting(node);
+        }
+    }
+
     fn apply(&mut self, node: usize) {
+        // What is applied was received before.
+        self.invalidate(node);
         let count = self.random.within(1, ROUND_MAX);
         let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
         let count = daemon.to_apply.len().min(usize::try_from(count).expect("small"));
-        let entries: Vec<Committed> = daemon.to_apply.drain(..count).collect();
+        let rounds: Vec<(Vec<Committed>, bool)> = daemon.to_apply.drain(..count).collect();
+        let shown_by_others = rounds.iter().all(|(_, shown)| *shown);
+        let entries: Vec<Committed> = rounds.into_iter().flat_map(|(entries, _)| entries).collect();
         let (mut commands, mut sessions) = (Vec::new(), Vec::new());
         let (mut members, mut changes) = (Vec::new(), Vec::new());
         let mut last = quorumfs::types::Position::default();
@@ -222,9 +266,13 @@ impl World {
             effect.sessions.iter().filter_map(ended).for_each(|session| self.check_lapsed(session));
             sessions.extend(effect.sessions);
         }
+        let daemon = self.nodes[node].daemon.as_mut().expect("as above");
+        daemon.unapplied.applied(last.index);
+        let answered = shown_by_others && sessions.is_empty();
+        let answers = commands.iter().filter(|_| answered).map(|(key, _)| *key).collect();
         let report =
             Input::Applied { index: last.index, term: last.term, commands, sessions, members };
-        let round = Round { report, last: last.index, changes };
+        let round = Round { report, last: last.index, changes, answers };
         self.nodes[node].daemon.as_mut().expect("as above").round = Some(round);
         let delay = self.random.skewed(5 * MICRO, 5 * MILLI);
         self.after(self.stuck_for(node, true) + delay, node, NodeEvent::Show);
@@ -243,11 +291,15 @@ impl World {
         let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
         daemon.mount.invalidate(&round.changes);
         daemon.shown = round.last;
+        daemon.invalidated = daemon.invalidated.split_off(&round.last.next());
         daemon.applying = false;
         let ended: Vec<SessionId> = match &round.report {
             Input::Applied { sessions, .. } => sessions.iter().filter_map(ended).collect(),
             _ => unreachable!("a round reports what was applied"),
         };
+        if !round.answers.is_empty() {
+            self.answer(node, round.last, &round.answers);
+        }
         self.input(node, round.report);
         for session in ended {
             self.session_ended(node, session);
@@ -264,16 +316,32 @@ impl World {
         }
     }
 
+    /// The applier answers those who wait for what it has just applied and shown: the core has said that
+    /// it may.
+    fn answer(&mut self, node: usize, stable: LogIndex, answers: &[ProposalKey]) {
+        let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
+        daemon.mount.raise_stable(stable);
+        for key in answers {
+            self.coverage.count("answered by the applier");
+            self.acknowledge(node, *key);
+        }
+    }
+
     /// Panics where another node could still serve something older than `index` although this one says
     /// that nobody does.
     pub fn check_shown(&self, node: usize, index: LogIndex, what: &str) {
         for other in self.nodes.iter().filter(|other| other.has_lease(self.now)) {
-            let shown = other.daemon.as_ref().expect("it has a lease").shown;
+            let daemon = other.daemon.as_ref().expect("it has a lease");
+            let shown = daemon.shown;
+            let received = |at: &u64| {
+                let term = daemon.invalidated.get(&LogIndex(*at));
+                term.copied() == self.truth.term_at(LogIndex(*at))
+            };
+            let covered = (shown.0 + 1..=index.0).all(|at| received(&at));
             assert!(
-                shown >= index,
+                covered,
                 "node {} {what} at index {index}, but node {} has a lease and shows only {shown}",
-                self.nodes[node].id,
-                other.id,
+                self.nodes[node].id, other.id,
             );
         }
     }

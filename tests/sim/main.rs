@@ -41,6 +41,7 @@ const COMMANDS_MIN: usize = 2000;
 
 /// What the runs of a test must have met, at least once.
 const MUST_MEET: &[&str] = &[
+    "answered by the applier",
     "commands",
     "commands refused because their session had ended",
     "deadlines missed",
@@ -64,6 +65,7 @@ const MUST_MEET: &[&str] = &[
     "leader changes",
     "reads served by the daemon",
     "reads served by the kernel",
+    "received entries replaced",
     "rebuilds",
     "repeated commands",
     "retries",
@@ -73,6 +75,7 @@ const MUST_MEET: &[&str] = &[
     "unsynced writes lost",
     "waits for a lease",
     "waits for stability",
+    "waits for what was received",
 ];
 
 struct Report {

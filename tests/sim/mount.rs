@@ -9,7 +9,7 @@ use quorumfs::fs::proto::{self, command::Op};
 use quorumfs::fs::{Change, Errno};
 use quorumfs::types::{LogIndex, Monotonic, ProposalKey, Seq, SessionId};
 
-use crate::calls::{is_touched, look, op, with_inode};
+use crate::calls::{is_touched, look, op, will_change, with_inode};
 use crate::clock::MILLI;
 use crate::history::{Answer, Call, Subject};
 use crate::world::World;
@@ -57,6 +57,11 @@ impl Mount {
         }
     }
 
+    /// What the core will say once it hears what was applied.
+    pub fn raise_stable(&mut self, stable: LogIndex) {
+        self.gate.stable = self.gate.stable.max(stable);
+    }
+
     fn lowest_unanswered(&self) -> u64 {
         self.proposed.keys().next().map_or(self.last_seq, |key| key.seq.0)
     }
@@ -82,9 +87,13 @@ impl World {
 
     /// The daemon tries what a client asked for; it waits where it cannot be done yet.
     pub fn attempt(&mut self, node: usize, client: usize) {
-        let Some(current) = self.clients[client].current else { return };
         let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
         daemon.mount.waiting.remove(&client);
+        let since = daemon.invalidated.last_key_value().map_or(LogIndex(0), |(last, _)| *last);
+        let Some(current) = self.clients[client].current.as_mut() else { return };
+        current.since.get_or_insert(since);
+        let current = *current;
+        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
         if current.call.is_read() {
             self.read(node, client);
         } else if daemon.mount.session.is_some() {
@@ -97,7 +106,14 @@ impl World {
     fn read(&mut self, node: usize, client: usize) {
         let current = self.clients[client].current.expect("the caller has seen it");
         let now = self.nodes[node].clock.local(self.now);
-        let (answer, mod_index) = look(&self.nodes[node].state.view, current.subject, current.call);
+        let target = &self.nodes[node];
+        let unapplied = &target.daemon.as_ref().expect("it runs").unapplied;
+        let (answer, mod_index) = look(&target.state.view, current.subject, current.call);
+        let pending = will_change(unapplied, current.subject, current.call, answer, current.since);
+        let mod_index = mod_index.max(pending);
+        if pending > LogIndex(0) {
+            self.coverage.count("waits for what was received");
+        }
         let mount = &mut self.nodes[node].daemon.as_mut().expect("it runs").mount;
         if mount.session.is_none() || !mount.gate.may_serve(now, mod_index) {
             let live = mount.session.is_some() && now < mount.gate.lease_until;
@@ -231,7 +247,7 @@ impl World {
         self.retry_waiting(node);
     }
 
-    fn retry_waiting(&mut self, node: usize) {
+    pub fn retry_waiting(&mut self, node: usize) {
         let mount = &self.nodes[node].daemon.as_ref().expect("it runs").mount;
         for client in mount.waiting.clone() {
             self.attempt(node, client);

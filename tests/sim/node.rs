@@ -1,10 +1,10 @@
 //! One node: what its disk and its memory hold, and what can happen to it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use quorumfs::consensus::{Boot, Committed, Core, CoreConfig, Input, PeerMessage, Role};
-use quorumfs::fs::Change;
-use quorumfs::types::{LogIndex, NodeId, Term};
+use quorumfs::consensus::{Boot, Committed, Core, CoreConfig, Input, PeerMessage, Received, Role};
+use quorumfs::fs::{Change, Unapplied};
+use quorumfs::types::{LogIndex, NodeId, ProposalKey, Term};
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
@@ -41,8 +41,14 @@ pub struct Daemon {
     pub core: Core<Disk>,
     /// Inputs that follow from effects; handed in once there are no more effects.
     pub inbox: VecDeque<Input>,
-    pub to_apply: VecDeque<Committed>,
+    pub to_invalidate: VecDeque<Vec<Received>>,
+    /// What is committed, and whether nobody else serves anything older.
+    pub to_apply: VecDeque<(Vec<Committed>, bool)>,
     pub applying: bool,
+    /// What was received and is not applied: reads of it wait.
+    pub unapplied: Unapplied,
+    /// The entries that nothing older is served than, by their index.
+    pub invalidated: BTreeMap<LogIndex, Term>,
     /// Applied, but the kernel may still serve what was before.
     pub round: Option<Round>,
     /// What this node has made sure that it shows.
@@ -59,6 +65,8 @@ pub struct Round {
     pub report: Input,
     pub last: LogIndex,
     pub changes: Vec<Change>,
+    /// Commands that may be answered as soon as this is shown.
+    pub answers: Vec<ProposalKey>,
 }
 
 /// What happens to a daemon.
@@ -75,6 +83,8 @@ pub enum NodeEvent {
     Persisted {
         number: u64,
     },
+    /// The applier has the kernel forget what was received.
+    Invalidate,
     /// The applier takes its next entries.
     Apply,
     /// The kernel has forgotten what the last round changed.
@@ -133,8 +143,11 @@ impl Node {
         self.daemon = Some(Daemon {
             core,
             inbox: VecDeque::new(),
+            to_invalidate: VecDeque::new(),
             to_apply: VecDeque::new(),
             applying: false,
+            unapplied: Unapplied::default(),
+            invalidated: BTreeMap::new(),
             round: None,
             shown: self.state.applied.index,
             disk_busy_until: 0,

@@ -1,7 +1,7 @@
 //! The clients: each does one thing after the other, and writes down what it did and saw.
 
 use quorumfs::fs::proto::{self, command::Op};
-use quorumfs::types::{Ino, ProposalKey};
+use quorumfs::types::{Ino, LogIndex, ProposalKey};
 
 use crate::clock::{MICRO, MILLI, SECOND};
 use crate::history::{Answer, Call, NAMES, RenameMode, Subject};
@@ -29,6 +29,8 @@ pub struct Current {
     pub call: Call,
     /// Once it is proposed.
     pub key: Option<ProposalKey>,
+    /// The last entry that the daemon had received when it came there.
+    pub since: Option<LogIndex>,
 }
 
 impl Client {
@@ -151,7 +153,7 @@ impl World {
         }
         let (subject, call) = self.subjects.choose(&mut self.random);
         let operation = self.history.invoke(client, subject, call);
-        let current = Current { operation, subject, call, key: None };
+        let current = Current { operation, subject, call, key: None, since: None };
         self.clients[client].current = Some(current);
         let now = self.nodes[node].clock.local(self.now);
         let mount = &self.nodes[node].daemon.as_ref().expect("just seen").mount;

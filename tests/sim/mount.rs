@@ -111,6 +111,9 @@ impl World {
         let (answer, mod_index) = look(&target.state.view, current.subject, current.call);
         let pending = will_change(unapplied, current.subject, current.call, answer, current.since);
         let mod_index = mod_index.max(pending);
+        let newest = Some(LogIndex(u64::MAX));
+        let overtaken =
+            will_change(unapplied, current.subject, current.call, answer, newest) > LogIndex(0);
         if pending > LogIndex(0) {
             self.coverage.count("waits for what was received");
         }
@@ -122,9 +125,9 @@ impl World {
             self.coverage.count(if live { "waits for stability" } else { "waits for a lease" });
             return;
         }
-        // Names that do not exist are not cached.
+        // Names that do not exist are not cached; nor is a reply that was overtaken by an invalidation.
         let until = mount.gate.lease_until - TTL_MARGIN;
-        if answer != Answer::Entry(None) {
+        if answer != Answer::Entry(None) && !overtaken {
             mount.kernel.insert((current.subject, current.call), (answer, until));
         }
         self.check_shown(node, mod_index, "served a read");

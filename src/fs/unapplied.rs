@@ -7,12 +7,14 @@ use super::applied::Change;
 use super::proto::{self, command::Op};
 use super::query;
 use super::record::Records;
-use crate::types::{Ino, LogIndex, SessionId};
+use crate::types::{Ino, LogIndex, NodeId};
 
 /// Inodes and names that entries which are not applied yet may change, each with the indexes of those
 /// entries.
 #[derive(Clone, Debug, Default)]
 pub struct Unapplied {
+    /// The first entry that was received; what the log held before is not marked.
+    first: Option<LogIndex>,
     inodes: HashMap<Ino, Vec<LogIndex>>,
     names: HashMap<Ino, HashMap<Vec<u8>, UnappliedName>>,
 }
@@ -27,7 +29,7 @@ struct UnappliedName {
 impl Unapplied {
     /// Takes in a command that was received at `index`, over the state as far as it is applied. Answers
     /// what a cache may hold of what it may change: more rather than less. Bytes that `own` writes are
-    /// left out: its mount shows them already.
+    /// left out: its mount shows them already, or its session is another now and begins after them.
     ///
     /// # Errors
     /// When this replica cannot read its own state.
@@ -36,14 +38,16 @@ impl Unapplied {
         view: &V,
         index: LogIndex,
         command: &proto::Command,
-        own: SessionId,
+        own: NodeId,
     ) -> Result<Vec<Change>, V::Error> {
+        self.first.get_or_insert(index);
         let mut marks = Marks { unapplied: self, index, changes: Vec::new() };
-        let is_own = command.session == own.0;
+        let is_own = command.node == own.0;
         match command.op.as_ref() {
             Some(Op::Make(op)) => {
                 marks.name(op.parent, &op.name, false);
                 marks.means(op.parent, &op.name, [Ino(op.ino)]);
+                marks.inode(op.ino);
             }
             Some(Op::Link(op)) => {
                 marks.name(op.parent, &op.name, false);
@@ -93,6 +97,28 @@ impl Unapplied {
     pub fn of_name(&self, parent: Ino, name: &[u8], since: LogIndex) -> LogIndex {
         let name = self.names.get(&parent).and_then(|names| names.get(name));
         last(name.map(|name| &name.indexes), since)
+    }
+
+    /// Whether what the entry at `index` did was marked: an invariant, for all but bytes of the own mount.
+    #[must_use]
+    pub fn covers(&self, index: LogIndex, change: &Change) -> bool {
+        if self.first.is_none_or(|first| index < first) {
+            return true;
+        }
+        match change {
+            Change::Attributes { ino } | Change::Bytes { ino, .. } | Change::Orphaned { ino } => {
+                self.of_inode(*ino, index) == index
+            }
+            Change::Name { parent, name, .. } => {
+                self.of_name(*parent, name, index) == index
+                    && self.of_inode(*parent, index) == index
+            }
+            // Nobody sees an inode without a name that nobody holds.
+            Change::Removed { .. }
+            | Change::SessionOpened { .. }
+            | Change::SessionEnded { .. }
+            | Change::MemberAdded { .. } => true,
+        }
     }
 
     fn retain(&mut self, keep: impl Fn(LogIndex) -> bool) {

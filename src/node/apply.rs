@@ -9,7 +9,8 @@ use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 
 use super::shared::Shared;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
-use crate::fs::{self, Applied, Change, FileEffect, Overlay, proto};
+use crate::fs::proto::{self, command::Op};
+use crate::fs::{self, Applied, Change, FileEffect, Overlay};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId};
 
@@ -126,7 +127,7 @@ fn invalidate(shared: &Shared, entries: &[Received]) -> Result<(), ApplyError> {
         sessions.insert(SessionId(command.session));
         let is_own = command.session == own.0;
         let mut unapplied = shared.received.unapplied.write();
-        let marked = unapplied.receive(&shared.state, position.index, &command, own)?;
+        let marked = unapplied.receive(&shared.state, position.index, &command, shared.node)?;
         changes.push((is_own, marked));
     }
     shared.received.up_to(last.position.index);
@@ -188,6 +189,10 @@ fn answer(shared: &Shared, stable: LogIndex, commands: &[(ProposalKey, LogIndex)
     ANSWERS.set(false);
 }
 
+fn is_own_write(shared: &Shared, command: &proto::Command) -> bool {
+    matches!(command.op, Some(Op::Write(_))) && command.node == shared.node.0
+}
+
 fn decode(index: LogIndex, data: &bytes::Bytes) -> Result<proto::Command, ApplyError> {
     fs::decode(data.clone()).map_err(|source| ApplyError::Undecodable { index, source })
 }
@@ -211,6 +216,11 @@ fn apply_entry(
         shared.files.carry_out(effect)?;
     }
     let session = SessionId(command.session);
+    debug_assert!(
+        is_own_write(shared, &command)
+            || changes.iter().all(|c| shared.received.unapplied.read().covers(index, c)),
+        "{command:?} changed what was not marked: {changes:?}"
+    );
     let key = ProposalKey { session, seq: Seq(command.seq) };
     shared.mutations.applied(key, &outcome);
     round.commands.push((key, index));

@@ -210,7 +210,7 @@ impl World {
             let last = entries.last().expect("there are some").position;
             replaced |= !daemon.invalidated.split_off(&first).is_empty();
             daemon.unapplied.replace(first);
-            let own = daemon.mount.session.unwrap_or_default();
+            let own = target.id;
             let mut sessions = BTreeSet::new();
             for Received { position, data } in entries {
                 daemon.invalidated.insert(position.index, position.term);
@@ -256,6 +256,14 @@ impl World {
                 "apply",
                 &[("index", last.index.0), ("term", last.term.0), ("digest", low)],
             );
+            let is_own_write = !entry.data.is_empty() && {
+                let command = fs::decode(entry.data.clone()).expect("only commands are proposed");
+                command.node == target.id.0 && matches!(command.op, Some(Op::Write(_)))
+            };
+            for change in effect.applied.changes.iter().filter(|_| !is_own_write) {
+                let unapplied = &target.daemon.as_ref().expect("as above").unapplied;
+                assert!(unapplied.covers(last.index, change), "{change:?} was not marked");
+            }
             if let Some(key) = effect.key {
                 commands.push((key, last.index));
                 let mount = &mut target.daemon.as_mut().expect("as above").mount;

@@ -10,6 +10,7 @@ mod orphans;
 mod queries;
 mod renames;
 mod sessions;
+mod unapplied;
 mod world;
 mod writes;
 
@@ -18,5 +19,5 @@ use self::world::{
     session_open, time, unlink, write,
 };
 use super::proto::command::Op;
-use super::{Applied, Errno, Overlay, apply, check, proto, query};
-use crate::types::Ino;
+use super::{Applied, Change, Errno, Overlay, Unapplied, apply, check, proto, query};
+use crate::types::{Ino, LogIndex, SessionId};

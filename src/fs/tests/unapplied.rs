@@ -1,0 +1,72 @@
+//! What received commands may change.
+
+use super::{
+    Change, Ino, LogIndex, Op, ROOT, SessionId, Unapplied, World, link, proto, rename, unlink,
+    write,
+};
+
+const OTHER: SessionId = SessionId(u64::MAX);
+
+fn receive(world: &mut World, unapplied: &mut Unapplied, index: u64, op: Op) -> Vec<Change> {
+    let command = world.command(op);
+    unapplied.receive(&world.state, LogIndex(index), &command, OTHER).expect("a map can be read")
+}
+
+/// A read waits for the last entry that was there when it began, and for nothing else.
+#[test]
+fn marks() {
+    let mut world = World::new();
+    let [file, other] = ["file", "other"].map(|name| world.file(ROOT, name));
+    let mut unapplied = Unapplied::default();
+    receive(&mut world, &mut unapplied, 50, write(file, 0, "x"));
+    receive(&mut world, &mut unapplied, 52, write(file, 0, "y"));
+    let of = |unapplied: &Unapplied, ino, since| unapplied.of_inode(Ino(ino), LogIndex(since)).0;
+    assert_eq!(of(&unapplied, file, 49), 0, "it began before");
+    assert_eq!(of(&unapplied, file, 51), 50);
+    assert_eq!(of(&unapplied, file, 60), 52);
+    assert_eq!(of(&unapplied, other, 60), 0);
+    unapplied.applied(LogIndex(50));
+    assert_eq!(of(&unapplied, file, 51), 0);
+    unapplied.replace(LogIndex(52));
+    assert_eq!(of(&unapplied, file, 60), 0, "it will not be");
+}
+
+/// What a name means may depend on entries that are not applied either.
+#[test]
+fn names_through_unapplied_entries() {
+    let mut world = World::new();
+    let [one, two] = ["one", "two"].map(|name| world.file(ROOT, name));
+    let mut unapplied = Unapplied::default();
+    let changes = receive(&mut world, &mut unapplied, 50, rename((ROOT, "one"), (ROOT, "two"), 0));
+    for name in ["one", "two"] {
+        assert_eq!(unapplied.of_name(Ino(ROOT), name.as_bytes(), LogIndex(50)), LogIndex(50));
+        let name = name.as_bytes().to_vec();
+        assert!(changes.contains(&Change::Name { parent: Ino(ROOT), name, existed: true }));
+    }
+    for ino in [one, two, ROOT] {
+        assert!(changes.contains(&Change::Attributes { ino: Ino(ino) }));
+    }
+    receive(&mut world, &mut unapplied, 51, unlink(ROOT, "two"));
+    assert_eq!(unapplied.of_inode(Ino(one), LogIndex(60)), LogIndex(51), "renamed there before");
+    let make = world.make_op(proto::Kind::Regular, ROOT, "new");
+    let new = make.ino;
+    receive(&mut world, &mut unapplied, 52, Op::Make(make));
+    receive(&mut world, &mut unapplied, 53, link(new, ROOT, "again"));
+    receive(&mut world, &mut unapplied, 54, unlink(ROOT, "again"));
+    assert_eq!(unapplied.of_inode(Ino(new), LogIndex(60)), LogIndex(54));
+}
+
+/// A mount shows the bytes that it writes before they are committed; its other changes it does not.
+#[test]
+fn own_writes_are_not_marked() {
+    let mut world = World::new();
+    let file = world.file(ROOT, "file");
+    let own = SessionId(world.session);
+    let mut unapplied = Unapplied::default();
+    for (op, expected) in [(write(file, 0, "x"), 0), (super::resize(file, 9), 50)] {
+        let command = world.command(op);
+        let received = unapplied.receive(&world.state, LogIndex(50), &command, own);
+        assert_eq!(received.expect("a map can be read").is_empty(), expected == 0);
+        assert_eq!(unapplied.of_inode(Ino(file), LogIndex(50)), LogIndex(expected));
+    }
+}

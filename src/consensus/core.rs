@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
-use raft::{RawNode, StateRole, Storage};
+use raft::{GetEntriesContext, RawNode, StateRole, Storage};
 
 use super::keeper::{Beat, Keeper};
 use super::lease::Lease;
@@ -120,15 +120,13 @@ impl<S: Storage> Core<S> {
             max_committed_size_per_ready: 4 << 20,
             ..raft::Config::default()
         };
-        // Before it serves anything, this node's session is opened and applied, at a later index.
-        let invalidated = LogIndex(log.last_index()?).max(boot.applied.index);
         let view = LogView::new(log, boot.conf_state.clone(), config.kept_log_bytes);
         let mut raft = RawNode::new(&raft_config, view, logger)?;
         if boot.conf_state.get_voters() == [config.node.0] {
             // Nobody else could win, so there is nothing to wait for.
             raft.campaign()?;
         }
-        Ok(Self {
+        let mut core = Self {
             raft,
             now: Monotonic::default(),
             ticks: 0,
@@ -139,7 +137,7 @@ impl<S: Storage> Core<S> {
             hard_state: None,
             applied: boot.applied,
             handed_out: boot.applied.index,
-            invalidated,
+            invalidated: boot.applied.index,
             verified: Claim::default(),
             role: (Role::Follower, Term(0), NodeId(0)),
             members: boot.members.into_iter().collect(),
@@ -157,7 +155,23 @@ impl<S: Storage> Core<S> {
             asked_for: LogIndex(0),
             answered: (0, 0, Monotonic::default()),
             config,
-        })
+        };
+        core.receive_again()?;
+        Ok(core)
+    }
+
+    /// What the log holds beyond the applied index was received in an earlier life.
+    fn receive_again(&mut self) -> Result<(), CoreError> {
+        let end = self.raft.store().last_index()? + 1;
+        let mut next = self.applied.index.0 + 1;
+        while next < end {
+            let context = GetEntriesContext::empty(false);
+            let entries = self.raft.store().entries(next, end, MESSAGE_BYTES as u64, context)?;
+            next += entries.len() as u64;
+            let effect = self.invalidate(&entries);
+            self.effects.extend(effect);
+        }
+        Ok(())
     }
 
     /// Takes one input in. `now` never goes back.

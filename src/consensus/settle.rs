@@ -77,7 +77,7 @@ impl<S: Storage> Core<S> {
     }
 
     /// Has the mount forget what these entries will change once they are committed.
-    fn invalidate(&mut self, entries: &[Entry]) -> Option<Effect> {
+    pub(super) fn invalidate(&mut self, entries: &[Entry]) -> Option<Effect> {
         let before = LogIndex(entries.first()?.index - 1);
         self.invalidated = self.invalidated.min(before);
         self.asked_for = self.asked_for.min(before);

@@ -13,8 +13,6 @@ use crate::types::{Ino, LogIndex, NodeId};
 /// entries.
 #[derive(Clone, Debug, Default)]
 pub struct Unapplied {
-    /// The first entry that was received; what the log held before is not marked.
-    first: Option<LogIndex>,
     inodes: HashMap<Ino, Vec<LogIndex>>,
     names: HashMap<Ino, HashMap<Vec<u8>, UnappliedName>>,
 }
@@ -40,7 +38,6 @@ impl Unapplied {
         command: &proto::Command,
         own: NodeId,
     ) -> Result<Vec<Change>, V::Error> {
-        self.first.get_or_insert(index);
         let mut marks = Marks { unapplied: self, index, changes: Vec::new() };
         let is_own = command.node == own.0;
         match command.op.as_ref() {
@@ -102,9 +99,6 @@ impl Unapplied {
     /// Whether what the entry at `index` did was marked: an invariant, for all but bytes of the own mount.
     #[must_use]
     pub fn covers(&self, index: LogIndex, change: &Change) -> bool {
-        if self.first.is_none_or(|first| index < first) {
-            return true;
-        }
         match change {
             Change::Attributes { ino } | Change::Bytes { ino, .. } | Change::Orphaned { ino } => {
                 self.of_inode(*ino, index) == index

@@ -262,7 +262,12 @@ impl World {
             };
             for change in effect.applied.changes.iter().filter(|_| !is_own_write) {
                 let unapplied = &target.daemon.as_ref().expect("as above").unapplied;
-                assert!(unapplied.covers(last.index, change), "{change:?} was not marked");
+                assert!(
+                    unapplied.covers(last.index, change),
+                    "{change:?} of {:?} {:?} was not marked",
+                    last,
+                    fs::decode(entry.data.clone())
+                );
             }
             if let Some(key) = effect.key {
                 commands.push((key, last.index));

@@ -1,11 +1,10 @@
 //! What received commands may change.
 
 use super::{
-    Change, Ino, LogIndex, Op, ROOT, SessionId, Unapplied, World, link, proto, rename, unlink,
-    write,
+    Change, Ino, LogIndex, NodeId, Op, ROOT, Unapplied, World, link, proto, rename, unlink, write,
 };
 
-const OTHER: SessionId = SessionId(u64::MAX);
+const OTHER: NodeId = NodeId(9);
 
 fn receive(world: &mut World, unapplied: &mut Unapplied, index: u64, op: Op) -> Vec<Change> {
     let command = world.command(op);
@@ -61,10 +60,10 @@ fn names_through_unapplied_entries() {
 fn own_writes_are_not_marked() {
     let mut world = World::new();
     let file = world.file(ROOT, "file");
-    let own = SessionId(world.session);
     let mut unapplied = Unapplied::default();
     for (op, expected) in [(write(file, 0, "x"), 0), (super::resize(file, 9), 50)] {
         let command = world.command(op);
+        let own = NodeId(command.node);
         let received = unapplied.receive(&world.state, LogIndex(50), &command, own);
         assert_eq!(received.expect("a map can be read").is_empty(), expected == 0);
         assert_eq!(unapplied.of_inode(Ino(file), LogIndex(50)), LogIndex(expected));

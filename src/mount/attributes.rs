@@ -204,6 +204,7 @@ fn set_attr(caller: Caller, ino: Ino, change: AttributeChange, is_directory: boo
         atime,
         mtime: mtime.or_else(|| is_truncation.then(times::now)),
         kill_suid_sgid: kill && !is_directory,
+        ..<_>::default()
     })
 }
 

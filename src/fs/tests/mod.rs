@@ -10,6 +10,7 @@ mod orphans;
 mod queries;
 mod renames;
 mod sessions;
+mod together;
 mod world;
 mod writes;
 

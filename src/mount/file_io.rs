@@ -30,14 +30,14 @@ impl Core {
         size: u32,
     ) -> Result<Vec<u8>, OpError> {
         let file = self.file(handle)?;
-        self.lease_is_live().await?;
         self.settle_appends(file.buffer.ino).await;
         let deadline = Instant::now() + self.node.op_timeout();
         loop {
             let cuts = self.node.cuts();
             if cuts.is_some() {
                 let source = self.source(&file, ByteRange::at(offset, u64::from(size)))?;
-                // Bytes that others may not show yet would be seen, and then not be seen elsewhere.
+                // Without the lease others may have changed them. Bytes that others may not show yet
+                // would be seen, and then not be seen elsewhere.
                 let version = LogIndex(source.seen.inode.data_version);
                 if !self.node.may_serve(version) {
                     self.node.until_servable(version).await?;
@@ -94,18 +94,6 @@ impl Core {
 
     fn file(&self, handle: u64) -> Result<Arc<OpenFile>, OpError> {
         self.open.file(handle).ok_or(OpError::Errno(libc::EBADF))
-    }
-
-    /// Waits for the lease: without it others may have changed what is read.
-    async fn lease_is_live(&self) -> Result<(), OpError> {
-        let deadline = Instant::now() + self.node.op_timeout();
-        while !self.node.may_serve(LogIndex(0)) {
-            if Instant::now() >= deadline {
-                return Err(NodeError::Deadline.into());
-            }
-            self.node.until_servable(LogIndex(0)).await?;
-        }
-        Ok(())
     }
 
     /// Takes the overlay before the backing file is read: bytes that are applied in between are then

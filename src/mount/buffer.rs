@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
-use super::extents::{self, Extents, INLINE_MAX, Piece};
+use super::extents::{self, Extents, Piece};
 use crate::fs::proto;
 use crate::types::{ByteRange, Ino, LogIndex};
 
@@ -115,8 +115,9 @@ impl State {
         true
     }
 
-    /// Takes what is pending for a flush; `None` where nothing is.
-    pub(super) fn take(&mut self, ino: Ino) -> Option<Batch> {
+    /// Takes what is pending for a flush, in commands of at most `inline_max` bytes; `None` where
+    /// nothing is.
+    pub(super) fn take(&mut self, ino: Ino, inline_max: usize) -> Option<Batch> {
         debug_assert!(self.taken.is_none(), "one lot at a time");
         self.commit_scheduled = false;
         let time = self.written.take()?;
@@ -124,12 +125,12 @@ impl State {
         let kill_suid_sgid = std::mem::take(&mut self.kill_suid_sgid);
         let ordered = !self.appends.is_empty();
         let (bytes, pieces, commands) = if ordered {
-            let commands = append_commands(std::mem::take(&mut self.appends));
+            let commands = append_commands(std::mem::take(&mut self.appends), inline_max);
             (std::mem::take(&mut self.append_bytes), Vec::new(), commands)
         } else {
             let bytes = self.dirty.bytes();
-            let pieces = self.dirty.take();
-            let commands = extents::into_commands(&pieces);
+            let pieces = self.dirty.take(inline_max);
+            let commands = extents::into_commands(&pieces, inline_max);
             (bytes, pieces, commands)
         };
         let accepted = self.accepted;
@@ -222,11 +223,11 @@ impl State {
 
 /// Distributes appended pieces, in order, over commands: small ones share one, and one write(2) is
 /// never divided, so that it stays atomic.
-fn append_commands(appends: Vec<Bytes>) -> Vec<Vec<proto::Piece>> {
+fn append_commands(appends: Vec<Bytes>, inline_max: usize) -> Vec<Vec<proto::Piece>> {
     let mut commands: Vec<Vec<proto::Piece>> = Vec::new();
     let mut bytes = 0;
     for data in appends {
-        let fits = bytes + data.len() <= INLINE_MAX;
+        let fits = bytes + data.len() <= inline_max;
         bytes = if fits { bytes } else { 0 } + data.len();
         let piece = proto::Piece { offset: 0, data };
         match commands.last_mut() {
@@ -239,7 +240,15 @@ fn append_commands(appends: Vec<Bytes>) -> Vec<Vec<proto::Piece>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ByteRange, INLINE_MAX, Ino, Instant, LogIndex, NewBytes, State, proto};
+    use super::{Batch, ByteRange, Ino, Instant, LogIndex, NewBytes, State, proto};
+
+    const INLINE_MAX: usize = 64 << 10;
+
+    impl State {
+        fn take_all(&mut self) -> Option<Batch> {
+            self.take(Ino(7), INLINE_MAX)
+        }
+    }
 
     fn bytes(offset: Option<u64>, len: usize, seconds: i64) -> NewBytes {
         let time = proto::Time { seconds, nanos: 0 };
@@ -251,7 +260,7 @@ mod tests {
     fn visible_until_settled() {
         let mut state = State::default();
         assert!(state.accept(&bytes(Some(10), 100, 1), Instant::now()));
-        let batch = state.take(Ino(7)).expect("dirty");
+        let batch = state.take_all().expect("dirty");
         assert_eq!((batch.writes.len(), batch.ordered, batch.time.seconds), (1, false, 1));
         assert_eq!(state.overlay(ByteRange::at(0, 50)).len(), 1);
         assert!(state.accept(&bytes(Some(0), 20, 2), Instant::now()));
@@ -260,7 +269,7 @@ mod tests {
         let target = state.accepted();
         assert_eq!(state.settle(Ok(LogIndex(5))), 100);
         assert!(!state.is_settled(target));
-        state.take(Ino(7)).expect("the second write");
+        state.take_all().expect("the second write");
         state.settle(Ok(LogIndex(6)));
         assert!(state.is_settled(target));
         assert_eq!((state.attributes(), state.bytes(), state.committed()), (None, 0, LogIndex(6)));
@@ -273,7 +282,7 @@ mod tests {
         assert!(state.accept(&bytes(None, 10, 1), Instant::now()));
         assert!(!state.accept(&bytes(Some(0), 10, 1), Instant::now()));
         assert!(state.has_appends());
-        assert!(state.take(Ino(1)).expect("pending").ordered);
+        assert!(state.take_all().expect("pending").ordered);
         assert!(state.has_appends(), "until they are applied");
         assert!(state.accept(&bytes(Some(0), 10, 1), Instant::now()));
         assert!(!state.accept(&bytes(None, 10, 1), Instant::now()));
@@ -289,7 +298,7 @@ mod tests {
             assert!(state.accept(&bytes(None, len, 1), Instant::now()));
         }
         let sizes: Vec<Vec<usize>> = state
-            .take(Ino(1))
+            .take_all()
             .expect("pending")
             .writes
             .iter()
@@ -303,7 +312,7 @@ mod tests {
     fn failures_are_counted() {
         let mut state = State::default();
         state.accept(&bytes(Some(0), 1, 1), Instant::now());
-        state.take(Ino(1));
+        state.take_all();
         state.settle(Err(libc::ENOSPC));
         assert_eq!(state.failures(), (1, libc::ENOSPC));
         assert!(state.is_settled(1), "nobody waits for lost bytes");
@@ -317,7 +326,7 @@ mod tests {
         state.accept(&bytes(Some(0), 1, 1), Instant::now());
         assert!(state.schedule_commit());
         assert!(!state.schedule_commit());
-        state.take(Ino(1));
+        state.take_all();
         state.settle(Ok(LogIndex(1)));
         state.accept(&bytes(Some(0), 1, 1), Instant::now());
         assert!(state.schedule_commit());

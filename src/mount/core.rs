@@ -22,6 +22,8 @@ pub(super) struct Core {
     pub(super) cache: KernelCache,
     /// Buffered bytes of the whole mount.
     pub(super) buffered: AtomicUsize,
+    /// The most bytes of one flush that travel inside a command.
+    pub(super) inline_max: usize,
     kernel: OnceLock<Kernel>,
 }
 
@@ -33,13 +35,14 @@ pub(super) struct Caller {
 }
 
 impl Core {
-    pub(super) fn new(node: Handle, runtime: tokio::runtime::Handle) -> Self {
+    pub(super) fn new(node: Handle, runtime: tokio::runtime::Handle, inline_max: usize) -> Self {
         Self {
             node,
             runtime,
             open: OpenTable::default(),
             cache: KernelCache::default(),
             buffered: AtomicUsize::new(0),
+            inline_max,
             kernel: OnceLock::new(),
         }
     }

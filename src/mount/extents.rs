@@ -7,9 +7,6 @@ use bytes::Bytes;
 use crate::fs::proto;
 use crate::types::ByteRange;
 
-/// The most data bytes that one command carries.
-pub(super) const INLINE_MAX: usize = 64 << 10;
-
 /// The most pieces that one command carries.
 const PIECES_MAX: usize = 512;
 
@@ -75,15 +72,15 @@ impl Extents {
         free
     }
 
-    /// Takes everything, in the order of offsets, in pieces of at most [`INLINE_MAX`].
-    pub(super) fn take(&mut self) -> Vec<Piece> {
+    /// Takes everything, in the order of offsets, in pieces of at most `inline_max` bytes.
+    pub(super) fn take(&mut self, inline_max: usize) -> Vec<Piece> {
         self.bytes = 0;
         let mut pieces = Vec::new();
         for (start, extent) in std::mem::take(&mut self.by_offset) {
             let mut data = Bytes::from(extent);
             let mut offset = start;
             while !data.is_empty() {
-                let piece = data.split_to(data.len().min(INLINE_MAX));
+                let piece = data.split_to(data.len().min(inline_max));
                 let len = piece.len() as u64;
                 pieces.push(Piece { offset, data: piece });
                 offset += len;
@@ -122,14 +119,14 @@ pub(super) fn apply(patch: &[Piece], offset: u64, bytes: &mut [u8]) {
     }
 }
 
-/// Distributes pieces over commands of at most [`INLINE_MAX`] data bytes each.
-pub(super) fn into_commands(pieces: &[Piece]) -> Vec<Vec<proto::Piece>> {
+/// Distributes pieces over commands of at most `inline_max` data bytes each.
+pub(super) fn into_commands(pieces: &[Piece], inline_max: usize) -> Vec<Vec<proto::Piece>> {
     let mut commands: Vec<Vec<proto::Piece>> = Vec::new();
     let mut bytes = 0;
     for piece in pieces {
         let full = commands
             .last()
-            .is_none_or(|last| last.len() == PIECES_MAX || bytes + piece.data.len() > INLINE_MAX);
+            .is_none_or(|last| last.len() == PIECES_MAX || bytes + piece.data.len() > inline_max);
         if full {
             commands.push(Vec::new());
             bytes = 0;
@@ -164,7 +161,9 @@ mod tests {
         proptest,
     };
 
-    use super::{ByteRange, Extents, INLINE_MAX, apply, index, into_commands, overlay};
+    use super::{ByteRange, Extents, apply, index, into_commands, overlay};
+
+    const INLINE_MAX: usize = 64 << 10;
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -207,9 +206,10 @@ mod tests {
                         put(&mut model, offset, &data);
                         dirty.write(offset, &data);
                     }
-                    Step::Take if taken.is_empty() => taken = dirty.take(),
+                    Step::Take if taken.is_empty() => taken = dirty.take(INLINE_MAX),
                     Step::Take | Step::Applied => {
-                        for piece in into_commands(&std::mem::take(&mut taken)).concat() {
+                        let taken = std::mem::take(&mut taken);
+                        for piece in into_commands(&taken, INLINE_MAX).concat() {
                             put(&mut committed, piece.offset, &piece.data);
                         }
                     }
@@ -234,7 +234,7 @@ mod tests {
                     prop_assert!(seen == wanted, "read of {} bytes at {}", len, offset);
                 }
             }
-            for piece in taken.into_iter().chain(dirty.take()) {
+            for piece in taken.into_iter().chain(dirty.take(INLINE_MAX)) {
                 prop_assert!(piece.data.len() <= INLINE_MAX);
                 put(&mut committed, piece.offset, &piece.data);
             }
@@ -250,9 +250,9 @@ mod tests {
             dirty.write(i * 4096, &[7; 4096]);
         }
         assert_eq!(dirty.end(), 256 << 10);
-        let pieces = dirty.take();
+        let pieces = dirty.take(INLINE_MAX);
         assert_eq!(pieces.len(), 4);
-        assert_eq!(into_commands(&pieces).len(), 4);
+        assert_eq!(into_commands(&pieces, INLINE_MAX).len(), 4);
         assert_eq!(dirty.bytes(), 0);
     }
 
@@ -263,6 +263,6 @@ mod tests {
         for i in 0..100 {
             dirty.write(i * 10_000, &[1; 100]);
         }
-        assert_eq!(into_commands(&dirty.take()).len(), 1);
+        assert_eq!(into_commands(&dirty.take(INLINE_MAX), INLINE_MAX).len(), 1);
     }
 }

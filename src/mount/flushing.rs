@@ -54,7 +54,7 @@ impl Core {
             if buffer.lock().is_settled(target) {
                 return;
             }
-            let batch = buffer.lock().take(buffer.ino);
+            let batch = buffer.lock().take(buffer.ino, self.inline_max);
             let Some(batch) = batch else { return };
             let result = self.propose(buffer.ino, batch).await;
             if let Err(errno) = result {

@@ -191,7 +191,7 @@ mod tests {
                 time: crate::fs::proto::Time::default(),
             };
             state.accept(&new, std::time::Instant::now());
-            state.take(Ino(1));
+            state.take(Ino(1), 1 << 16);
             state.settle(Err(libc::EIO));
         }
         let late = table.open(table.hold(Ino(1)), false);

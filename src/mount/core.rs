@@ -20,7 +20,7 @@ pub(super) struct Core {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) open: OpenTable,
     pub(super) cache: KernelCache,
-    /// Buffered bytes of the whole mount.
+    /// What the buffers of the whole mount weigh.
     pub(super) buffered: AtomicUsize,
     /// The most bytes of one flush that travel inside a command.
     pub(super) inline_max: usize,
@@ -94,18 +94,21 @@ impl Core {
     ) -> Result<proto::Outcome, OpError> {
         let outcome = match self.node.mutate(op).await {
             Ok(outcome) => outcome,
-            Err(error) => {
-                tracing::warn!(?touched, %error, "the outcome of a mutation is unknown");
-                self.cache.doubt(touched);
-                self.forget_names();
-                return Err(error.into());
-            }
+            Err(error) => return Err(self.unknown_outcome(touched, error)),
         };
         match i32::try_from(outcome.errno) {
             Ok(0) => Ok(outcome),
             Ok(errno) => Err(OpError::Errno(errno)),
             Err(_) => Err(OpError::Errno(libc::EIO)),
         }
+    }
+
+    /// Whether a mutation happened is unknown: what the kernel has cached is not believed any more.
+    pub(super) fn unknown_outcome(&self, touched: &[Ino], error: NodeError) -> OpError {
+        tracing::warn!(?touched, %error, "the outcome of a mutation is unknown");
+        self.cache.doubt(touched);
+        self.forget_names();
+        error.into()
     }
 
     /// Ends a hold that did not become an open file.

@@ -20,6 +20,12 @@ pub(super) struct Piece {
     pub(super) data: Bytes,
 }
 
+impl Piece {
+    pub(super) fn range(&self) -> ByteRange {
+        ByteRange::at(self.offset, self.data.len() as u64)
+    }
+}
+
 /// Dirty bytes by offset; extents never overlap.
 #[derive(Debug, Default)]
 pub(super) struct Extents {
@@ -72,6 +78,11 @@ impl Extents {
         free
     }
 
+    /// Whether one command of at most `inline_max` data bytes can carry everything.
+    pub(super) fn fit_one_command(&self, inline_max: usize) -> bool {
+        self.bytes <= inline_max && self.by_offset.len() <= PIECES_MAX
+    }
+
     /// Takes everything, in the order of offsets, in pieces of at most `inline_max` bytes.
     pub(super) fn take(&mut self, inline_max: usize) -> Vec<Piece> {
         self.bytes = 0;
@@ -102,8 +113,7 @@ impl Extents {
 
 /// Those of `pieces` (in the order of offsets, not overlapping) that overlap `range`.
 pub(super) fn overlay(pieces: &[Piece], range: ByteRange, patch: &mut Vec<Piece>) {
-    let end_of = |piece: &Piece| piece.offset + piece.data.len() as u64;
-    let first = pieces.partition_point(|piece| end_of(piece) <= range.start);
+    let first = pieces.partition_point(|piece| piece.range().end <= range.start);
     let overlapping = pieces[first..].iter().take_while(|piece| piece.offset < range.end);
     patch.extend(overlapping.cloned());
 }
@@ -161,7 +171,7 @@ mod tests {
         proptest,
     };
 
-    use super::{ByteRange, Extents, apply, index, into_commands, overlay};
+    use super::{ByteRange, Extents, PIECES_MAX, apply, index, into_commands, overlay};
 
     const INLINE_MAX: usize = 64 << 10;
 
@@ -250,6 +260,7 @@ mod tests {
             dirty.write(i * 4096, &[7; 4096]);
         }
         assert_eq!(dirty.end(), 256 << 10);
+        assert!(dirty.fit_one_command(256 << 10) && !dirty.fit_one_command(INLINE_MAX));
         let pieces = dirty.take(INLINE_MAX);
         assert_eq!(pieces.len(), 4);
         assert_eq!(into_commands(&pieces, INLINE_MAX).len(), 4);
@@ -260,9 +271,16 @@ mod tests {
     #[test]
     fn scattered_writes_share_a_command() {
         let mut dirty = Extents::default();
-        for i in 0..100 {
+        let most = u64::try_from(PIECES_MAX).expect("few");
+        for i in 0..most {
             dirty.write(i * 10_000, &[1; 100]);
         }
+        assert!(dirty.fit_one_command(INLINE_MAX));
         assert_eq!(into_commands(&dirty.take(INLINE_MAX), INLINE_MAX).len(), 1);
+        for i in 0..=most {
+            dirty.write(i * 10_000, &[1; 100]);
+        }
+        assert!(!dirty.fit_one_command(INLINE_MAX));
+        assert_eq!(into_commands(&dirty.take(INLINE_MAX), INLINE_MAX).len(), 2);
     }
 }

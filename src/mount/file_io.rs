@@ -66,8 +66,9 @@ impl Core {
         let file = self.file(handle)?;
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
+        self.open.go_on_writing(&file);
         self.buffer_bytes(&file.buffer, new).await;
-        if appends && !file.direct {
+        if appends && !file.mode.direct {
             // The kernel has put the bytes where it believes that the file ends.
             self.cache.forget_pages(file.buffer.ino);
             self.kernel().drop_pages(file.buffer.ino, ByteRange::from(0));
@@ -83,9 +84,15 @@ impl Core {
         Ok(written)
     }
 
-    /// FLUSH, at each close(2), and FSYNC: everything written so far is committed (which makes it
-    /// durable on a quorum: it travels in the log) and visible everywhere.
+    /// FLUSH, at each close(2): as [`Self::fsync`].
     pub(super) async fn flush(&self, handle: u64) -> Result<(), OpError> {
+        self.open.stop_writing(&*self.file(handle)?);
+        self.fsync(handle).await
+    }
+
+    /// FSYNC: everything written so far is committed (which makes it durable on a quorum: it travels
+    /// in the log) and visible everywhere.
+    pub(super) async fn fsync(&self, handle: u64) -> Result<(), OpError> {
         let file = self.file(handle)?;
         let acknowledged = self.commit_and_acknowledge(&file.buffer).await;
         report_failure(&file)?;

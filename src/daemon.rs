@@ -104,7 +104,7 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     telemetry::notify_status("waiting for a quorum");
     let mount = tokio::select! {
         () = node.until_serving() => {
-            let options = MountOptions { mount_point: config.mount.clone() };
+            let options = mount_options(config);
             let mount = Mount::start(handle.clone(), options, tokio::runtime::Handle::current())?;
             mount_status.epochs.store(mount.has_epochs(), Ordering::Relaxed);
             mount_status.mounted.store(true, Ordering::Relaxed);
@@ -174,6 +174,11 @@ fn node_config(config: &Config, identity: &Identity, directory: &DataDir) -> Nod
         snapshot_min_log: config.snapshot_min_log,
         strong: config.read == ReadMode::Strong,
     }
+}
+
+fn mount_options(config: &Config) -> MountOptions {
+    let inline_max = usize::try_from(config.inline_max).expect("validated: at most 1 MiB");
+    MountOptions { mount_point: config.mount.clone(), inline_max }
 }
 
 /// The data directory of an existing member, or that of a new one that has just joined.

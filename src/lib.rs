@@ -22,7 +22,8 @@
 //! proposer acknowledge.
 //!
 //! **A write** stays in the mount's buffer for that inode, where all its reads see it. A flush (close,
-//! fsync, a full buffer, a timer) turns it into `Write` commands that carry the bytes.
+//! fsync, a full buffer, a timer) turns it into `Write` commands that carry the bytes. A change of
+//! attributes that comes before carries them along in its own command, where they fit.
 //!
 //! **An fsync** is a flush that waits until its commands may be acknowledged: by then a quorum has them
 //! on disk in the log.

@@ -1,7 +1,7 @@
 //! What commands that were received may change once they are applied. A mount that has been told to
 //! serve nothing older than an entry has its kernel forget these, and has reads of them wait.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::applied::Change;
 use super::proto::{self, command::Op};
@@ -13,8 +13,8 @@ use crate::types::{Ino, LogIndex, NodeId};
 /// entries.
 #[derive(Clone, Debug, Default)]
 pub struct Unapplied {
-    inodes: HashMap<Ino, Vec<LogIndex>>,
-    names: HashMap<Ino, HashMap<Vec<u8>, UnappliedName>>,
+    inodes: BTreeMap<Ino, Vec<LogIndex>>,
+    names: BTreeMap<Ino, BTreeMap<Vec<u8>, UnappliedName>>,
 }
 
 #[derive(Clone, Debug, Default)]

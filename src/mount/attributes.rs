@@ -57,17 +57,35 @@ impl Core {
         ino: Ino,
         change: AttributeChange,
     ) -> Result<FileAttr, OpError> {
-        // Bytes that were written before must neither move the times that are set now nor come back
-        // after a truncation.
-        if let Some(buffer) = self.open.buffer(ino) {
-            self.commit(&buffer).await;
+        if let Some(seen) = self.put_off(ino, change).await? {
+            return self.file_attr(&seen);
         }
         let is_directory = self.query(|state| {
             Ok(query::inode(state, ino)?.is_some_and(|inode| inode.kind() == Kind::Directory))
         })?;
-        let op = set_attr(caller, ino, change, is_directory);
-        let outcome = self.mutate(&[ino], op).await?;
+        let set = set_attr(caller, ino, change, is_directory);
+        // Bytes that were written before must neither move the times that are set now nor come back
+        // after a truncation.
+        let outcome = match self.open.buffer(ino) {
+            Some(buffer) => self.set_attr_after_bytes(&buffer, set).await?,
+            None => self.mutate(&[ino], Op::SetAttr(set)).await?,
+        };
         self.file_attr(&Seen::of_outcome(ino, outcome)?)
+    }
+
+    /// Puts a change off until the next commit of what is written here, where it changes nothing but
+    /// ctime: what the inode is by then, or `None` where it has to be proposed.
+    async fn put_off(&self, ino: Ino, change: AttributeChange) -> Result<Option<Seen>, OpError> {
+        let sets_numbers =
+            change.size.is_some() || change.atime.is_some() || change.mtime.is_some();
+        if sets_numbers || !self.open.is_written(ino) {
+            return Ok(None);
+        }
+        let seen = self.seen(ino).await?;
+        if !change.is_in(&seen.inode) || !self.buffer_ctime(ino) {
+            return Ok(None);
+        }
+        self.seen(ino).await.map(Some)
     }
 
     /// STATFS: the numbers of the file system that holds our backing files.
@@ -118,6 +136,18 @@ impl Core {
     }
 }
 
+impl AttributeChange {
+    /// Whether mode, uid and gid are this already. A mode with suid or sgid is not: changing the owner
+    /// clears them, also to the same one.
+    fn is_in(&self, inode: &Inode) -> bool {
+        inode.kind() == Kind::Regular
+            && inode.mode & (SUID | SGID) == 0
+            && self.mode.is_none_or(|mode| mode & 0o7777 == inode.mode)
+            && self.uid.is_none_or(|uid| uid == inode.uid)
+            && self.gid.is_none_or(|gid| gid == inode.gid)
+    }
+}
+
 impl Seen {
     /// What a mutation left behind. Nothing is buffered: it was committed first, or is new.
     pub(super) fn of_outcome(ino: Ino, outcome: proto::Outcome) -> Result<Self, OpError> {
@@ -140,10 +170,12 @@ impl Seen {
     pub(super) fn file_attr(&self, blocks: u64) -> FileAttr {
         let Self { ino, inode, buffered } = self;
         let time = |time: Option<proto::Time>| time.unwrap_or_default();
-        let written = |recorded| match buffered {
-            Some(buffered) => times::later(recorded, buffered.time),
-            None => recorded,
+        let raised = |recorded: Option<proto::Time>, by: Option<proto::Time>| {
+            let recorded = time(recorded);
+            by.map_or(recorded, |by| times::later(recorded, by))
         };
+        let written = buffered.and_then(|buffered| buffered.written);
+        let changed = buffered.map(|buffered| buffered.changed);
         let kill = buffered.is_some_and(|buffered| buffered.kill_suid_sgid);
         let mode = if kill { without_suid_sgid(inode.mode) } else { inode.mode };
         let buffered_blocks =
@@ -153,8 +185,8 @@ impl Seen {
             size: self.size(),
             blocks: blocks + buffered_blocks,
             atime: times::to_system(time(inode.atime)),
-            mtime: times::to_system(written(time(inode.mtime))),
-            ctime: times::to_system(written(time(inode.ctime))),
+            mtime: times::to_system(raised(inode.mtime, written)),
+            ctime: times::to_system(raised(inode.ctime, changed)),
             crtime: times::to_system(time(inode.btime)),
             kind: file_type(inode.kind()),
             perm: u16::try_from(mode & 0o7777).expect("twelve bits"),
@@ -189,14 +221,19 @@ fn without_suid_sgid(mode: u32) -> u32 {
 
 /// The command of a SETATTR. fuser hides the kernel's own flag for suid and sgid, so: chown clears
 /// them always, truncation unless root does it. A SETATTR without any field is a chown to nobody.
-fn set_attr(caller: Caller, ino: Ino, change: AttributeChange, is_directory: bool) -> Op {
+fn set_attr(
+    caller: Caller,
+    ino: Ino,
+    change: AttributeChange,
+    is_directory: bool,
+) -> proto::SetAttr {
     let AttributeChange { mode, uid, gid, size, atime, mtime } = change;
     let is_chown = uid.is_some() || gid.is_some();
     let is_truncation = size.is_some();
     let is_empty = mode.is_none() && atime.is_none() && mtime.is_none();
     let chown_kills = is_chown || (is_empty && !is_truncation);
     let kill = chown_kills || (is_truncation && caller.uid != 0);
-    Op::SetAttr(proto::SetAttr {
+    proto::SetAttr {
         ino: ino.0,
         mode: mode.map(|mode| mode & 0o7777),
         uid,
@@ -205,29 +242,28 @@ fn set_attr(caller: Caller, ino: Ino, change: AttributeChange, is_directory: boo
         atime,
         mtime: mtime.or_else(|| is_truncation.then(times::now)),
         kill_suid_sgid: kill && !is_directory,
-    })
+        ..<_>::default()
+    }
 }
 
 /// The command that an OPEN with `O_TRUNC` stands for.
 pub(super) fn truncate(caller: Caller, ino: Ino) -> Op {
-    set_attr(caller, ino, AttributeChange { size: Some(0), ..AttributeChange::default() }, false)
+    let change = AttributeChange { size: Some(0), ..AttributeChange::default() };
+    Op::SetAttr(set_attr(caller, ino, change, false))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{
-        AttributeChange, BufferedAttributes, Caller, Ino, Inode, Op, Seen, proto, set_attr, times,
-        without_suid_sgid,
+        AttributeChange, BufferedAttributes, Caller, Ino, Inode, Kind, Seen, proto, set_attr,
+        times, without_suid_sgid,
     };
 
     const USER: Caller = Caller { uid: 1000, gid: 1000 };
     const ROOT: Caller = Caller { uid: 0, gid: 0 };
 
     fn kills(caller: Caller, change: AttributeChange, is_directory: bool) -> bool {
-        match set_attr(caller, Ino(5), change, is_directory) {
-            Op::SetAttr(set) => set.kill_suid_sgid,
-            other => panic!("not a SetAttr: {other:?}"),
-        }
+        set_attr(caller, Ino(5), change, is_directory).kill_suid_sgid
     }
 
     /// chown clears suid and sgid whoever calls it, truncate unless root does, chmod and utimes
@@ -255,12 +291,45 @@ mod tests {
         let buffered = BufferedAttributes {
             end: 10,
             bytes: 10,
-            time: at(60).expect("a time"),
+            written: at(60),
+            changed: at(65).expect("a time"),
             kill_suid_sgid: true,
         };
-        let attr = Seen { ino: Ino(2), inode, buffered: Some(buffered) }.file_attr(8);
+        let seen = Seen { ino: Ino(2), inode, buffered: Some(buffered) };
+        let attr = seen.file_attr(8);
         assert_eq!((attr.size, attr.blocks, attr.perm), (100, 9, 0o755));
         assert_eq!(attr.mtime, times::to_system(at(60).expect("a time")));
         assert_eq!(attr.ctime, times::to_system(at(70).expect("a time")));
+        let changed = at(80).expect("a time");
+        let only_ctime = BufferedAttributes { written: None, bytes: 0, changed, ..buffered };
+        let attr = Seen { buffered: Some(only_ctime), ..seen }.file_attr(8);
+        assert_eq!(attr.mtime, times::to_system(at(50).expect("a time")));
+        assert_eq!((attr.ctime, attr.blocks), (times::to_system(changed), 8));
+    }
+
+    /// What an inode has already changes nothing but ctime; whatever could take suid or sgid does.
+    #[test]
+    fn changes_of_nothing() {
+        let inode =
+            Inode { kind: Kind::Regular.into(), mode: 0o640, uid: 1, gid: 2, ..Inode::default() };
+        let nobody = AttributeChange::default();
+        let owner = AttributeChange { uid: Some(1), gid: Some(2), ..nobody };
+        let mode = AttributeChange { mode: Some(0o100_640), ..nobody };
+        for change in [nobody, owner, mode] {
+            assert!(change.is_in(&inode), "{change:?}");
+            let sgid = Inode { mode: 0o2640, ..inode.clone() };
+            assert!(!change.is_in(&sgid), "{change:?}");
+        }
+        let others = [
+            AttributeChange { uid: Some(2), ..owner },
+            AttributeChange { gid: Some(1), ..owner },
+            AttributeChange { mode: Some(0o644), ..nobody },
+            AttributeChange { mode: Some(0o4640), ..nobody },
+        ];
+        for change in others {
+            assert!(!change.is_in(&inode), "{change:?}");
+        }
+        let directory = Inode { kind: Kind::Directory.into(), ..inode };
+        assert!(!owner.is_in(&directory));
     }
 }

@@ -20,8 +20,10 @@ pub(super) struct Core {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) open: OpenTable,
     pub(super) cache: KernelCache,
-    /// Buffered bytes of the whole mount.
+    /// What the buffers of the whole mount weigh.
     pub(super) buffered: AtomicUsize,
+    /// The most bytes of one flush that travel inside a command.
+    pub(super) inline_max: usize,
     kernel: OnceLock<Kernel>,
 }
 
@@ -33,13 +35,14 @@ pub(super) struct Caller {
 }
 
 impl Core {
-    pub(super) fn new(node: Handle, runtime: tokio::runtime::Handle) -> Self {
+    pub(super) fn new(node: Handle, runtime: tokio::runtime::Handle, inline_max: usize) -> Self {
         Self {
             node,
             runtime,
             open: OpenTable::default(),
             cache: KernelCache::default(),
             buffered: AtomicUsize::new(0),
+            inline_max,
             kernel: OnceLock::new(),
         }
     }
@@ -93,18 +96,21 @@ impl Core {
     ) -> Result<proto::Outcome, OpError> {
         let outcome = match self.node.mutate(op).await {
             Ok(outcome) => outcome,
-            Err(error) => {
-                tracing::warn!(?touched, %error, "the outcome of a mutation is unknown");
-                self.cache.doubt(touched);
-                self.forget_names();
-                return Err(error.into());
-            }
+            Err(error) => return Err(self.unknown_outcome(touched, error)),
         };
         match i32::try_from(outcome.errno) {
             Ok(0) => Ok(outcome),
             Ok(errno) => Err(OpError::Errno(errno)),
             Err(_) => Err(OpError::Errno(libc::EIO)),
         }
+    }
+
+    /// Whether a mutation happened is unknown: what the kernel has cached is not believed any more.
+    pub(super) fn unknown_outcome(&self, touched: &[Ino], error: NodeError) -> OpError {
+        tracing::warn!(?touched, %error, "the outcome of a mutation is unknown");
+        self.cache.doubt(touched);
+        self.forget_names();
+        error.into()
     }
 
     /// Ends a hold that did not become an open file.

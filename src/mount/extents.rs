@@ -7,9 +7,6 @@ use bytes::Bytes;
 use crate::fs::proto;
 use crate::types::ByteRange;
 
-/// The most data bytes that one command carries.
-pub(super) const INLINE_MAX: usize = 64 << 10;
-
 /// The most pieces that one command carries.
 const PIECES_MAX: usize = 512;
 
@@ -21,6 +18,12 @@ const EXTENT_MAX: usize = 1 << 20;
 pub(super) struct Piece {
     pub(super) offset: u64,
     pub(super) data: Bytes,
+}
+
+impl Piece {
+    pub(super) fn range(&self) -> ByteRange {
+        ByteRange::at(self.offset, self.data.len() as u64)
+    }
 }
 
 /// Dirty bytes by offset; extents never overlap.
@@ -75,15 +78,20 @@ impl Extents {
         free
     }
 
-    /// Takes everything, in the order of offsets, in pieces of at most [`INLINE_MAX`].
-    pub(super) fn take(&mut self) -> Vec<Piece> {
+    /// Whether one command of at most `inline_max` data bytes can carry everything.
+    pub(super) fn fit_one_command(&self, inline_max: usize) -> bool {
+        self.bytes <= inline_max && self.by_offset.len() <= PIECES_MAX
+    }
+
+    /// Takes everything, in the order of offsets, in pieces of at most `inline_max` bytes.
+    pub(super) fn take(&mut self, inline_max: usize) -> Vec<Piece> {
         self.bytes = 0;
         let mut pieces = Vec::new();
         for (start, extent) in std::mem::take(&mut self.by_offset) {
             let mut data = Bytes::from(extent);
             let mut offset = start;
             while !data.is_empty() {
-                let piece = data.split_to(data.len().min(INLINE_MAX));
+                let piece = data.split_to(data.len().min(inline_max));
                 let len = piece.len() as u64;
                 pieces.push(Piece { offset, data: piece });
                 offset += len;
@@ -105,8 +113,7 @@ impl Extents {
 
 /// Those of `pieces` (in the order of offsets, not overlapping) that overlap `range`.
 pub(super) fn overlay(pieces: &[Piece], range: ByteRange, patch: &mut Vec<Piece>) {
-    let end_of = |piece: &Piece| piece.offset + piece.data.len() as u64;
-    let first = pieces.partition_point(|piece| end_of(piece) <= range.start);
+    let first = pieces.partition_point(|piece| piece.range().end <= range.start);
     let overlapping = pieces[first..].iter().take_while(|piece| piece.offset < range.end);
     patch.extend(overlapping.cloned());
 }
@@ -122,14 +129,14 @@ pub(super) fn apply(patch: &[Piece], offset: u64, bytes: &mut [u8]) {
     }
 }
 
-/// Distributes pieces over commands of at most [`INLINE_MAX`] data bytes each.
-pub(super) fn into_commands(pieces: &[Piece]) -> Vec<Vec<proto::Piece>> {
+/// Distributes pieces over commands of at most `inline_max` data bytes each.
+pub(super) fn into_commands(pieces: &[Piece], inline_max: usize) -> Vec<Vec<proto::Piece>> {
     let mut commands: Vec<Vec<proto::Piece>> = Vec::new();
     let mut bytes = 0;
     for piece in pieces {
         let full = commands
             .last()
-            .is_none_or(|last| last.len() == PIECES_MAX || bytes + piece.data.len() > INLINE_MAX);
+            .is_none_or(|last| last.len() == PIECES_MAX || bytes + piece.data.len() > inline_max);
         if full {
             commands.push(Vec::new());
             bytes = 0;
@@ -164,7 +171,9 @@ mod tests {
         proptest,
     };
 
-    use super::{ByteRange, Extents, INLINE_MAX, apply, index, into_commands, overlay};
+    use super::{ByteRange, Extents, PIECES_MAX, apply, index, into_commands, overlay};
+
+    const INLINE_MAX: usize = 64 << 10;
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -207,9 +216,10 @@ mod tests {
                         put(&mut model, offset, &data);
                         dirty.write(offset, &data);
                     }
-                    Step::Take if taken.is_empty() => taken = dirty.take(),
+                    Step::Take if taken.is_empty() => taken = dirty.take(INLINE_MAX),
                     Step::Take | Step::Applied => {
-                        for piece in into_commands(&std::mem::take(&mut taken)).concat() {
+                        let taken = std::mem::take(&mut taken);
+                        for piece in into_commands(&taken, INLINE_MAX).concat() {
                             put(&mut committed, piece.offset, &piece.data);
                         }
                     }
@@ -234,7 +244,7 @@ mod tests {
                     prop_assert!(seen == wanted, "read of {} bytes at {}", len, offset);
                 }
             }
-            for piece in taken.into_iter().chain(dirty.take()) {
+            for piece in taken.into_iter().chain(dirty.take(INLINE_MAX)) {
                 prop_assert!(piece.data.len() <= INLINE_MAX);
                 put(&mut committed, piece.offset, &piece.data);
             }
@@ -250,9 +260,10 @@ mod tests {
             dirty.write(i * 4096, &[7; 4096]);
         }
         assert_eq!(dirty.end(), 256 << 10);
-        let pieces = dirty.take();
+        assert!(dirty.fit_one_command(256 << 10) && !dirty.fit_one_command(INLINE_MAX));
+        let pieces = dirty.take(INLINE_MAX);
         assert_eq!(pieces.len(), 4);
-        assert_eq!(into_commands(&pieces).len(), 4);
+        assert_eq!(into_commands(&pieces, INLINE_MAX).len(), 4);
         assert_eq!(dirty.bytes(), 0);
     }
 
@@ -260,9 +271,16 @@ mod tests {
     #[test]
     fn scattered_writes_share_a_command() {
         let mut dirty = Extents::default();
-        for i in 0..100 {
+        let most = u64::try_from(PIECES_MAX).expect("few");
+        for i in 0..most {
             dirty.write(i * 10_000, &[1; 100]);
         }
-        assert_eq!(into_commands(&dirty.take()).len(), 1);
+        assert!(dirty.fit_one_command(INLINE_MAX));
+        assert_eq!(into_commands(&dirty.take(INLINE_MAX), INLINE_MAX).len(), 1);
+        for i in 0..=most {
+            dirty.write(i * 10_000, &[1; 100]);
+        }
+        assert!(!dirty.fit_one_command(INLINE_MAX));
+        assert_eq!(into_commands(&dirty.take(INLINE_MAX), INLINE_MAX).len(), 2);
     }
 }

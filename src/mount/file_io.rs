@@ -30,14 +30,14 @@ impl Core {
         size: u32,
     ) -> Result<Vec<u8>, OpError> {
         let file = self.file(handle)?;
-        self.lease_is_live().await?;
         self.settle_appends(file.buffer.ino).await;
         let deadline = Instant::now() + self.node.op_timeout();
         loop {
             let cuts = self.node.cuts();
             if cuts.is_some() {
                 let source = self.source(&file, ByteRange::at(offset, u64::from(size)))?;
-                // Bytes that others may not show yet would be seen, and then not be seen elsewhere.
+                // Without the lease others may have changed them. Bytes that others may not show yet
+                // would be seen, and then not be seen elsewhere.
                 let version = LogIndex(source.seen.inode.data_version);
                 if !self.node.may_serve(version) {
                     self.node.until_servable(version).await?;
@@ -66,8 +66,9 @@ impl Core {
         let file = self.file(handle)?;
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
+        self.open.go_on_writing(&file);
         self.buffer_bytes(&file.buffer, new).await;
-        if appends && !file.direct {
+        if appends && !file.mode.direct {
             // The kernel has put the bytes where it believes that the file ends.
             self.cache.forget_pages(file.buffer.ino);
             self.kernel().drop_pages(file.buffer.ino, ByteRange::from(0));
@@ -83,9 +84,15 @@ impl Core {
         Ok(written)
     }
 
-    /// FLUSH, at each close(2), and FSYNC: everything written so far is committed (which makes it
-    /// durable on a quorum: it travels in the log) and visible everywhere.
+    /// FLUSH, at each close(2): as [`Self::fsync`].
     pub(super) async fn flush(&self, handle: u64) -> Result<(), OpError> {
+        self.open.stop_writing(&*self.file(handle)?);
+        self.fsync(handle).await
+    }
+
+    /// FSYNC: everything written so far is committed (which makes it durable on a quorum: it travels
+    /// in the log) and visible everywhere.
+    pub(super) async fn fsync(&self, handle: u64) -> Result<(), OpError> {
         let file = self.file(handle)?;
         let acknowledged = self.commit_and_acknowledge(&file.buffer).await;
         report_failure(&file)?;
@@ -94,18 +101,6 @@ impl Core {
 
     fn file(&self, handle: u64) -> Result<Arc<OpenFile>, OpError> {
         self.open.file(handle).ok_or(OpError::Errno(libc::EBADF))
-    }
-
-    /// Waits for the lease: without it others may have changed what is read.
-    async fn lease_is_live(&self) -> Result<(), OpError> {
-        let deadline = Instant::now() + self.node.op_timeout();
-        while !self.node.may_serve(LogIndex(0)) {
-            if Instant::now() >= deadline {
-                return Err(NodeError::Deadline.into());
-            }
-            self.node.until_servable(LogIndex(0)).await?;
-        }
-        Ok(())
     }
 
     /// Takes the overlay before the backing file is read: bytes that are applied in between are then

@@ -328,7 +328,7 @@ impl Filesystem for QuorumFs {
         reply: ReplyEmpty,
     ) {
         let core = self.0.clone();
-        run(&self.0, &[], reply, async move { core.flush(fh.0).await }, send_ok);
+        run(&self.0, &[], reply, async move { core.fsync(fh.0).await }, send_ok);
     }
 
     fn release(

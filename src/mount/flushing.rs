@@ -1,4 +1,5 @@
-//! Committing what programs wrote: taking lots from buffers, proposing them, settling them.
+//! Committing what programs wrote: taking lots from buffers, proposing them (alone, or with a change of
+//! attributes), settling them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::buffer::{Batch, Buffer, NewBytes};
 use super::core::Core;
 use super::errors::OpError;
+use super::times;
 use crate::fs::proto;
 use crate::fs::proto::command::Op;
 use crate::node::{NodeError, Pending};
@@ -29,7 +31,7 @@ impl Core {
         while !self.accept(buffer, &new) {
             self.commit(buffer).await;
         }
-        let bytes = buffer.lock().bytes();
+        let bytes = buffer.lock().weight();
         if bytes > INODE_MAX_BYTES || self.buffered.load(Ordering::Relaxed) > MOUNT_MAX_BYTES {
             self.commit(buffer).await;
         } else if bytes >= START_BYTES {
@@ -39,10 +41,20 @@ impl Core {
 
     fn accept(&self, buffer: &Buffer, new: &NewBytes) -> bool {
         let mut state = buffer.lock();
-        let before = state.bytes();
+        let before = state.weight();
         let accepted = state.accept(new, Instant::now());
-        self.buffered.fetch_add(state.bytes() - before, Ordering::Relaxed);
+        self.buffered.fetch_add(state.weight() - before, Ordering::Relaxed);
         accepted
+    }
+
+    /// Takes a change of nothing but ctime into the buffer, where somebody here has the inode open
+    /// for writing and so will commit it; answers whether.
+    pub(super) fn buffer_ctime(&self, ino: Ino) -> bool {
+        self.open.while_written(ino, |state| {
+            let before = state.weight();
+            state.accept_ctime(times::now(), Instant::now());
+            self.buffered.fetch_add(state.weight() - before, Ordering::Relaxed);
+        })
     }
 
     /// Commits everything that was written to the inode before this call. What cannot be committed is
@@ -54,15 +66,57 @@ impl Core {
             if buffer.lock().is_settled(target) {
                 return;
             }
-            let batch = buffer.lock().take(buffer.ino);
+            let batch = buffer.lock().take(buffer.ino, self.inline_max);
             let Some(batch) = batch else { return };
             let result = self.propose(buffer.ino, batch).await;
-            if let Err(errno) = result {
-                self.lost_bytes(buffer.ino, errno);
-            }
-            let settled = buffer.lock().settle(result);
-            self.buffered.fetch_sub(settled, Ordering::Relaxed);
+            self.settle(buffer, result);
         }
+    }
+
+    /// Changes attributes after everything that was written to the inode before this call: by one
+    /// command that carries what is buffered, where one can. Waits until it may be acknowledged.
+    pub(super) async fn set_attr_after_bytes(
+        &self,
+        buffer: &Buffer,
+        set: proto::SetAttr,
+    ) -> Result<proto::Outcome, OpError> {
+        let turn = buffer.turn.acquire().await.expect("a turn is never closed");
+        let batch = buffer.lock().take_carried(buffer.ino, self.inline_max);
+        if let Some(batch) = batch {
+            let mut carrying = set.clone();
+            batch.clone().put_into(&mut carrying);
+            match self.node.mutate_here(Op::SetAttr(carrying), times::now()).await {
+                Ok(outcome) if outcome.errno == 0 => {
+                    let index = mod_index(&outcome);
+                    self.settle(buffer, Ok(index));
+                    // Whoever writes next need not wait for the roster.
+                    drop(turn);
+                    self.node.until_acknowledged(index).await?;
+                    return Ok(outcome);
+                }
+                // It left nothing behind: the bytes and the change go by themselves, and each has
+                // an outcome of its own.
+                Ok(_) => {
+                    let result = self.propose(buffer.ino, batch).await;
+                    self.settle(buffer, result);
+                }
+                Err(error) => {
+                    self.settle(buffer, Err(libc::EIO));
+                    return Err(self.unknown_outcome(&[buffer.ino], error));
+                }
+            }
+        }
+        drop(turn);
+        self.commit(buffer).await;
+        self.mutate(&[buffer.ino], Op::SetAttr(set)).await
+    }
+
+    fn settle(&self, buffer: &Buffer, result: Result<LogIndex, i32>) {
+        if let Err(errno) = result {
+            self.lost_bytes(buffer.ino, errno);
+        }
+        let settled = buffer.lock().settle(result);
+        self.buffered.fetch_sub(settled, Ordering::Relaxed);
     }
 
     /// The same, for FLUSH and FSYNC: waits until it may be acknowledged, too.
@@ -108,8 +162,21 @@ impl Core {
     }
 
     /// Proposes one lot. Answers the index at which the last of it was applied.
-    async fn propose(&self, ino: Ino, batch: Batch) -> Result<LogIndex, i32> {
-        let Batch { writes, ordered, time } = batch;
+    async fn propose(&self, ino: Ino, mut batch: Batch) -> Result<LogIndex, i32> {
+        let Some(ctime) = batch.ctime.take() else { return self.propose_writes(ino, batch).await };
+        let mut set = proto::SetAttr { ino: ino.0, raise_ctime: true, ..<_>::default() };
+        let mut written = LogIndex(0);
+        if batch.is_portable() {
+            batch.put_into(&mut set);
+        } else {
+            written = self.propose_writes(ino, batch).await?;
+        }
+        let outcome = outcome_of(self.node.mutate_here(Op::SetAttr(set), ctime)).await?;
+        Ok(written.max(mod_index(&outcome)))
+    }
+
+    async fn propose_writes(&self, ino: Ino, batch: Batch) -> Result<LogIndex, i32> {
+        let Batch { writes, ordered, time, ctime: _ } = batch;
         let mut last = Ok(LogIndex(0));
         if ordered {
             for write in writes {

@@ -23,6 +23,8 @@ const SESSION_THREADS: usize = 2;
 pub struct MountOptions {
     /// An existing directory at which nothing is mounted.
     pub mount_point: PathBuf,
+    /// The most bytes of one flush that travel inside a command of the log.
+    pub inline_max: usize,
 }
 
 /// Why a mount could not be made or unmade.
@@ -121,11 +123,11 @@ impl Mount {
         options: MountOptions,
         runtime: tokio::runtime::Handle,
     ) -> Result<Self, MountError> {
-        let MountOptions { mount_point } = options;
+        let MountOptions { mount_point, inline_max } = options;
         let point = mount_point::prepare(&mount_point)?;
         let refused = |source| MountError::Refused { path: point.clone(), source };
         let serve = |source| MountError::Serve { path: point.clone(), source };
-        let core = Arc::new(Core::new(handle, runtime));
+        let core = Arc::new(Core::new(handle, runtime, inline_max));
         let mut session =
             Session::new(QuorumFs(core.clone()), &point, &config()).map_err(refused)?;
         let device = session.as_fd().try_clone_to_owned().map_err(serve)?;

@@ -79,6 +79,9 @@ impl Core {
     }
 
     fn bytes_changed(&self, index: LogIndex, own: bool, ino: Ino, range: ByteRange) {
+        if own && let Some(buffer) = self.open.buffer(ino) {
+            buffer.lock().applied(range);
+        }
         if own && !self.cache.is_doubtful(ino) {
             self.cache.wrote_pages(ino, index);
             return;

@@ -7,6 +7,7 @@ use super::attributes::{Seen, truncate};
 use super::core::{Caller, Core};
 use super::errors::OpError;
 use super::names::{NewInode, Place, make};
+use super::open_table::OpenMode;
 use super::times;
 use crate::fs::proto::{Inode, Kind};
 use crate::types::{Ino, LogIndex};
@@ -44,9 +45,8 @@ impl Core {
             }
         };
         let fopen = self.fopen_flags(ino, &seen.inode, flags);
-        let direct = fopen.contains(FopenFlags::FOPEN_DIRECT_IO);
-        let opened = Opened { handle: self.open.open(buffer, direct), flags: fopen };
-        Ok((seen.file_attr(0), opened))
+        let handle = self.open.open(buffer, open_mode(flags, fopen));
+        Ok((seen.file_attr(0), Opened { handle, flags: fopen }))
     }
 
     /// OPEN, with `O_TRUNC` where the program asked for it.
@@ -69,8 +69,8 @@ impl Core {
         if reads && flags & libc::O_NOATIME == 0 && times::wants_touch(&inode, times::now()) {
             self.node.touch(ino, times::now());
         }
-        let direct = fopen.contains(FopenFlags::FOPEN_DIRECT_IO);
-        Ok(Opened { handle: self.open.open(buffer, direct), flags: fopen })
+        let handle = self.open.open(buffer, open_mode(flags, fopen));
+        Ok(Opened { handle, flags: fopen })
     }
 
     async fn inode_to_open(&self, caller: Caller, ino: Ino, flags: i32) -> Result<Inode, OpError> {
@@ -91,7 +91,7 @@ impl Core {
     /// How the kernel may treat the open file.
     fn fopen_flags(&self, ino: Ino, inode: &Inode, flags: i32) -> FopenFlags {
         let mut fopen = FopenFlags::empty();
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let writes = writes(flags);
         if writes && flags & libc::O_APPEND != 0 {
             // The kernel does not know where the bytes will stand, so it cannot cache them.
             fopen |= FopenFlags::FOPEN_DIRECT_IO;
@@ -108,6 +108,7 @@ impl Core {
     /// RELEASE: mapped pages arrive after the last FLUSH, so it commits, too.
     pub(super) async fn release(&self, handle: u64) -> Result<(), OpError> {
         let Some(file) = self.open.file(handle) else { return Err(OpError::Errno(libc::EBADF)) };
+        self.open.stop_writing(&file);
         self.commit(&file.buffer).await;
         if let Some(errno) = file.unreported_failure() {
             tracing::warn!(ino = %file.buffer.ino, errno, "lost bytes of a file that is closed");
@@ -115,4 +116,12 @@ impl Core {
         self.released(file.buffer.ino, self.open.release(handle));
         Ok(())
     }
+}
+
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+fn open_mode(flags: i32, fopen: FopenFlags) -> OpenMode {
+    OpenMode { direct: fopen.contains(FopenFlags::FOPEN_DIRECT_IO), writes: writes(flags) }
 }

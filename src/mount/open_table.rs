@@ -7,21 +7,31 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, State};
 use crate::types::Ino;
 
 /// One open file of the kernel.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     pub(super) buffer: Arc<Buffer>,
-    /// Opened with direct I/O: the kernel's pages know nothing of what is written through it.
-    pub(super) direct: bool,
+    pub(super) mode: OpenMode,
+    /// Open for writing, and a close that commits is still to come. Changed under the table's lock.
+    writing: AtomicBool,
     /// How many failures of the buffer this handle need not report (any more).
     reported: AtomicU64,
+}
+
+/// How a file was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct OpenMode {
+    /// With direct I/O: the kernel's pages know nothing of what is written through it.
+    pub(super) direct: bool,
+    /// For writing.
+    pub(super) writes: bool,
 }
 
 impl OpenFile {
@@ -48,6 +58,8 @@ struct Tables {
 #[derive(Debug)]
 struct HeldInode {
     holds: usize,
+    /// How many of them are open files that are writing.
+    writers: usize,
     /// The cluster was told that this mount holds the inode although it has no name any more.
     promised: bool,
     buffer: Arc<Buffer>,
@@ -68,6 +80,7 @@ impl OpenTable {
         let mut tables = self.tables.lock();
         let inode = tables.inodes.entry(ino).or_insert_with(|| HeldInode {
             holds: 0,
+            writers: 0,
             promised: false,
             buffer: Arc::new(Buffer::new(ino)),
         });
@@ -81,13 +94,56 @@ impl OpenTable {
     }
 
     /// Makes a hold an open file and names it. It reports failures of the buffer from now on.
-    pub(super) fn open(&self, buffer: Arc<Buffer>, direct: bool) -> u64 {
+    pub(super) fn open(&self, buffer: Arc<Buffer>, mode: OpenMode) -> u64 {
         let reported = AtomicU64::new(buffer.lock().failures().0);
         let mut tables = self.tables.lock();
         tables.last_handle += 1;
         let handle = tables.last_handle;
-        tables.files.insert(handle, Arc::new(OpenFile { buffer, direct, reported }));
+        if let Some(inode) = tables.inodes.get_mut(&buffer.ino) {
+            inode.writers += usize::from(mode.writes);
+        }
+        let writing = AtomicBool::new(mode.writes);
+        tables.files.insert(handle, Arc::new(OpenFile { buffer, mode, writing, reported }));
         handle
+    }
+
+    /// Changes the buffer of an inode that is open for writing, and answers whether it is: the close
+    /// that commits the change is still to come.
+    pub(super) fn while_written(&self, ino: Ino, change: impl FnOnce(&mut State)) -> bool {
+        let tables = self.tables.lock();
+        let inode = tables.inodes.get(&ino).filter(|inode| inode.writers > 0);
+        inode.is_some_and(|inode| {
+            change(&mut inode.buffer.lock());
+            true
+        })
+    }
+
+    /// Whether a close is still to come that commits.
+    pub(super) fn is_written(&self, ino: Ino) -> bool {
+        self.while_written(ino, |_| {})
+    }
+
+    /// A close begins to commit, perhaps the last one: what comes after this comes too late for it.
+    pub(super) fn stop_writing(&self, file: &OpenFile) {
+        let mut tables = self.tables.lock();
+        if file.writing.swap(false, Ordering::Relaxed)
+            && let Some(inode) = tables.inodes.get_mut(&file.buffer.ino)
+        {
+            inode.writers -= 1;
+        }
+    }
+
+    /// It was not the last one: the file is written to.
+    pub(super) fn go_on_writing(&self, file: &OpenFile) {
+        if !file.mode.writes || file.writing.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut tables = self.tables.lock();
+        if let Some(inode) = tables.inodes.get_mut(&file.buffer.ino)
+            && !file.writing.swap(true, Ordering::Relaxed)
+        {
+            inode.writers += 1;
+        }
     }
 
     /// The open file of that name.
@@ -105,7 +161,7 @@ impl OpenTable {
         self.tables.lock().inodes.values().map(|inode| inode.buffer.clone()).collect()
     }
 
-    /// Ends an open file. Its buffer must be settled where this was the last.
+    /// Ends an open file that has stopped writing. Its buffer must be settled where this was the last.
     pub(super) fn release(&self, handle: u64) -> Released {
         let mut tables = self.tables.lock();
         match tables.files.remove(&handle) {
@@ -145,22 +201,25 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arc, Ino, OpenTable, Released};
+    use super::{Arc, Ino, OpenMode, OpenTable, Released};
+
+    const READS: OpenMode = OpenMode { direct: false, writes: false };
+    const WRITES: OpenMode = OpenMode { direct: false, writes: true };
 
     /// Whichever comes first, the last release or the question, the cluster hears exactly once that
     /// an orphan is not held.
     #[test]
     fn orphans_are_answered_once() {
         let table = OpenTable::default();
-        let first = table.open(table.hold(Ino(9)), false);
-        let second = table.open(table.hold(Ino(9)), false);
+        let first = table.open(table.hold(Ino(9)), READS);
+        let second = table.open(table.hold(Ino(9)), WRITES);
         assert!(table.promise(Ino(9)));
         assert_eq!(table.release(first), Released::Nothing);
         assert_eq!(table.release(second), Released::Orphan);
         assert_eq!(table.release(second), Released::Nothing);
         assert!(!table.promise(Ino(9)), "not held any more: the answer is no");
 
-        let only = table.open(table.hold(Ino(9)), false);
+        let only = table.open(table.hold(Ino(9)), READS);
         assert_eq!(table.release(only), Released::Nothing);
         assert!(!table.promise(Ino(9)));
     }
@@ -175,12 +234,36 @@ mod tests {
         assert!(!table.is_held(Ino(3)));
     }
 
+    /// Only a close that is still to come can commit what is put off until then.
+    #[test]
+    fn open_for_writing() {
+        let table = OpenTable::default();
+        let is_written = || table.is_written(Ino(4));
+        table.hold(Ino(4));
+        assert!(!is_written(), "not open yet");
+        table.open(table.hold(Ino(4)), READS);
+        assert!(!is_written(), "its close commits nothing");
+        let writers = [(); 2].map(|()| table.open(table.hold(Ino(4)), WRITES));
+        for handle in writers {
+            assert!(is_written());
+            let file = table.file(handle).expect("open");
+            table.stop_writing(&file);
+            table.go_on_writing(&file);
+            table.stop_writing(&file);
+            table.stop_writing(&file);
+        }
+        assert!(!is_written(), "the last commit may have begun");
+        for handle in writers {
+            assert_eq!(table.release(handle), Released::Nothing);
+        }
+    }
+
     /// All handles of an inode share its buffer; each reports a failure once, and only those that
     /// were open when it happened.
     #[test]
     fn failures_are_reported_once_per_handle() {
         let table = OpenTable::default();
-        let early = table.open(table.hold(Ino(1)), false);
+        let early = table.open(table.hold(Ino(1)), WRITES);
         let early = table.file(early).expect("open");
         {
             let mut state = early.buffer.lock();
@@ -191,10 +274,10 @@ mod tests {
                 time: crate::fs::proto::Time::default(),
             };
             state.accept(&new, std::time::Instant::now());
-            state.take(Ino(1));
+            state.take(Ino(1), 1 << 16);
             state.settle(Err(libc::EIO));
         }
-        let late = table.open(table.hold(Ino(1)), false);
+        let late = table.open(table.hold(Ino(1)), WRITES);
         let late = table.file(late).expect("open");
         assert!(Arc::ptr_eq(&early.buffer, &late.buffer));
         assert_eq!(late.unreported_failure(), None);

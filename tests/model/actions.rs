@@ -118,8 +118,10 @@ fn attributes() -> impl Strategy<Value = proto::SetAttr> {
     let small = || option::of(0..5_u32);
     let size = option::of(prop_oneof![Just(0), 0..40_u64]);
     let mode = option::of(prop_oneof![Just(0o6755), Just(0o2644), Just(0o2775), Just(0o600)]);
-    (mode, small(), small(), size, time(), time(), any::<bool>()).prop_map(
-        |(mode, uid, gid, size, atime, mtime, kill_suid_sgid)| proto::SetAttr {
+    let bytes = prop_oneof![2 => Just(None), 1 => write().prop_map(Some)];
+    let flags = (any::<bool>(), any::<bool>());
+    ((mode, small(), small(), size), (time(), time()), (bytes, time()), flags).prop_map(
+        |((mode, uid, gid, size), (atime, mtime), (write, written), flags)| proto::SetAttr {
             ino: 0,
             mode,
             uid,
@@ -127,7 +129,10 @@ fn attributes() -> impl Strategy<Value = proto::SetAttr> {
             size,
             atime,
             mtime,
-            kill_suid_sgid,
+            kill_suid_sgid: flags.0,
+            write,
+            written,
+            raise_ctime: flags.1,
         },
     )
 }
@@ -303,7 +308,11 @@ fn both(
             (Op::Rename(proto::Rename { parent, name, new_parent, new_name, flags }), expected)
         }
         Draft::SetAttr { ino, attributes } => {
-            let op = proto::SetAttr { ino: choose(tree, *ino), ..*attributes };
+            let ino = choose(tree, *ino);
+            let mut op = proto::SetAttr { ino, ..attributes.clone() };
+            if let Some(write) = &mut op.write {
+                write.ino = ino;
+            }
             let expected = tree.set_attr(&op, when);
             (Op::SetAttr(op), expected)
         }

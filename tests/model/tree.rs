@@ -79,6 +79,36 @@ impl Node {
         matches!(self.body, Body::Directory { .. })
     }
 
+    fn bytes(&mut self) -> Result<&mut Vec<u8>> {
+        match &mut self.body {
+            Body::File(bytes) => Ok(bytes),
+            Body::Directory { .. } => Err(Errno::EISDIR),
+            Body::Symlink(_) | Body::Fifo => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Writes at `time`, and says whether there was anything to write.
+    fn write(&mut self, op: &proto::Write, time: i64, index: u64) -> Result<bool> {
+        let bytes = self.bytes()?;
+        let mut wrote = false;
+        for piece in op.pieces.iter().filter(|piece| !piece.data.is_empty()) {
+            let at = if op.append { bytes.len() } else { usize::try_from(piece.offset).unwrap() };
+            let end = at + piece.data.len();
+            bytes.resize(bytes.len().max(end), 0);
+            bytes[at..end].copy_from_slice(&piece.data);
+            wrote = true;
+        }
+        if wrote {
+            self.ctime = self.ctime.max(time);
+            self.mtime = self.mtime.max(time);
+            self.data_version = index;
+            if op.kill_suid_sgid {
+                self.kill_suid_sgid();
+            }
+        }
+        Ok(wrote)
+    }
+
     fn kill_suid_sgid(&mut self) {
         if let Body::File(_) = self.body {
             self.mode &= if self.mode & 0o10 == 0 { !0o4000 } else { !0o6000 };
@@ -286,15 +316,17 @@ impl Tree {
 
     pub fn set_attr(&mut self, op: &proto::SetAttr, when: When) -> Result<()> {
         let node = self.node(op.ino)?;
+        if let Some(write) = &op.write {
+            node.write(write, op.written.map_or(when.time, |time| time.seconds), when.index)?;
+        }
         if let Some(size) = op.size {
-            let Body::File(bytes) = &mut node.body else {
-                return Err(if node.is_directory() { Errno::EISDIR } else { Errno::EINVAL });
-            };
+            let bytes = node.bytes()?;
             let size = usize::try_from(size).expect("small files");
-            if size != bytes.len() {
+            let resized = size != bytes.len();
+            bytes.resize(size, 0);
+            if resized {
                 node.data_version = when.index;
             }
-            bytes.resize(size, 0);
             node.mtime = when.time;
         }
         if op.kill_suid_sgid {
@@ -305,7 +337,11 @@ impl Tree {
         node.gid = op.gid.unwrap_or(node.gid);
         node.atime = op.atime.map_or(node.atime, |time| time.seconds);
         node.mtime = op.mtime.map_or(node.mtime, |time| time.seconds);
+        let ctime = node.ctime.max(when.time);
         node.changed(when);
+        if op.raise_ctime {
+            node.ctime = ctime;
+        }
         Ok(())
     }
 
@@ -320,26 +356,10 @@ impl Tree {
 
     pub fn write(&mut self, op: &proto::Write, when: When) -> Result<()> {
         let node = self.node(op.ino)?;
-        let Body::File(bytes) = &mut node.body else {
-            return Err(if node.is_directory() { Errno::EISDIR } else { Errno::EINVAL });
-        };
-        let mut wrote = false;
-        for piece in op.pieces.iter().filter(|piece| !piece.data.is_empty()) {
-            let at = if op.append { bytes.len() } else { usize::try_from(piece.offset).unwrap() };
-            let end = at + piece.data.len();
-            bytes.resize(bytes.len().max(end), 0);
-            bytes[at..end].copy_from_slice(&piece.data);
-            wrote = true;
-        }
-        if wrote {
-            let ctime = node.ctime.max(when.time);
+        if node.write(op, when.time, when.index)? {
+            let ctime = node.ctime;
             node.changed(when);
             node.ctime = ctime;
-            node.mtime = node.mtime.max(when.time);
-            node.data_version = when.index;
-            if op.kill_suid_sgid {
-                node.kill_suid_sgid();
-            }
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! chmod, chown, truncate, utimens and relatime's touch.
+//! chmod, chown, truncate, utimens, with the bytes that came before them; and relatime's touch.
 
 use super::context::{
     Context, Inode, Step, Stop, check_time, later, left_behind, without_suid_sgid,
 };
+use super::write;
 use crate::fs::applied::{Change, FileEffect};
 use crate::fs::errno::Errno;
 use crate::fs::limits::SIZE_MAX;
@@ -18,9 +19,17 @@ pub(super) fn set_attr<V: ViewMut + Records>(
 ) -> Step<proto::Outcome, V> {
     check_time(op.atime)?;
     check_time(op.mtime)?;
+    check_time(op.written)?;
     let mut inode = context.inode(Ino(op.ino))?;
+    let plan = op.write.as_ref().map(|write| write::plan(&inode, write)).transpose()?;
     if let Some(size) = op.size {
         check_size(&inode, size)?;
+    }
+    if let Some(plan) = plan {
+        let time = op.written.unwrap_or(context.time);
+        write::put_bytes(context, &mut inode, &plan, time);
+    }
+    if let Some(size) = op.size {
         set_size(context, &mut inode, size);
     }
     if op.kill_suid_sgid {
@@ -32,7 +41,11 @@ pub(super) fn set_attr<V: ViewMut + Records>(
     record.gid = op.gid.unwrap_or(record.gid);
     record.atime = op.atime.or(record.atime);
     record.mtime = op.mtime.or(record.mtime);
+    let ctime = later(record.ctime, context.time);
     context.stamp(&mut inode);
+    if op.raise_ctime {
+        inode.record.ctime = Some(ctime);
+    }
     context.save(&inode);
     Ok(left_behind(inode))
 }

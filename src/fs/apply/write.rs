@@ -14,22 +14,37 @@ pub(super) fn write<V: ViewMut + Records>(
     op: &proto::Write,
 ) -> Step<proto::Outcome, V> {
     let mut inode = context.inode(Ino(op.ino))?;
-    if inode.is_directory() {
-        return Err(Errno::EISDIR.into());
-    }
-    if !inode.is_regular() {
-        return Err(Errno::EINVAL.into());
-    }
-    let appended_at = op.append.then_some(inode.record.size);
-    let placed = place(&op.pieces, appended_at)?;
-    if !placed.is_empty() {
-        put_bytes(context, &mut inode, &placed);
-        if op.kill_suid_sgid {
-            inode.record.mode = without_suid_sgid(&inode);
-        }
+    let plan = plan(&inode, op)?;
+    let appended_at = plan.appended_at;
+    if !plan.placed.is_empty() {
+        let time = context.time;
+        put_bytes(context, &mut inode, &plan, time);
+        let ctime = inode.record.ctime;
+        context.stamp(&mut inode);
+        inode.record.ctime = ctime;
         context.save(&inode);
     }
     Ok(proto::Outcome { offset: appended_at.unwrap_or(0), ..left_behind(inode) })
+}
+
+/// What a write is going to do: checked, nothing changed yet.
+pub(super) struct Plan<'a> {
+    op: &'a proto::Write,
+    placed: Vec<Placed<'a>>,
+    appended_at: Option<u64>,
+}
+
+/// Checks a write.
+pub(super) fn plan<'a>(inode: &Inode, op: &'a proto::Write) -> Result<Plan<'a>, Errno> {
+    if inode.is_directory() {
+        return Err(Errno::EISDIR);
+    }
+    if !inode.is_regular() || op.ino != inode.ino.0 {
+        return Err(Errno::EINVAL);
+    }
+    let appended_at = op.append.then_some(inode.record.size);
+    let placed = place(&op.pieces, appended_at)?;
+    Ok(Plan { op, placed, appended_at })
 }
 
 /// A piece with the range where it goes.
@@ -54,23 +69,29 @@ fn place(pieces: &[proto::Piece], end: Option<u64>) -> Result<Vec<Placed<'_>>, E
     Ok(placed)
 }
 
-fn put_bytes<V: ViewMut + Records>(
+/// Puts the bytes in place, as written at `time`. Neither marks the inode as changed nor saves it.
+pub(super) fn put_bytes<V: ViewMut + Records>(
     context: &mut Context<'_, V>,
     inode: &mut Inode,
-    placed: &[Placed<'_>],
+    plan: &Plan<'_>,
+    time: proto::Time,
 ) {
+    if plan.placed.is_empty() {
+        return;
+    }
     let ino = inode.ino;
     let generation = Generation(inode.record.generation);
-    for Placed { range, piece } in placed {
+    for Placed { range, piece } in &plan.placed {
         let data = piece.data.clone();
         context.order(FileEffect::Write { ino, generation, offset: range.start, data });
         context.note(Change::Bytes { ino, range: *range });
         inode.record.size = inode.record.size.max(range.end);
     }
+    if plan.op.kill_suid_sgid {
+        inode.record.mode = without_suid_sgid(inode);
+    }
     // A flush may come after a later change of the times: it only ever raises them.
-    let ctime = later(inode.record.ctime, context.time);
-    context.stamp(inode);
-    inode.record.ctime = Some(ctime);
-    inode.record.mtime = Some(later(inode.record.mtime, context.time));
+    inode.record.ctime = Some(later(inode.record.ctime, time));
+    inode.record.mtime = Some(later(inode.record.mtime, time));
     inode.record.data_version = context.at.index.0;
 }

@@ -10,6 +10,7 @@ mod orphans;
 mod queries;
 mod renames;
 mod sessions;
+mod together;
 mod unapplied;
 mod world;
 mod writes;

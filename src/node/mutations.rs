@@ -135,17 +135,20 @@ impl Mutations {
     /// The proposer may be told. Returns what the window has room for now.
     pub(super) fn acknowledge(&self, key: ProposalKey, hlc: impl Fn() -> u64) -> Vec<Input> {
         let mut inner = self.inner.lock();
-        if let Some(Waiting { outcome: Some(outcome), answer, .. }) = inner.waiting.remove(&key) {
-            let refused = outcome.errno == REFUSED;
-            let answered = if refused { Err(NodeError::SessionLost) } else { Ok(outcome) };
-            // Whoever waited may have given up.
-            let _ = answer.send(answered);
-        }
+        let waiting = inner.waiting.remove(&key);
         inner.answered(key);
         let mut inputs = Vec::new();
         while inner.has_room() {
             let Some(queued) = inner.queue.pop_front() else { break };
             inputs.push(inner.propose(self.node, queued, hlc()));
+        }
+        // Whoever is answered may go on at once, on this thread, and submit more.
+        drop(inner);
+        if let Some(Waiting { outcome: Some(outcome), answer, .. }) = waiting {
+            let refused = outcome.errno == REFUSED;
+            let answered = if refused { Err(NodeError::SessionLost) } else { Ok(outcome) };
+            // Whoever waited may have given up.
+            let _ = answer.send(answered);
         }
         inputs
     }
@@ -223,4 +226,44 @@ fn encode(
 fn now() -> Time {
     let now = clock::wall();
     Time { seconds: now.seconds, nanos: now.nanos }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Wake, Waker};
+
+    use super::{Mutations, NodeId, Op, Outcome, ProposalKey, Seq, SessionId, Wait};
+    use crate::fs::proto::Touch;
+
+    struct SubmitsMore(Arc<Mutations>);
+
+    impl Wake for SubmitsMore {
+        fn wake(self: Arc<Self>) {
+            assert!(self.0.submit(touch(), Wait::Here, None, 0).1.is_some(), "there is room");
+        }
+    }
+
+    fn touch() -> Op {
+        Op::Touch(Touch::default())
+    }
+
+    /// Operations go on where they are answered.
+    #[test]
+    fn whoever_is_answered_may_submit_at_once() {
+        let mutations = Arc::new(Mutations::new(NodeId(1)));
+        mutations.begin(SessionId(7), None);
+        let (answer, _) = mutations.submit(touch(), Wait::Here, None, 0);
+        let mut answer = pin!(answer);
+        let waker = Waker::from(Arc::new(SubmitsMore(mutations.clone())));
+        let mut context = Context::from_waker(&waker);
+        assert!(answer.as_mut().poll(&mut context).is_pending());
+        let key = ProposalKey { session: SessionId(7), seq: Seq(1) };
+        mutations.applied(key, &Outcome::default());
+        assert!(mutations.acknowledge(key, || 0).is_empty());
+        assert!(matches!(answer.poll(&mut context), Poll::Ready(Ok(Ok(_)))));
+        assert_eq!(mutations.inner.lock().last_seq, 2);
+    }
 }

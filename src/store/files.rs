@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::recent::Recent;
+use super::spares::Spares;
 use super::sys;
 use crate::fs::FileEffect;
 use crate::store::StoreError;
@@ -33,6 +34,7 @@ pub struct Files {
     /// A file is opened, and its name removed, under its shard's lock: so no descriptor of a removed
     /// file can stay behind.
     open: [Shard; SHARDS],
+    spares: Spares,
 }
 
 impl Files {
@@ -44,7 +46,8 @@ impl Files {
         std::fs::create_dir_all(path).map_err(StoreError::io("create", path))?;
         let dir = File::open(path).map_err(StoreError::io("open", path))?;
         let open = std::array::from_fn(|_| Mutex::new(Recent::new(DESCRIPTORS / SHARDS)));
-        Ok(Self { path: path.to_owned(), dir, open })
+        let spares = Spares::open(path.join("spare"))?;
+        Ok(Self { path: path.to_owned(), dir, open, spares })
     }
 
     /// Carries out one effect of an applied command. Buffered by the kernel: durable only after
@@ -197,19 +200,27 @@ impl Files {
             return Ok(Arc::clone(file));
         }
         let path = self.path_of(ino, generation);
-        let create =
-            || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = match create() {
+        let file = match self.open_or_create(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let dir = path.parent().expect("a backing file is in a directory");
                 std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
-                create()
+                self.open_or_create(&path)
             }
             other => other,
         };
         let file = Arc::new(file.map_err(StoreError::io("create", &path))?);
         open.insert((ino, generation), Arc::clone(&file));
         Ok(file)
+    }
+
+    fn open_or_create(&self, path: &Path) -> io::Result<File> {
+        match self.spares.take(path) {
+            Ok(Some(file)) => return Ok(file),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(error),
+            // It exists, or this file system knows no renaming without replacing.
+            Ok(None) | Err(_) => {}
+        }
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
     }
 
     /// The backing file where neither a lock nor a disk has to be waited for.
@@ -225,8 +236,13 @@ impl Files {
 
     fn remove(&self, ino: Ino, generation: Generation) -> Result<(), StoreError> {
         let mut open = self.shard(ino).lock();
-        open.remove(&(ino, generation));
-        match std::fs::remove_file(self.path_of(ino, generation)) {
+        let path = self.path_of(ino, generation);
+        // Without another descriptor of it (reads that are under way have one) it can become another file.
+        let alone = open.remove(&(ino, generation)).and_then(Arc::into_inner);
+        if alone.is_some_and(|file| self.spares.keep(&path, file)) {
+            return Ok(());
+        }
+        match std::fs::remove_file(path) {
             Err(source) if source.kind() != ErrorKind::NotFound => {
                 Err(self.failed("remove", ino, generation, source))
             }
@@ -251,6 +267,8 @@ impl Files {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use bytes::Bytes;
 
     use super::{DESCRIPTORS, FileEffect, Files, Generation, Ino};
@@ -326,6 +344,28 @@ mod tests {
         }
         files.carry_out(&remove(1)).unwrap();
         files.carry_out(&remove(1)).unwrap();
+    }
+
+    #[test]
+    fn a_removed_file_leaves_nothing_in_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        files.carry_out(&write(1, 0, b"secret")).unwrap();
+        let reading = files.file(Ino(1), GENERATION).unwrap().unwrap();
+        files.carry_out(&remove(1)).unwrap();
+        files.carry_out(&write(2, 0, b"in another file")).unwrap();
+        let mut seen = [0; 6];
+        reading.read_at(&mut seen, 0).unwrap();
+        assert_eq!(&seen, b"secret", "a read that is under way has the removed file still");
+
+        files.carry_out(&remove(2)).unwrap();
+        files.carry_out(&write(0x103, 12, b"next")).unwrap();
+        assert_eq!(bytes(&files, 0x103, 16), b"\0\0\0\0\0\0\0\0\0\0\0\0next");
+        assert!(!files.path_of(Ino(2), GENERATION).exists());
+        drop(files);
+        let files = Files::open(dir.path()).unwrap();
+        assert_eq!(bytes(&files, 0x103, 16)[12..], *b"next");
+        assert_eq!(std::fs::read_dir(dir.path().join("spare")).unwrap().count(), 0);
     }
 
     #[test]

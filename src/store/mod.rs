@@ -18,6 +18,7 @@ mod recent;
 mod records;
 mod recover;
 mod snapshot;
+mod spares;
 mod state;
 mod sys;
 

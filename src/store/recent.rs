@@ -43,13 +43,12 @@ impl<K: Hash + Eq, V> Recent<K, V> {
         self.newer.insert(key, value);
     }
 
-    /// Forgets `key`.
-    pub(super) fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q)
+    /// Forgets `key` and gives back what it had.
+    pub(super) fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
     {
-        self.newer.remove(key);
-        self.older.remove(key);
+        self.newer.remove(key).or_else(|| self.older.remove(key))
     }
 
     #[cfg(test)]

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::proto;
-use crate::types::{ByteRange, Generation, Ino, NodeId, SessionId};
+use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId, Seq, SessionId};
 
 /// What applying one command did, besides its changes of the view.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,6 +49,42 @@ pub enum Change {
     Removed {
         /// Which.
         ino: Ino,
+    },
+    /// A session is to keep the locks of an inode by itself from now on.
+    LocksDelegated {
+        /// Whose locks.
+        ino: Ino,
+        /// To whom.
+        session: SessionId,
+        /// Index of the entry that did it.
+        at: LogIndex,
+        /// All that it has.
+        held: Vec<proto::Lock>,
+    },
+    /// The delegate is to return them.
+    LocksRecalled {
+        /// Whose locks.
+        ino: Ino,
+        /// Who has them.
+        session: SessionId,
+    },
+    /// It did.
+    LocksReturned {
+        /// Whose locks.
+        ino: Ino,
+        /// Who had them.
+        session: SessionId,
+    },
+    /// A request for a lock that was queued has its answer.
+    LockAnswered {
+        /// Who asked.
+        session: SessionId,
+        /// By which command.
+        seq: Seq,
+        /// The answer.
+        answer: proto::LockAnswer,
+        /// Who has it, where it was refused.
+        conflict: Option<proto::Lock>,
     },
     /// A session began.
     SessionOpened {

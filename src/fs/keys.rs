@@ -11,6 +11,8 @@ const OUTCOME: u8 = b'r';
 const ORPHAN: u8 = b'o';
 const MEMBER: u8 = b'n';
 const TOMBSTONE: u8 = b't';
+const LOCKS: u8 = b'l';
+const LOCK_WAIT: u8 = b'w';
 const COUNTER: u8 = b'c';
 const META: u8 = b'm';
 
@@ -44,6 +46,8 @@ pub enum Parsed<'a> {
     Orphan { ino: Ino },
     Member { node: NodeId },
     Tombstone { node: NodeId, session: SessionId },
+    Locks { ino: Ino },
+    LockWait { session: SessionId, owner: u64, seq: Seq },
     Counter,
     Meta,
 }
@@ -129,6 +133,21 @@ pub fn tombstone(node: NodeId, session: SessionId) -> Vec<u8> {
     key
 }
 
+/// The locks of an inode.
+#[must_use]
+pub fn locks(ino: Ino) -> Vec<u8> {
+    number(LOCKS, ino.0)
+}
+
+/// That an owner waits for a lock: session, owner, seq of the command that asked.
+#[must_use]
+pub fn lock_wait(session: SessionId, owner: u64, seq: Seq) -> Vec<u8> {
+    let mut key = number(LOCK_WAIT, session.0);
+    key.extend_from_slice(&owner.to_be_bytes());
+    key.extend_from_slice(&seq.0.to_be_bytes());
+    key
+}
+
 /// counter: name.
 #[must_use]
 pub fn counter(counter: Counter) -> Vec<u8> {
@@ -167,6 +186,20 @@ pub fn outcomes(session: SessionId) -> KeyRange {
 #[must_use]
 pub fn tombstones(node: NodeId) -> KeyRange {
     starting_with(number(TOMBSTONE, node.0))
+}
+
+/// The locks of all inodes.
+#[must_use]
+pub fn all_locks() -> KeyRange {
+    starting_with(vec![LOCKS])
+}
+
+/// What an owner waits for.
+#[must_use]
+pub fn lock_waits(session: SessionId, owner: u64) -> KeyRange {
+    let mut prefix = number(LOCK_WAIT, session.0);
+    prefix.extend_from_slice(&owner.to_be_bytes());
+    starting_with(prefix)
 }
 
 /// All live sessions, oldest first.
@@ -213,6 +246,12 @@ pub fn parse(key: &[u8]) -> Option<Parsed<'_>> {
         (SESSION, 0) => Some(Parsed::Session { session: SessionId(first) }),
         (ORPHAN, 0) => Some(Parsed::Orphan { ino: Ino(first) }),
         (MEMBER, 0) => Some(Parsed::Member { node: NodeId(first) }),
+        (LOCKS, 0) => Some(Parsed::Locks { ino: Ino(first) }),
+        (LOCK_WAIT, 16) => {
+            let (owner, rest) = take_u64(rest)?;
+            let seq = Seq(take_u64(rest)?.0);
+            Some(Parsed::LockWait { session: SessionId(first), owner, seq })
+        }
         (OUTCOME, 8) => {
             let seq = Seq(take_u64(rest)?.0);
             Some(Parsed::Outcome { session: SessionId(first), seq })

@@ -10,11 +10,13 @@
 mod applied;
 mod apply;
 mod check;
+mod delegations;
 mod digest;
 mod errno;
 mod genesis;
 pub mod keys;
 pub mod limits;
+mod locks;
 mod pages;
 pub mod query;
 mod record;
@@ -32,9 +34,11 @@ pub mod proto {
 pub use applied::{Applied, Change, FileEffect};
 pub use apply::{apply, decode};
 pub use check::{Problem, check};
+pub use delegations::{Delegations, Local};
 pub use digest::Digest;
 pub use errno::Errno;
 pub use genesis::genesis;
+pub use locks::{LockTable, WHOLE_FILE};
 pub use pages::Pages;
 pub use record::{CorruptRecord, Corruption, Records};
 pub use unapplied::Unapplied;

@@ -14,6 +14,8 @@ use crate::types::{Ino, LogIndex, NodeId};
 #[derive(Clone, Debug, Default)]
 pub struct Unapplied {
     inodes: BTreeMap<Ino, Vec<LogIndex>>,
+    /// Of these, the mount of this node has the bytes anyway, unless it gave them up.
+    own_writes: BTreeMap<Ino, Vec<LogIndex>>,
     names: BTreeMap<Ino, BTreeMap<Vec<u8>, UnappliedName>>,
 }
 
@@ -27,7 +29,8 @@ struct UnappliedName {
 impl Unapplied {
     /// Takes in a command that was received at `index`, over the state as far as it is applied. Answers
     /// what a cache may hold of what it may change: more rather than less. Bytes that `own` writes are
-    /// left out: its mount shows them already, or its session is another now and begins after them.
+    /// left out, and kept apart: its mount shows them already, or its session is another now and begins
+    /// after them, or it does not know that they are still coming.
     ///
     /// # Errors
     /// When this replica cannot read its own state.
@@ -57,13 +60,17 @@ impl Unapplied {
             Some(Op::SetAttr(op)) => marks.inode(op.ino),
             Some(Op::SetXattr(op)) => marks.inode(op.ino),
             Some(Op::RemoveXattr(op)) => marks.inode(op.ino),
-            Some(Op::Write(op)) if !is_own => marks.inode(op.ino),
+            Some(Op::Write(op)) if is_own => marks.own_write(op.ino),
+            Some(Op::Write(op)) => marks.inode(op.ino),
             Some(Op::Touch(op)) => op.inodes.iter().for_each(|touched| marks.inode(touched.ino)),
             // What a mount shows does not depend on these.
             Some(
-                Op::Write(_)
-                | Op::ReleaseOrphans(_)
+                Op::ReleaseOrphans(_)
                 | Op::GrantInodes(_)
+                | Op::RequestLock(_)
+                | Op::Unlock(_)
+                | Op::CancelLock(_)
+                | Op::ReturnLocks(_)
                 | Op::SessionOpen(_)
                 | Op::SessionEnd(_)
                 | Op::AddMember(_),
@@ -89,6 +96,12 @@ impl Unapplied {
         last(self.inodes.get(&ino), since)
     }
 
+    /// The last entry up to `since` that brings bytes of the own mount to an inode; 0 where there is none.
+    #[must_use]
+    pub fn of_own_writes(&self, ino: Ino, since: LogIndex) -> LogIndex {
+        last(self.own_writes.get(&ino), since)
+    }
+
     /// The last entry up to `since` that may change what a name means; 0 where there is none.
     #[must_use]
     pub fn of_name(&self, parent: Ino, name: &[u8], since: LogIndex) -> LogIndex {
@@ -96,12 +109,12 @@ impl Unapplied {
         last(name.map(|name| &name.indexes), since)
     }
 
-    /// Whether what the entry at `index` did was marked: an invariant, for all but bytes of the own mount.
+    /// Whether what the entry at `index` did was marked: an invariant.
     #[must_use]
     pub fn covers(&self, index: LogIndex, change: &Change) -> bool {
         match change {
             Change::Attributes { ino } | Change::Bytes { ino, .. } | Change::Orphaned { ino } => {
-                self.of_inode(*ino, index) == index
+                self.of_inode(*ino, index).max(self.of_own_writes(*ino, index)) == index
             }
             Change::Name { parent, name, .. } => {
                 self.of_name(*parent, name, index) == index
@@ -109,6 +122,10 @@ impl Unapplied {
             }
             // Nobody sees an inode without a name that nobody holds.
             Change::Removed { .. }
+            | Change::LocksDelegated { .. }
+            | Change::LocksRecalled { .. }
+            | Change::LocksReturned { .. }
+            | Change::LockAnswered { .. }
             | Change::SessionOpened { .. }
             | Change::SessionEnded { .. }
             | Change::MemberAdded { .. } => true,
@@ -121,6 +138,7 @@ impl Unapplied {
             !indexes.is_empty()
         };
         self.inodes.retain(|_, indexes| keep_some(indexes));
+        self.own_writes.retain(|_, indexes| keep_some(indexes));
         self.names.retain(|_, names| {
             names.retain(|_, name| keep_some(&mut name.indexes));
             !names.is_empty()
@@ -157,6 +175,10 @@ impl Marks<'_> {
     fn inode(&mut self, ino: u64) {
         self.unapplied.inodes.entry(Ino(ino)).or_default().push(self.index);
         self.changes.push(Change::Attributes { ino: Ino(ino) });
+    }
+
+    fn own_write(&mut self, ino: u64) {
+        self.unapplied.own_writes.entry(Ino(ino)).or_default().push(self.index);
     }
 
     /// A name may change, and with it its directory.

@@ -98,7 +98,11 @@ impl Core {
     pub(super) async fn seen(&self, ino: Ino) -> Result<Seen, OpError> {
         let seen = self.read_stable(|look| {
             let seen = self.see(&look.state, ino)?;
-            let changed = seen.as_ref().map_or(LogIndex(0), |seen| seen.changed(look));
+            let mut changed = seen.as_ref().map_or(LogIndex(0), |seen| seen.changed(look));
+            if self.cache.is_doubtful(ino) {
+                // Bytes that were given up are not shown, but they may come yet.
+                changed = changed.max(look.own_writes(ino));
+            }
             Ok((seen, changed))
         });
         seen.await?.ok_or(OpError::Errno(libc::ESTALE))

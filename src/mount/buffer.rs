@@ -13,9 +13,10 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
 use super::extents::{self, Extents, Piece};
+use super::locks::Lockers;
 use super::times::later;
 use crate::fs::proto;
-use crate::types::{ByteRange, Ino, LogIndex};
+use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 /// What one WRITE brings.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub(super) struct NewBytes {
     pub(super) kill_suid_sgid: bool,
     /// When the program wrote: becomes `mtime`.
     pub(super) time: proto::Time,
+    /// They are written under a lock of this session: in another one they must not appear.
+    pub(super) only_in: Option<SessionId>,
 }
 
 /// One lot, ready to be proposed.
@@ -39,6 +42,8 @@ pub(super) struct Batch {
     pub(super) time: proto::Time,
     /// A ctime that the writes do not bring.
     pub(super) ctime: Option<proto::Time>,
+    /// The only session that may commit it.
+    pub(super) only_in: Option<SessionId>,
 }
 
 impl Batch {
@@ -75,6 +80,7 @@ pub(super) struct Buffer {
     state: Mutex<State>,
     /// One permit: whoever holds it takes a lot and sees it settled.
     pub(super) turn: Semaphore,
+    pub(super) lockers: Lockers,
 }
 
 /// What a buffer holds; see the stages in the module's description.
@@ -87,6 +93,7 @@ pub(super) struct State {
     written: Option<proto::Time>,
     ctime: Option<proto::Time>,
     dirty_since: Option<Instant>,
+    only_in: Option<SessionId>,
     taken: Option<Taken>,
     /// Number of WRITEs and ctimes taken in, and of those that are settled.
     accepted: u64,
@@ -114,7 +121,7 @@ struct Taken {
 
 impl Buffer {
     pub(super) fn new(ino: Ino) -> Self {
-        Self { ino, state: Mutex::default(), turn: Semaphore::new(1) }
+        Self { ino, state: Mutex::default(), turn: Semaphore::new(1), lockers: Lockers::default() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -124,8 +131,11 @@ impl Buffer {
 
 impl State {
     /// Takes bytes in, unless bytes of the other kind (appended, positioned) are pending: these have
-    /// to be committed first, or their order would be lost.
+    /// to be committed first, or their order would be lost. So have bytes under another session's locks.
     pub(super) fn accept(&mut self, new: &NewBytes, now: Instant) -> bool {
+        if self.is_pending() && self.only_in != new.only_in {
+            return false;
+        }
         match new.offset {
             Some(_) if !self.appends.is_empty() => return false,
             None if self.dirty.bytes() > 0 => return false,
@@ -135,6 +145,7 @@ impl State {
                 self.appends.push(new.data.clone());
             }
         }
+        self.only_in = new.only_in;
         self.kill_suid_sgid |= new.kill_suid_sgid;
         self.written = Some(new.time);
         self.dirty_since.get_or_insert(now);
@@ -199,7 +210,8 @@ impl State {
         let writes = commands.into_iter().map(write).collect();
         // A write raises ctime to its own time.
         let ctime = ctime.filter(|ctime| written.is_none_or(|time| later(time, *ctime) != time));
-        Some(Batch { writes, ordered, time: written.unwrap_or_default(), ctime })
+        let only_in = self.only_in.take();
+        Some(Batch { writes, ordered, time: written.unwrap_or_default(), ctime, only_in })
     }
 
     /// Bytes of this mount were applied here. Where they came with a change of attributes, which may
@@ -346,7 +358,8 @@ mod tests {
     }
 
     fn bytes(offset: Option<u64>, len: usize, seconds: i64) -> NewBytes {
-        NewBytes { offset, data: vec![1; len].into(), kill_suid_sgid: false, time: at(seconds) }
+        let data = vec![1; len].into();
+        NewBytes { offset, data, kill_suid_sgid: false, time: at(seconds), only_in: None }
     }
 
     /// Bytes stay visible from the WRITE until they are applied, and attributes only rise.

@@ -45,6 +45,8 @@ impl Core {
                 }
                 let bytes = self.read_source(&source, offset, size).await?;
                 if self.node.cuts() == cuts {
+                    // The session may have ended while this waited.
+                    self.file(handle)?;
                     return Ok(bytes);
                 }
             }
@@ -60,10 +62,11 @@ impl Core {
     pub(super) async fn write(
         self: &Arc<Self>,
         handle: u64,
-        new: NewBytes,
+        mut new: NewBytes,
         flags: i32,
     ) -> Result<u32, OpError> {
         let file = self.file(handle)?;
+        new.only_in = file.buffer.lockers.any().then(|| self.node.session());
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
         self.open.go_on_writing(&file);
@@ -84,10 +87,13 @@ impl Core {
         Ok(written)
     }
 
-    /// FLUSH, at each close(2): as [`Self::fsync`].
-    pub(super) async fn flush(&self, handle: u64) -> Result<(), OpError> {
-        self.open.stop_writing(&*self.file(handle)?);
-        self.fsync(handle).await
+    /// FLUSH, at each close(2): as [`Self::fsync`]. The process that closes loses its locks of the file.
+    pub(super) async fn flush(&self, handle: u64, owner: u64) -> Result<(), OpError> {
+        let file = self.open_file_of(handle)?;
+        self.open.stop_writing(&file);
+        let flushed = self.fsync(handle).await;
+        let unlocked = self.closed_by(&file, owner).await;
+        flushed.and(unlocked)
     }
 
     /// FSYNC: everything written so far is committed (which makes it durable on a quorum: it travels
@@ -99,7 +105,16 @@ impl Core {
         acknowledged
     }
 
-    fn file(&self, handle: u64) -> Result<Arc<OpenFile>, OpError> {
+    /// An open file that is to be used. EIO where its programs believe in locks that others may have.
+    pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>, OpError> {
+        let file = self.open_file_of(handle)?;
+        if file.buffer.lockers.are_lost(handle, self.node.session()) {
+            return Err(OpError::Errno(libc::EIO));
+        }
+        Ok(file)
+    }
+
+    pub(super) fn open_file_of(&self, handle: u64) -> Result<Arc<OpenFile>, OpError> {
         self.open.file(handle).ok_or(OpError::Errno(libc::EBADF))
     }
 

@@ -1,7 +1,6 @@
 //! fuser's trait: decodes each request, runs the operation, sends its reply. Decides nothing.
 //!
-//! Not here, on purpose: ACCESS (the kernel checks permissions itself, `default_permissions`), locks
-//! (the kernel does them locally while we do not ask for them), LSEEK (answered ENOSYS, the kernel
+//! Not here, on purpose: ACCESS (the kernel checks permissions itself, `default_permissions`), LSEEK (answered ENOSYS, the kernel
 //! then finds data and holes by the size), FALLOCATE (EOPNOTSUPP, so that `posix_fallocate(3)` writes),
 //! READDIRPLUS (its late replies plant names that nothing catches).
 
@@ -16,8 +15,8 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attributes::{AttributeChange, NAME_MAX};
@@ -25,9 +24,11 @@ use super::buffer::NewBytes;
 use super::core::{Caller, Core};
 use super::dispatch::{poll_first, run};
 use super::errors::OpError;
+use super::locks::Asker;
 use super::names::{Entry, NewInode, Place, kind_of_mode};
 use super::times;
-use crate::fs::proto::Kind;
+use crate::fs::WHOLE_FILE;
+use crate::fs::proto::{Kind, Lock, LockMode};
 use crate::types::Ino;
 
 /// Inode numbers are never used again, so the kernel's generation says nothing.
@@ -39,13 +40,15 @@ const MAX_BACKGROUND: u16 = 512;
 
 /// What is asked of the kernel, each where it has it. `CACHE_SYMLINKS` is safe because the target of
 /// an inode never changes and inode numbers are never used again.
-const WANTED: [InitFlags; 6] = [
+const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    InitFlags::FUSE_POSIX_LOCKS,
+    InitFlags::FUSE_FLOCK_LOCKS,
 ];
 
 /// The mount as fuser drives it.
@@ -301,6 +304,7 @@ impl Filesystem for QuorumFs {
             data: Bytes::copy_from_slice(data),
             kill_suid_sgid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             time: times::now(),
+            only_in: None,
         };
         let core = self.0.clone();
         let work = async move { core.write(fh.0, new, flags.0).await };
@@ -312,11 +316,12 @@ impl Filesystem for QuorumFs {
         _req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         let core = self.0.clone();
-        run(&self.0, &[], reply, async move { core.flush(fh.0).await }, send_ok);
+        let work = async move { core.flush(fh.0, lock_owner.0).await };
+        run(&self.0, &[], reply, work, send_ok);
     }
 
     fn fsync(
@@ -444,6 +449,55 @@ impl Filesystem for QuorumFs {
         run(&self.0, &[ino], reply, work, send_ok);
     }
 
+    fn getlk(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let (core, asker) = (self.0.clone(), asker(req, fh, lock_owner));
+        let wanted = wanted_lock(lock_owner, (start, end), typ, pid);
+        let work = async move { core.test_lock(asker, wanted).await };
+        run(&self.0, &[], reply, work, move |_, reply, conflict| match conflict {
+            Some(lock) => {
+                let typ = if lock.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+                reply.locked(lock.start, lock.end.min(i64::MAX.cast_unsigned()), typ, lock.pid);
+            }
+            None => reply.locked(start, end, libc::F_UNLCK, 0),
+        });
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let (core, asker) = (self.0.clone(), asker(req, fh, lock_owner));
+        let wanted = wanted_lock(lock_owner, (start, end), typ, pid);
+        let mode = if sleep { LockMode::Wait } else { LockMode::Try };
+        let work = async move {
+            match typ {
+                libc::F_UNLCK => core.unlock(asker, wanted.start, wanted.end).await,
+                _ => core.lock(asker, wanted, mode).await,
+            }
+        };
+        run(&self.0, &[], reply, work, send_ok);
+    }
+
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }
@@ -490,6 +544,17 @@ impl Filesystem for QuorumFs {
 
 fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid() }
+}
+
+fn asker(req: &Request, handle: FileHandle, owner: LockOwner) -> Asker {
+    Asker { handle: handle.0, owner: owner.0, thread: req.pid() }
+}
+
+/// The kernel's last byte of a file that has no end is the largest offset.
+fn wanted_lock(owner: LockOwner, (start, end): (u64, u64), typ: i32, pid: u32) -> Lock {
+    let end = if end >= i64::MAX.cast_unsigned() { WHOLE_FILE } else { end };
+    let exclusive = typ == libc::F_WRLCK;
+    Lock { session: 0, owner: owner.0, start, end, exclusive, pid }
 }
 
 fn place(parent: INodeNo, name: &OsStr) -> Result<Place, OpError> {

@@ -85,7 +85,8 @@ impl Core {
         if let Some(batch) = batch {
             let mut carrying = set.clone();
             batch.clone().put_into(&mut carrying);
-            match self.node.mutate_here(Op::SetAttr(carrying), times::now()).await {
+            let only_in = batch.only_in;
+            match self.node.mutate_here(only_in, Op::SetAttr(carrying), times::now()).await {
                 Ok(outcome) if outcome.errno == 0 => {
                     let index = mod_index(&outcome);
                     self.settle(buffer, Ok(index));
@@ -164,6 +165,7 @@ impl Core {
     /// Proposes one lot. Answers the index at which the last of it was applied.
     async fn propose(&self, ino: Ino, mut batch: Batch) -> Result<LogIndex, i32> {
         let Some(ctime) = batch.ctime.take() else { return self.propose_writes(ino, batch).await };
+        let only_in = batch.only_in;
         let mut set = proto::SetAttr { ino: ino.0, raise_ctime: true, ..<_>::default() };
         let mut written = LogIndex(0);
         if batch.is_portable() {
@@ -171,24 +173,24 @@ impl Core {
         } else {
             written = self.propose_writes(ino, batch).await?;
         }
-        let outcome = outcome_of(self.node.mutate_here(Op::SetAttr(set), ctime)).await?;
+        let outcome = outcome_of(self.node.mutate_here(only_in, Op::SetAttr(set), ctime)).await?;
         Ok(written.max(mod_index(&outcome)))
     }
 
     async fn propose_writes(&self, ino: Ino, batch: Batch) -> Result<LogIndex, i32> {
-        let Batch { writes, ordered, time, ctime: _ } = batch;
+        let Batch { writes, ordered, time, ctime: _, only_in } = batch;
         let mut last = Ok(LogIndex(0));
+        let propose = |write| self.node.mutate_here(only_in, Op::Write(write), time);
         if ordered {
             for write in writes {
                 let pieces: Vec<u64> = write.pieces.iter().map(|p| p.data.len() as u64).collect();
-                let outcome = outcome_of(self.node.mutate_here(Op::Write(write), time)).await?;
+                let outcome = outcome_of(propose(write)).await?;
                 self.appended(ino, ByteRange::at(outcome.offset, pieces.iter().sum()));
                 last = last.max(Ok(mod_index(&outcome)));
             }
             return last;
         }
-        let pending: Vec<Pending> =
-            writes.into_iter().map(|write| self.node.mutate_here(Op::Write(write), time)).collect();
+        let pending: Vec<Pending> = writes.into_iter().map(propose).collect();
         for pending in pending {
             // All are waited for, so that none is on its way when the next lot goes out.
             last = match (last, outcome_of(pending).await) {

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `mounting`, `mount_point`, `sys` | mounting, unmounting, what can be wrong with a mount point |
 //! | `filesystem`, `dispatch` | fuser's trait: decodes a request, runs it, sends the reply |
-//! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `xattrs` | one method per operation |
+//! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `xattrs`, `locks` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
 //! | `kernel_cache`, `observer`, `notify` | what the kernel may remember, and making it forget |
@@ -28,6 +28,7 @@ mod file_io;
 mod filesystem;
 mod flushing;
 mod kernel_cache;
+mod locks;
 mod mount_point;
 mod mounting;
 mod names;

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use fuser::{INodeNo, Notifier};
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
 
 use crate::types::{ByteRange, Ino};
 
@@ -54,11 +56,15 @@ struct NamesJob {
 struct Pages {
     wanted: Mutex<Wanted>,
     changed: Condvar,
+    /// Told after each drop.
+    dropped: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Wanted {
     ranges: HashMap<Ino, ByteRange>,
+    /// Being dropped.
+    current: Option<Ino>,
     closed: bool,
 }
 
@@ -124,6 +130,25 @@ impl Kernel {
         *known = ByteRange { start: known.start.min(range.start), end: known.end.max(range.end) };
         self.pages.changed.notify_one();
     }
+
+    /// Waits until the pages of an inode that were to be dropped before this call are.
+    pub(super) async fn until_pages_dropped(&self, ino: Ino) {
+        loop {
+            let mut dropped = pin!(self.pages.dropped.notified());
+            // From now on nothing is missed.
+            dropped.as_mut().enable();
+            if !self.pages.wanted.lock().is_dropping(ino) {
+                return;
+            }
+            dropped.await;
+        }
+    }
+}
+
+impl Wanted {
+    fn is_dropping(&self, ino: Ino) -> bool {
+        !self.closed && (self.current == Some(ino) || self.ranges.contains_key(&ino))
+    }
 }
 
 impl Drop for Kernel {
@@ -156,11 +181,16 @@ fn drop_pages(notifier: &Notifier, pages: &Pages) {
 
 fn next_pages(pages: &Pages) -> Option<(Ino, ByteRange)> {
     let mut wanted = pages.wanted.lock();
+    if wanted.current.take().is_some() {
+        pages.dropped.notify_waiters();
+    }
     loop {
         if wanted.closed {
+            pages.dropped.notify_waiters();
             return None;
         }
         if let Some(ino) = wanted.ranges.keys().next().copied() {
+            wanted.current = Some(ino);
             return wanted.ranges.remove_entry(&ino);
         }
         pages.changed.wait(&mut wanted);

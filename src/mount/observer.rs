@@ -1,6 +1,9 @@
 //! What the mount does when the node applies a change: the kernel has to have forgotten it before
 //! others are told that it is applied here.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::core::Core;
@@ -36,10 +39,25 @@ impl Observer for Core {
     fn session_changed(&self, session: SessionId) {
         tracing::info!(%session, "the mount has a new session");
         self.cache.forget_doubts();
+        // Whoever believes in a lock of the last session is to find out, not to read the kernel's pages.
+        for buffer in self.open.buffers().iter().filter(|buffer| buffer.lockers.any()) {
+            self.cache.forget_pages(buffer.ino);
+            self.kernel().drop_pages(buffer.ino, ByteRange::from(0));
+        }
     }
 
     fn holds(&self, ino: Ino) -> bool {
         self.open.promise(ino)
+    }
+
+    fn flush(self: Arc<Self>, ino: Ino) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            if let Some(buffer) = self.open.buffer(ino)
+                && let Err(error) = self.commit_and_acknowledge(&buffer).await
+            {
+                tracing::warn!(%ino, %error, "bytes written under locks may not be seen everywhere yet");
+            }
+        })
     }
 }
 
@@ -63,7 +81,11 @@ impl Core {
                         NameAction::BumpEpoch => bump = true,
                     }
                 }
-                Change::SessionOpened { .. }
+                Change::LocksDelegated { .. }
+                | Change::LocksRecalled { .. }
+                | Change::LocksReturned { .. }
+                | Change::LockAnswered { .. }
+                | Change::SessionOpened { .. }
                 | Change::SessionEnded { .. }
                 | Change::MemberAdded { .. } => {}
             }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use fuser::{FileAttr, FopenFlags};
 
 use super::attributes::{Seen, truncate};
+use super::buffer::Buffer;
 use super::core::{Caller, Core};
 use super::errors::OpError;
 use super::names::{NewInode, Place, make};
@@ -44,7 +45,7 @@ impl Core {
                 return Err(if exists { OpError::Errno(libc::ESTALE) } else { error });
             }
         };
-        let fopen = self.fopen_flags(ino, &seen.inode, flags);
+        let fopen = self.fopen_flags(&buffer, &seen.inode, flags);
         let handle = self.open.open(buffer, open_mode(flags, fopen));
         Ok((seen.file_attr(0), Opened { handle, flags: fopen }))
     }
@@ -64,7 +65,7 @@ impl Core {
                 return Err(error);
             }
         };
-        let fopen = self.fopen_flags(ino, &inode, flags);
+        let fopen = self.fopen_flags(&buffer, &inode, flags);
         let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
         if reads && flags & libc::O_NOATIME == 0 && times::wants_touch(&inode, times::now()) {
             self.node.touch(ino, times::now());
@@ -89,17 +90,18 @@ impl Core {
     }
 
     /// How the kernel may treat the open file.
-    fn fopen_flags(&self, ino: Ino, inode: &Inode, flags: i32) -> FopenFlags {
+    fn fopen_flags(&self, buffer: &Buffer, inode: &Inode, flags: i32) -> FopenFlags {
         let mut fopen = FopenFlags::empty();
         let writes = writes(flags);
         if writes && flags & libc::O_APPEND != 0 {
             // The kernel does not know where the bytes will stand, so it cannot cache them.
             fopen |= FopenFlags::FOPEN_DIRECT_IO;
         }
-        if !writes {
+        // Whoever closes a locked file has to be known, also where there is nothing to commit.
+        if !writes && !buffer.lockers.any() {
             fopen |= FopenFlags::FOPEN_NOFLUSH;
         }
-        if self.cache.keep_pages(ino, LogIndex(inode.data_version)) {
+        if self.cache.keep_pages(buffer.ino, LogIndex(inode.data_version)) {
             fopen |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         fopen
@@ -107,9 +109,10 @@ impl Core {
 
     /// RELEASE: mapped pages arrive after the last FLUSH, so it commits, too.
     pub(super) async fn release(&self, handle: u64) -> Result<(), OpError> {
-        let Some(file) = self.open.file(handle) else { return Err(OpError::Errno(libc::EBADF)) };
+        let file = self.open_file_of(handle)?;
         self.open.stop_writing(&file);
         self.commit(&file.buffer).await;
+        self.handle_gone(&file.buffer, handle).await;
         if let Some(errno) = file.unreported_failure() {
             tracing::warn!(ino = %file.buffer.ino, errno, "lost bytes of a file that is closed");
         }

@@ -272,6 +272,7 @@ mod tests {
                 data: vec![1].into(),
                 kill_suid_sgid: false,
                 time: crate::fs::proto::Time::default(),
+                only_in: None,
             };
             state.accept(&new, std::time::Instant::now());
             state.take(Ino(1), 1 << 16);

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 
 use super::shared::Shared;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
-use crate::fs::proto::{self, command::Op};
+use crate::fs::proto;
 use crate::fs::{self, Applied, Change, FileEffect, Overlay};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId};
@@ -189,10 +189,6 @@ fn answer(shared: &Shared, stable: LogIndex, commands: &[(ProposalKey, LogIndex)
     ANSWERS.set(false);
 }
 
-fn is_own_write(shared: &Shared, command: &proto::Command) -> bool {
-    matches!(command.op, Some(Op::Write(_))) && command.node == shared.node.0
-}
-
 fn decode(index: LogIndex, data: &bytes::Bytes) -> Result<proto::Command, ApplyError> {
     fs::decode(data.clone()).map_err(|source| ApplyError::Undecodable { index, source })
 }
@@ -217,8 +213,7 @@ fn apply_entry(
     }
     let session = SessionId(command.session);
     debug_assert!(
-        is_own_write(shared, &command)
-            || changes.iter().all(|c| shared.received.unapplied.read().covers(index, c)),
+        changes.iter().all(|c| shared.received.unapplied.read().covers(index, c)),
         "{command:?} changed what was not marked: {changes:?}"
     );
     let key = ProposalKey { session, seq: Seq(command.seq) };
@@ -248,7 +243,11 @@ impl Round {
             | Change::Bytes { .. }
             | Change::Name { .. }
             | Change::Orphaned { .. }
-            | Change::Removed { .. } => {}
+            | Change::Removed { .. }
+            | Change::LocksDelegated { .. }
+            | Change::LocksRecalled { .. }
+            | Change::LocksReturned { .. }
+            | Change::LockAnswered { .. } => {}
         }
     }
 }
@@ -260,6 +259,9 @@ fn tell_mount(shared: &Shared, round: &Round) {
     for (index, session, changes) in &round.changes {
         if let Some(observer) = observer {
             observer.applied(*index, *session == own, changes);
+        }
+        for change in changes {
+            shared.locks.applied(change);
         }
         // Only sessions that were open at that index are asked whether they hold it.
         if own == SessionId::CLUSTER || index.0 <= own.0 {

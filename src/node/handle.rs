@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::clock;
 use super::look::Look;
-use super::mutations::Answer;
+use super::mutations::{Answer, Number};
 use super::shared::{Shared, ToDriver};
 use super::status::RaftStatus;
 use crate::consensus::{Input, PeerMessage, Wait};
@@ -41,14 +41,24 @@ pub enum NodeError {
 
 /// A mutation on its way. Dropping it does not take the mutation back.
 #[derive(Debug)]
-pub struct Pending(Answer);
+pub struct Pending {
+    answer: Answer,
+    number: Number,
+}
+
+impl Pending {
+    /// Its number, once it has one.
+    pub(super) fn number(&self) -> Number {
+        self.number.clone()
+    }
+}
 
 impl Future for Pending {
     type Output = Result<proto::Outcome, NodeError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         // A sender that is gone was dropped with its session.
-        Pin::new(&mut self.0)
+        Pin::new(&mut self.answer)
             .poll(context)
             .map(|answer| answer.unwrap_or(Err(NodeError::SessionLost)))
     }
@@ -73,6 +83,10 @@ pub trait Observer: Send + Sync {
 
     /// Whether this mount has the inode open. Asked when its last name is gone.
     fn holds(&self, ino: Ino) -> bool;
+
+    /// Commits what was written to an inode, and waits until others may see it: its locks are about to be
+    /// another's. What cannot be committed is for those who wrote it to report.
+    fn flush(self: Arc<Self>, ino: Ino) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 /// The face of a running node. Cheap to clone.
@@ -114,8 +128,14 @@ impl Handle {
     /// The same, without waiting for the roster: resolves once committed and applied here. For bytes
     /// that nobody has been promised yet. `time` becomes the command's: bytes are committed later
     /// than they were written, and `mtime` must not move when that happens.
-    pub fn mutate_here(&self, op: proto::command::Op, time: proto::Time) -> Pending {
-        self.submit(op, Wait::Here, Some(time))
+    /// With `only_in`, it fails where the mount's session is another by now.
+    pub fn mutate_here(
+        &self,
+        only_in: Option<SessionId>,
+        op: proto::command::Op,
+        time: proto::Time,
+    ) -> Pending {
+        self.submit_in(only_in, op, Wait::Here, Some(time))
     }
 
     /// Waits until what was applied here at `index` may be acknowledged: until every node of the
@@ -147,11 +167,22 @@ impl Handle {
         wait: Wait,
         time: Option<proto::Time>,
     ) -> Pending {
-        let (answer, input) = self.0.mutations.submit(op, wait, time, self.0.clock.next());
+        self.submit_in(None, op, wait, time)
+    }
+
+    pub(super) fn submit_in(
+        &self,
+        only_in: Option<SessionId>,
+        op: proto::command::Op,
+        wait: Wait,
+        time: Option<proto::Time>,
+    ) -> Pending {
+        let hlc = self.0.clock.next();
+        let (answer, number, input) = self.0.mutations.submit(only_in, op, wait, time, hlc);
         if let Some(input) = input {
             self.0.input(input);
         }
-        Pending(answer)
+        Pending { answer, number }
     }
 
     /// Proposes a command of the cluster itself; what it says makes it idempotent.
@@ -159,7 +190,7 @@ impl Handle {
         let name = rand::rng().random();
         let (answer, input) = self.0.mutations.submit_for_cluster(op, name, self.0.clock.next());
         self.0.input(input);
-        Pending(answer)
+        Pending { answer, number: Number::default() }
     }
 
     /// A new inode number, from a range that the session was granted.

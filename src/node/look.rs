@@ -25,7 +25,14 @@ impl Look<'_> {
         self.unapplied.of_inode(ino, self.since).max(LogIndex(mod_index))
     }
 
-    /// The same for what a name means, or that it means nothing, in a directory that was last changed at
+    /// The last entry that brings bytes which this node's mount wrote; 0 where there is none. They are shown
+    /// already, unless the mount has given them up.
+    #[must_use]
+    pub fn own_writes(&self, ino: Ino) -> LogIndex {
+        self.unapplied.of_own_writes(ino, self.since)
+    }
+
+    /// As [`Self::inode_changed`], for what a name means, or that it means nothing, in a directory that was last changed at
     /// `mod_index`.
     #[must_use]
     pub fn name_changed(&self, parent: Ino, name: &[u8], mod_index: u64) -> LogIndex {

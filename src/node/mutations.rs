@@ -1,6 +1,8 @@
 //! The proposer's side of mutations: numbers, the window of unanswered ones, and who waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +24,18 @@ const REFUSED: u32 = libc::ESTALE.unsigned_abs();
 
 /// What comes back to whoever waits for a mutation.
 pub(super) type Answer = oneshot::Receiver<Result<Outcome, NodeError>>;
+
+/// The number of a mutation, from when it is proposed on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Number(Arc<AtomicU64>);
+
+impl Number {
+    /// None where it was not proposed, and will not be once it is answered.
+    pub(super) fn get(&self) -> Option<Seq> {
+        let seq = self.0.load(Ordering::Acquire);
+        (seq > 0).then_some(Seq(seq))
+    }
+}
 
 type Answering = oneshot::Sender<Result<Outcome, NodeError>>;
 
@@ -51,6 +65,7 @@ struct Queued {
     wait: Wait,
     /// The command's time; the moment of proposing where it is absent.
     time: Option<Time>,
+    number: Number,
     answer: Answering,
 }
 
@@ -96,22 +111,30 @@ impl Mutations {
     }
 
     /// Numbers a mutation of the session, to be proposed now or once the window has room. The second
-    /// value is to be given to the core.
+    /// value is to be given to the core. It is answered that the session is lost where that is no longer
+    /// the one `only_in` names.
     pub(super) fn submit(
         &self,
+        only_in: Option<SessionId>,
         op: Op,
         wait: Wait,
         time: Option<Time>,
         hlc: u64,
-    ) -> (Answer, Option<Input>) {
+    ) -> (Answer, Number, Option<Input>) {
         let (answer, receiver) = oneshot::channel();
+        let number = Number::default();
         let mut inner = self.inner.lock();
-        let queued = Queued { since: clock::monotonic(), op, wait, time, answer };
+        if only_in.is_some_and(|session| session != inner.session) {
+            // Dropped, which says it.
+            return (receiver, number, None);
+        }
+        let since = clock::monotonic();
+        let queued = Queued { since, op, wait, time, number: number.clone(), answer };
         if inner.has_room() {
-            (receiver, Some(inner.propose(self.node, queued, hlc)))
+            (receiver, number, Some(inner.propose(self.node, queued, hlc)))
         } else {
             inner.queue.push_back(queued);
-            (receiver, None)
+            (receiver, number, None)
         }
     }
 
@@ -185,8 +208,9 @@ impl Inner {
     }
 
     fn propose(&mut self, node: NodeId, queued: Queued, hlc: u64) -> Input {
-        let Queued { since, op, wait, time, answer } = queued;
+        let Queued { since, op, wait, time, number, answer } = queued;
         self.last_seq += 1;
+        number.0.store(self.last_seq, Ordering::Release);
         self.unanswered.insert(self.last_seq);
         let lowest = *self.unanswered.first().expect("one was just inserted");
         let key = ProposalKey { session: self.session, seq: Seq(self.last_seq) };
@@ -242,7 +266,8 @@ mod tests {
 
     impl Wake for SubmitsMore {
         fn wake(self: Arc<Self>) {
-            assert!(self.0.submit(touch(), Wait::Here, None, 0).1.is_some(), "there is room");
+            let (_, _, input) = self.0.submit(None, touch(), Wait::Here, None, 0);
+            assert!(input.is_some(), "there is room");
         }
     }
 
@@ -255,7 +280,7 @@ mod tests {
     fn whoever_is_answered_may_submit_at_once() {
         let mutations = Arc::new(Mutations::new(NodeId(1)));
         mutations.begin(SessionId(7), None);
-        let (answer, _) = mutations.submit(touch(), Wait::Here, None, 0);
+        let (answer, _, _) = mutations.submit(None, touch(), Wait::Here, None, 0);
         let mut answer = pin!(answer);
         let waker = Waker::from(Arc::new(SubmitsMore(mutations.clone())));
         let mut context = Context::from_waker(&waker);

@@ -46,6 +46,7 @@ async fn open(handle: &Handle) -> Result<SessionId, NodeError> {
     debug_assert_eq!(outcome.errno, 0, "opening a session fails in no other way");
     let session = SessionId(outcome.id);
     shared.mutations.begin(session, outcome.granted.map(|range| (range.first, range.end)));
+    shared.locks.begin(session);
     shared.input(Input::OwnSession { session: Some(session) });
     shared.session.send_replace(Some(session));
     release_unheld(handle, session)?;
@@ -93,6 +94,7 @@ pub(super) async fn housekeep(handle: Handle) {
         if handle.session() == SessionId::CLUSTER {
             continue;
         }
+        handle.0.locks.return_unused();
         let inos = std::mem::take(&mut *handle.0.released.lock());
         for inos in inos.chunks(PER_COMMAND) {
             let op = Op::ReleaseOrphans(ReleaseOrphans { inos: inos.to_vec() });

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
+use super::locks::Locks;
 use super::mutations::Mutations;
 use super::status::RaftStatus;
 use super::{NodeConfig, Observer, Transport};
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) driver: UnboundedSender<ToDriver>,
     pub(super) gate: Gate,
     pub(super) mutations: Mutations,
+    pub(super) locks: Locks,
     pub(super) observer: OnceLock<Arc<dyn Observer>>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) state: State,
@@ -72,6 +74,7 @@ impl Shared {
     pub(super) fn session_ended(&self, session: SessionId) {
         tracing::warn!(session = session.0, "this node's session has ended");
         self.input(Input::OwnSession { session: None });
+        self.locks.begin(SessionId::CLUSTER);
         self.session.send_replace(None);
     }
 

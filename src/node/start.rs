@@ -11,9 +11,10 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::clock::HybridClock;
 use super::driver::Driver;
+use super::locks::Locks;
 use super::mutations::Mutations;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
-use super::{Handle, Transport, apply, log_writer, session, snapshots};
+use super::{Handle, Transport, apply, locks, log_writer, session, snapshots};
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::query;
 use crate::store::{Recovered, StoreError};
@@ -84,11 +85,13 @@ impl Node {
         let (to_apply, mut apply_inbox) = mpsc::unbounded_channel();
         let (due, mut snapshot_due) = mpsc::channel(1);
         let node = config.core.node;
+        let (locks, recalled_locks) = Locks::new();
         let shared = Arc::new(Shared {
             node,
             driver,
             gate: Gate::new(),
             mutations: Mutations::new(node),
+            locks,
             observer: OnceLock::new(),
             transport,
             clock: HybridClock::default(),
@@ -126,6 +129,7 @@ impl Node {
         let tasks = vec![
             tokio::spawn(session::keep_open(handle.clone())),
             tokio::spawn(session::housekeep(handle.clone())),
+            tokio::spawn(locks::give_back(handle.clone(), recalled_locks)),
         ];
         Ok(Self { handle, driver, threads, tasks })
     }

@@ -78,7 +78,8 @@ pub fn will_change(
             }
         }
         (Subject::Register { file, .. } | Subject::Log { file }, _) => {
-            unapplied.of_inode(file, since)
+            // A mount commits what was appended before it says how long the file is.
+            unapplied.of_inode(file, since).max(unapplied.of_own_writes(file, since))
         }
         (Subject::Names { .. }, _) => unreachable!("no such read: {call:?} of {subject:?}"),
     }

@@ -72,6 +72,9 @@ impl World {
                 }
             }
             NodeEvent::Deadline { client, operation } => self.give_up(node, client, operation),
+            NodeEvent::Locker { locker, step } => self.locker_goes_on(node, locker, step),
+            NodeEvent::LockDeadline { key } => self.give_up_lock_command(node, key),
+            NodeEvent::ReturnLocks { ino } => self.return_locks(node, ino),
             NodeEvent::Snapshot => self.snapshot(node),
         }
     }
@@ -256,11 +259,7 @@ impl World {
                 "apply",
                 &[("index", last.index.0), ("term", last.term.0), ("digest", low)],
             );
-            let is_own_write = !entry.data.is_empty() && {
-                let command = fs::decode(entry.data.clone()).expect("only commands are proposed");
-                command.node == target.id.0 && matches!(command.op, Some(Op::Write(_)))
-            };
-            for change in effect.applied.changes.iter().filter(|_| !is_own_write) {
+            for change in &effect.applied.changes {
                 let unapplied = &target.daemon.as_ref().expect("as above").unapplied;
                 assert!(
                     unapplied.covers(last.index, change),
@@ -303,6 +302,8 @@ impl World {
     fn show(&mut self, node: usize, round: Round) {
         let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
         daemon.mount.invalidate(&round.changes);
+        self.follow_locks(node, &round.changes);
+        let daemon = self.nodes[node].daemon.as_mut().expect("as above");
         daemon.shown = round.last;
         daemon.invalidated = daemon.invalidated.split_off(&round.last.next());
         daemon.applying = false;

@@ -17,6 +17,7 @@ mod driver;
 mod faults;
 mod history;
 mod linearizability;
+mod locks;
 mod mount;
 mod network;
 mod node;
@@ -63,6 +64,17 @@ const MUST_MEET: &[&str] = &[
     "fault: slow disk",
     "fault: stuck applier",
     "leader changes",
+    "locks: cancelled in the queue",
+    "locks: cancelled, outcome unknown",
+    "locks: deadlocks",
+    "locks: delegated",
+    "locks: granted by the delegate",
+    "locks: granted from the queue",
+    "locks: granted in the log",
+    "locks: granted without a lease",
+    "locks: recalled",
+    "locks: refused",
+    "locks: returned",
     "reads served by the daemon",
     "reads served by the kernel",
     "received entries replaced",
@@ -117,6 +129,7 @@ fn run(seed: u64, trace: Trace) -> Report {
 fn has_settled(world: &World) -> bool {
     let applied = world.nodes[0].state.applied.index;
     world.clients.iter().all(|client| client.current.is_none())
+        && world.lockers_rest()
         && world.nodes.iter().all(|node| {
             let last = node.daemon.as_ref().map(|daemon| daemon.core.last_index());
             node.state.applied.index == applied && last == Some(applied)

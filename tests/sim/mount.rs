@@ -12,6 +12,7 @@ use quorumfs::types::{LogIndex, Monotonic, ProposalKey, Seq, SessionId};
 use crate::calls::{is_touched, look, op, will_change, with_inode};
 use crate::clock::MILLI;
 use crate::history::{Answer, Call, Subject};
+use crate::locks::Locks;
 use crate::world::World;
 
 /// What the kernel forgets before the lease ends.
@@ -30,7 +31,8 @@ pub struct Mount {
     outcomes: BTreeMap<ProposalKey, (LogIndex, proto::Outcome)>,
     /// Clients that wait for the session, the lease or stability.
     waiting: BTreeSet<usize>,
-    gate: ReadGate,
+    pub gate: ReadGate,
+    pub locks: Locks,
     kernel: BTreeMap<(Subject, Call), (Answer, Monotonic)>,
 }
 
@@ -51,6 +53,7 @@ impl Mount {
     /// Keeps the outcome of a command of this session for whoever waits for it.
     pub fn note_outcome(&mut self, key: ProposalKey, index: LogIndex, outcome: &proto::Outcome) {
         let wanted = self.proposed.contains_key(&key)
+            || self.locks.commands.contains_key(&key)
             || (key.session == SessionId::CLUSTER && self.opening == Some(key.seq));
         if wanted {
             self.outcomes.entry(key).or_insert_with(|| (index, outcome.clone()));
@@ -62,8 +65,16 @@ impl Mount {
         self.gate.stable = self.gate.stable.max(stable);
     }
 
-    fn lowest_unanswered(&self) -> u64 {
-        self.proposed.keys().next().map_or(self.last_seq, |key| key.seq.0)
+    /// The next number of this session.
+    pub fn next_key(&mut self) -> ProposalKey {
+        let session = self.session.expect("the caller has seen it");
+        self.last_seq += 1;
+        ProposalKey { session, seq: Seq(self.last_seq) }
+    }
+
+    pub fn lowest_unanswered(&self) -> u64 {
+        let first = [self.proposed.keys().next(), self.locks.commands.keys().next()];
+        first.into_iter().flatten().map(|key| key.seq.0).min().unwrap_or(self.last_seq)
     }
 }
 
@@ -139,10 +150,8 @@ impl World {
         let current = self.clients[client].current.expect("the caller has seen it");
         let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
         let mount = &mut daemon.mount;
-        let session = mount.session.expect("the caller has seen it");
         let call = with_inode(current.call, &mut mount.inodes);
-        mount.last_seq += 1;
-        let key = ProposalKey { session, seq: Seq(mount.last_seq) };
+        let key = mount.next_key();
         mount.proposed.insert(key, client);
         let lowest = mount.lowest_unanswered();
         let wait = match call {
@@ -162,6 +171,11 @@ impl World {
             if let Some((_, outcome)) = mount.outcomes.remove(&key) {
                 self.session_opened(node, &outcome);
             }
+            return;
+        }
+        if mount.locks.commands.contains_key(&key) {
+            let (_, outcome) = mount.outcomes.remove(&key).expect("as below");
+            self.lock_command_done(node, key, &outcome);
             return;
         }
         let Some(client) = mount.proposed.remove(&key) else { return };
@@ -219,6 +233,7 @@ impl World {
             self.input_later(node, Input::Abandon { key });
             self.finish(client, None);
         }
+        self.locks_ended(node);
         self.open_session(node);
     }
 
@@ -257,7 +272,7 @@ impl World {
         }
     }
 
-    fn encode(&self, node: usize, key: ProposalKey, lowest: u64, op: Op) -> Bytes {
+    pub fn encode(&self, node: usize, key: ProposalKey, lowest: u64, op: Op) -> Bytes {
         let local = self.nodes[node].clock.local(self.now).0;
         let seconds = i64::try_from(local / (1000 * MILLI)).expect("a run is short");
         proto::Command {

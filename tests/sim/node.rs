@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use quorumfs::consensus::{Boot, Committed, Core, CoreConfig, Input, PeerMessage, Received, Role};
 use quorumfs::fs::{Change, Unapplied};
-use quorumfs::types::{LogIndex, NodeId, ProposalKey, Term};
+use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, Term};
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
@@ -98,6 +98,19 @@ pub enum NodeEvent {
     Deadline {
         client: usize,
         operation: usize,
+    },
+    /// One of the programs that lock files goes on.
+    Locker {
+        locker: usize,
+        step: u64,
+    },
+    /// A command about locks has waited for too long.
+    LockDeadline {
+        key: ProposalKey,
+    },
+    /// What was written under locks that are to go back is committed.
+    ReturnLocks {
+        ino: Ino,
     },
     Snapshot,
 }

@@ -161,7 +161,11 @@ fn consequences(changes: &[Change]) -> (Vec<SessionChange>, Vec<NodeId>) {
             | Change::Bytes { .. }
             | Change::Name { .. }
             | Change::Orphaned { .. }
-            | Change::Removed { .. } => {}
+            | Change::Removed { .. }
+            | Change::LocksDelegated { .. }
+            | Change::LocksRecalled { .. }
+            | Change::LocksReturned { .. }
+            | Change::LockAnswered { .. } => {}
         }
     }
     (sessions, members)

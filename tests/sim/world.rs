@@ -10,6 +10,7 @@ use crate::clock::{MILLI, Nanos, SECOND};
 use crate::coverage::Coverage;
 use crate::faults::{Cure, choose_kinds};
 use crate::history::History;
+use crate::locks::Locker;
 use crate::network::Network;
 use crate::node::{Node, NodeEvent};
 use crate::random::Random;
@@ -48,6 +49,7 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub network: Network,
     pub clients: Vec<Client>,
+    pub lockers: Vec<Locker>,
     pub subjects: Subjects,
     pub history: History,
     pub truth: Truth,
@@ -81,6 +83,7 @@ impl World {
             events: 0,
             network: Network::new(nodes.len()),
             nodes,
+            lockers: (0..count).flat_map(|node| [Locker::new(node), Locker::new(node)]).collect(),
             clients,
             subjects,
             history: History::default(),
@@ -125,6 +128,7 @@ impl World {
         let first_tick = self.random.below(50 * MILLI);
         self.after(first_tick, node, NodeEvent::Tick);
         self.snapshot_later(node);
+        self.start_lockers(node);
         self.open_session(node);
         for other in 0..self.nodes.len() {
             if other != node {
@@ -227,6 +231,7 @@ impl World {
                 self.finish(client, None);
             }
         }
+        self.forget_lockers(node);
         let delay = self.random.within(200 * MILLI, 4 * SECOND);
         self.schedule(delay, Event::Cure(Cure::Restart { node }));
     }

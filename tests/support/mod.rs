@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses some of it")]
 #![allow(clippy::disallowed_methods, reason = "tests wait with deadlines and read where to work")]
 
+pub mod program;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -12,7 +12,7 @@ use crate::fs::proto::{self, Kind};
 use crate::fs::query;
 use crate::fs::record::{self, CorruptRecord, Records};
 use crate::fs::view::{View, ViewMut};
-use crate::types::{Ino, NodeId, SessionId};
+use crate::types::{Ino, NodeId, Seq, SessionId};
 
 /// Pairs that a deletion of many looks at together: attributes may have 64 KiB each.
 const PAGE: usize = 64;
@@ -41,6 +41,7 @@ pub(super) struct Context<'a, V> {
     /// The session that proposed it, with its record; 0 is the cluster.
     pub(super) session: SessionId,
     pub(super) session_record: proto::Session,
+    pub(super) seq: Seq,
     /// The proposer's clocks and node.
     pub(super) time: proto::Time,
     clock: u64,
@@ -90,6 +91,7 @@ impl<'a, V: ViewMut + Records> Context<'a, V> {
             at,
             session: SessionId(command.session),
             session_record,
+            seq: Seq(command.seq),
             time: command.time.unwrap_or_default(),
             clock: command.clock,
             node: NodeId(command.node),

@@ -7,6 +7,7 @@
 mod attributes;
 mod context;
 mod link;
+mod locks;
 mod make;
 mod members;
 mod orphans;
@@ -57,7 +58,7 @@ pub fn apply<V: ViewMut + Records>(
         return run(view, at, command, proto::Session::default());
     }
     match window::admit(view, command)? {
-        Admission::Answered(outcome) => Ok(Applied { outcome, ..Applied::default() }),
+        Admission::Answered(outcome) => Ok(Applied { outcome: *outcome, ..Applied::default() }),
         Admission::Refused(errno) => Ok(Applied { outcome: refused(errno), ..Applied::default() }),
         Admission::New(record) => {
             let applied = run(view, at, command, record)?;
@@ -107,6 +108,10 @@ fn execute<V: ViewMut + Records>(
         Op::ReleaseOrphans(op) => orphans::release(context, op),
         Op::GrantInodes(op) => sessions::grant(context, op.count),
         Op::Touch(op) => attributes::touch(context, op),
+        Op::RequestLock(op) => locks::request(context, op),
+        Op::Unlock(op) => locks::unlock(context, op),
+        Op::CancelLock(op) => locks::cancel(context, op),
+        Op::ReturnLocks(op) => locks::take_back(context, op),
         Op::SessionOpen(op) => sessions::open(context, op),
         Op::SessionEnd(op) => sessions::end(context, op),
         Op::AddMember(op) => members::add(context, op),
@@ -130,7 +135,11 @@ fn may_propose(is_cluster: bool, op: &Op) -> bool {
         | Op::Write(_)
         | Op::ReleaseOrphans(_)
         | Op::GrantInodes(_)
-        | Op::Touch(_) => !is_cluster,
+        | Op::Touch(_)
+        | Op::RequestLock(_)
+        | Op::Unlock(_)
+        | Op::CancelLock(_)
+        | Op::ReturnLocks(_) => !is_cluster,
     }
 }
 

@@ -3,6 +3,7 @@
 use prost::Message;
 
 use super::context::{Context, Inode, Step, Stop};
+use super::locks;
 use crate::fs::applied::{Change, FileEffect};
 use crate::fs::keys;
 use crate::fs::pages::Pages;
@@ -87,6 +88,7 @@ fn remove<V: ViewMut + Records>(context: &mut Context<'_, V>, inode: &Inode) -> 
     let ino = inode.ino;
     context.delete_range(keys::xattrs(ino))?;
     context.view.delete(keys::orphan(ino));
+    locks::forget(context, ino)?;
     context.view.delete(keys::inode(ino));
     if inode.is_regular() {
         let generation = Generation(inode.record.generation);

@@ -7,7 +7,7 @@
 use prost::Message;
 
 use super::context::{Context, Step, Stop};
-use super::orphans;
+use super::{locks, orphans};
 use crate::fs::applied::Change;
 use crate::fs::errno::Errno;
 use crate::fs::keys::{self, Counter};
@@ -108,6 +108,7 @@ fn bury<V: ViewMut + Records>(
     session.granted.clear();
     context.view.delete(keys::session(id));
     context.view.put(keys::tombstone(node, id), session.encode_to_vec());
+    locks::release_all(context, id)?;
     orphans::release_all(context, id)?;
     context.note(Change::SessionEnded { session: id, node });
     Ok(())

@@ -19,7 +19,7 @@ pub(super) enum Admission {
     /// Execute it; this is its session.
     New(proto::Session),
     /// It was executed; this was its outcome.
-    Answered(proto::Outcome),
+    Answered(Box<proto::Outcome>),
     /// It cannot be said that it was not executed before, or its outcome could not be kept.
     Refused(Errno),
 }
@@ -31,7 +31,7 @@ pub(super) fn admit<V: ViewMut + Records>(
 ) -> Result<Admission, V::Error> {
     let id = SessionId(command.session);
     if let Some(outcome) = view.record(&keys::outcome(id, Seq(command.seq)))? {
-        return Ok(Admission::Answered(outcome));
+        return Ok(Admission::Answered(Box::new(outcome)));
     }
     let Some(mut session) = view.record::<proto::Session>(&keys::session(id))? else {
         return Ok(Admission::Refused(Errno::ESTALE));

@@ -3,6 +3,7 @@
 //! Called by tests after commands, and by `quorumfs check`. It holds in memory some 200 bytes and a name for
 //! each inode, and of the rest one page at a time.
 
+mod locks;
 mod problem;
 mod sessions;
 mod tree;

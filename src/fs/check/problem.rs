@@ -59,6 +59,20 @@ pub enum Problem {
     XattrWithoutInode { ino: Ino, name: Vec<u8> },
     #[error("attribute {} of inode {ino} is larger than allowed", .name.escape_ascii())]
     XattrTooLarge { ino: Ino, name: Vec<u8> },
+    #[error("inode {ino} has locks, but is missing")]
+    LocksWithoutInode { ino: Ino },
+    #[error("the locks of inode {ino} overlap or are not in order")]
+    LocksOverlap { ino: Ino },
+    #[error("inode {ino} has a record of locks without any")]
+    NoLocks { ino: Ino },
+    #[error("the locks of inode {ino} are delegated and held, or waited for and not recalled")]
+    Delegated { ino: Ino },
+    #[error("a lock of inode {ino} that nobody has is waited for")]
+    NeedNotWait { ino: Ino },
+    #[error("who waits for locks of inode {ino} differs from its index")]
+    LockWaits { ino: Ino },
+    #[error("session {session}, which is not live, has a lock of inode {ino}")]
+    LockOfEnded { ino: Ino, session: SessionId },
     #[error("sessions {session} and {other} were granted the same inode numbers")]
     RangesOverlap { session: SessionId, other: SessionId },
     #[error("session {session} was granted numbers up to {end}, but {next} is the next one")]

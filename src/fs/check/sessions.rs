@@ -68,6 +68,10 @@ impl Sessions {
         self.members.insert(key);
     }
 
+    pub(super) fn is_live(&self, session: SessionId) -> bool {
+        self.live.contains_key(&session)
+    }
+
     pub(super) fn finish(mut self, next_ino: Ino, next_node: NodeId) -> Vec<Problem> {
         self.check_grants(next_ino);
         self.check_outcomes();

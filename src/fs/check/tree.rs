@@ -79,6 +79,10 @@ impl Tree {
         self.orphans.insert(ino);
     }
 
+    pub(super) fn exists(&self, ino: Ino) -> bool {
+        self.inodes.contains_key(&ino)
+    }
+
     pub(super) fn finish(mut self, next: Ino) -> Vec<Problem> {
         self.check_root();
         if let Some((&ino, _)) = self.inodes.range(next..).next() {

@@ -3,6 +3,7 @@
 use prost::Message;
 
 use super::Problem;
+use super::locks::Locks;
 use super::sessions::Sessions;
 use super::tree::Tree;
 use crate::fs::keys::{self, Counter, Parsed};
@@ -34,6 +35,7 @@ pub fn check<V: Records>(view: &V) -> Result<Vec<Problem>, V::Error> {
 struct Check {
     tree: Tree,
     sessions: Sessions,
+    locks: Locks,
     next_ino: u64,
     next_node: u64,
     problems: Vec<Problem>,
@@ -82,6 +84,16 @@ impl Check {
                 self.sessions.see_outcome(session, seq);
             }
             Parsed::Member { node } => self.see_member(node, key, value),
+            Parsed::Locks { ino } => {
+                if let Some(locks) = self.decode(key, value) {
+                    self.locks.see_locks(ino, &locks);
+                }
+            }
+            Parsed::LockWait { .. } => {
+                if let Some(wait) = self.decode(key, value) {
+                    self.locks.see_wait(key, wait);
+                }
+            }
             Parsed::Counter => self.see_counter(key, value),
             Parsed::Meta => {}
         }
@@ -104,6 +116,10 @@ impl Check {
 
     fn finish(mut self) -> Vec<Problem> {
         let next_ino = Ino(self.next_ino);
+        let locks = std::mem::take(&mut self.locks);
+        let of_locks =
+            locks.finish(|ino| self.tree.exists(ino), |session| self.sessions.is_live(session));
+        self.problems.extend(of_locks);
         self.problems.extend(self.tree.finish(next_ino));
         self.problems.extend(self.sessions.finish(next_ino, NodeId(self.next_node)));
         self.problems

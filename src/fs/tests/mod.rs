@@ -4,6 +4,7 @@ mod attributes;
 mod checks;
 mod encoding;
 mod exactly_once;
+mod locks;
 mod members;
 mod names;
 mod orphans;

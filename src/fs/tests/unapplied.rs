@@ -55,9 +55,10 @@ fn names_through_unapplied_entries() {
     assert_eq!(unapplied.of_inode(Ino(new), LogIndex(60)), LogIndex(54));
 }
 
-/// A mount shows the bytes that it writes before they are committed; its other changes it does not.
+/// A mount shows the bytes that it writes before they are committed, unless it has given them up; its
+/// other changes it does not.
 #[test]
-fn own_writes_are_not_marked() {
+fn own_writes_are_kept_apart() {
     let mut world = World::new();
     let file = world.file(ROOT, "file");
     let mut unapplied = Unapplied::default();
@@ -67,5 +68,8 @@ fn own_writes_are_not_marked() {
         let received = unapplied.receive(&world.state, LogIndex(50), &command, own);
         assert_eq!(received.expect("a map can be read").is_empty(), expected == 0);
         assert_eq!(unapplied.of_inode(Ino(file), LogIndex(50)), LogIndex(expected));
+        assert_eq!(unapplied.of_own_writes(Ino(file), LogIndex(50)), LogIndex(50));
     }
+    unapplied.applied(LogIndex(50));
+    assert_eq!(unapplied.of_own_writes(Ino(file), LogIndex(50)), LogIndex(0));
 }

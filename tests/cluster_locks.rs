@@ -1,0 +1,209 @@
+//! Locks between programs on different mounts: fcntl and flock.
+#![allow(clippy::disallowed_methods, reason = "tests wait with deadlines")]
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use support::program::Program;
+use support::{Cluster, PATIENCE, succeed, wait_until};
+
+/// Long enough for an answer that must not come.
+const A_WHILE: Duration = Duration::from_millis(700);
+
+fn programs<const N: usize>(cluster: &Cluster, name: &str, nodes: [u64; N]) -> [Program; N] {
+    nodes.map(|node| Program::with(&cluster.mount(node).join(name)))
+}
+
+/// Locks hold between mounts, byte by byte, and end with unlock, close and death; what was written under
+/// a lock is there for whoever gets it next.
+#[test]
+fn locks_hold_on_every_mount() {
+    let cluster = Cluster::up(3);
+    record_locks(&cluster);
+    whole_file_locks(&cluster);
+    ends_of_locks(&cluster);
+    bytes_under_locks(&cluster);
+    waiting(&cluster);
+    deadlocks(&cluster);
+    cluster.settle();
+}
+
+fn record_locks(cluster: &Cluster) {
+    let [mut one, mut two, mut neighbour] = programs(cluster, "records", [1, 2, 1]);
+    assert_eq!(one.ask("fcntl f w 10 10"), "ok");
+    for other in [&mut two, &mut neighbour] {
+        assert_eq!(other.ask("fcntl f w 19 1"), "EAGAIN");
+        assert_eq!(other.ask("fcntl f r 0 0"), "EAGAIN");
+        assert_eq!(other.ask("fcntl f w 20 5"), "ok");
+        assert_eq!(other.ask("fcntl f u 20 5"), "ok");
+    }
+    let pid = one.pid();
+    assert_eq!(neighbour.ask("get f 0 0"), format!("w 10 10 {pid}"));
+    assert_eq!(
+        two.ask("get f 0 0"),
+        "w 10 10 0",
+        "a process of another machine has no number here"
+    );
+    assert_eq!(two.ask("get f 20 1"), "u 20 1 0");
+    assert_eq!(one.ask("fcntl f r 10 10"), "ok", "downgraded");
+    assert_eq!(two.ask("fcntl f r 0 0"), "ok");
+    assert_eq!(one.ask("fcntl f w 10 10"), "EAGAIN", "shared by now");
+    assert_eq!(two.ask("fcntl f u 12 2"), "ok", "a hole");
+    assert_eq!(one.ask("fcntl f w 12 2"), "ok");
+    assert_eq!(two.ask("get f 0 0"), "r 10 2 0");
+}
+
+fn whole_file_locks(cluster: &Cluster) {
+    let [mut one, mut two] = programs(cluster, "whole", [2, 3]);
+    assert_eq!(one.ask("flock f s"), "ok");
+    assert_eq!(two.ask("flock f s"), "ok");
+    assert_eq!(two.ask("flock f x"), "EAGAIN");
+    assert_eq!(one.ask("flock f u"), "ok");
+    assert_eq!(two.ask("flock f x"), "ok");
+    assert_eq!(one.ask("flock f s"), "EAGAIN");
+    // Another open file of the same process is another owner.
+    let path = cluster.mount(3).join("whole");
+    assert_eq!(two.ask(&format!("open g {}", path.display())), "ok");
+    assert_eq!(two.ask("flock g s"), "EAGAIN");
+    assert_eq!(two.ask("close f"), "ok");
+    wait_until(PATIENCE, "the lock of a closed file", || {
+        (one.ask("flock f x") == "ok").then_some(())
+    });
+}
+
+fn ends_of_locks(cluster: &Cluster) {
+    let [mut one, mut two] = programs(cluster, "ends", [1, 3]);
+    let path = cluster.mount(1).join("ends");
+    assert_eq!(one.ask("fcntl f w 0 0"), "ok");
+    assert_eq!(two.ask("fcntl f w 0 0"), "EAGAIN");
+    // Whichever descriptor of the file a process closes, its record locks are gone.
+    assert_eq!(one.ask(&format!("open-read-only g {}", path.display())), "ok");
+    assert_eq!(one.ask("close g"), "ok");
+    assert_eq!(two.ask("fcntl f w 0 0"), "ok");
+    assert_eq!(two.ask("fcntl f u 0 0"), "ok");
+    // A reader that only reads.
+    let mut reader = Program::start();
+    assert_eq!(reader.ask(&format!("open-read-only f {}", path.display())), "ok");
+    assert_eq!(reader.ask("fcntl f r 0 0"), "ok");
+    assert_eq!(two.ask("fcntl f w 0 0"), "EAGAIN");
+    reader.kill();
+    wait_until(PATIENCE, "the lock of a killed reader", || {
+        (two.ask("fcntl f w 0 0") == "ok").then_some(())
+    });
+    two.kill();
+    wait_until(PATIENCE, "the lock of a killed program", || {
+        (one.ask("fcntl f w 0 0") == "ok").then_some(())
+    });
+}
+
+fn bytes_under_locks(cluster: &Cluster) {
+    let mut programs = programs(cluster, "bytes", [1, 2, 3]);
+    for round in 0..30 {
+        let writer = round % programs.len();
+        assert_eq!(programs[writer].ask("fcntl f w 0 0 wait"), "ok");
+        if round > 0 {
+            assert_eq!(programs[writer].ask("read f 0 4"), format!("{:04}", round - 1));
+        }
+        assert_eq!(programs[writer].ask(&format!("write f 0 {round:04}")), "ok");
+        assert_eq!(programs[writer].ask("fcntl f u 0 0"), "ok");
+    }
+}
+
+/// Waiters are served in their order, and can be interrupted and killed.
+fn waiting(cluster: &Cluster) {
+    let [mut one, mut two, mut three, mut four] = programs(cluster, "waiting", [1, 2, 3, 1]);
+    assert_eq!(one.ask("flock f x"), "ok");
+    for waiter in [&mut two, &mut three, &mut four] {
+        waiter.tell("flock f x wait");
+        assert_eq!(waiter.answer_within(A_WHILE), None, "it waits");
+    }
+    assert_eq!(one.ask("flock f u"), "ok");
+    assert_eq!(two.answer(), "ok", "the first that came");
+    assert_eq!(three.answer_within(A_WHILE), None);
+    assert_eq!(two.ask("flock f u"), "ok");
+    assert_eq!(three.answer(), "ok");
+    assert_eq!(four.answer_within(A_WHILE), None);
+
+    assert_eq!(two.ask("on-signal"), "ok");
+    two.tell("flock f x wait");
+    assert_eq!(two.answer_within(A_WHILE), None);
+    succeed(Command::new("kill").args(["-USR1", &two.pid().to_string()]));
+    assert_eq!(two.answer(), "EINTR");
+    four.kill();
+    assert_eq!(three.ask("flock f u"), "ok");
+    assert_eq!(two.ask("flock f x"), "ok", "neither the interrupted nor the killed one has it");
+}
+
+fn deadlocks(cluster: &Cluster) {
+    let [mut one, mut two] = programs(cluster, "a", [1, 2]);
+    for (program, node) in [(&mut one, 1), (&mut two, 2)] {
+        let other = cluster.mount(node).join("b");
+        assert_eq!(program.ask(&format!("open g {}", other.display())), "ok");
+    }
+    assert_eq!(one.ask("fcntl f w 0 1"), "ok");
+    assert_eq!(two.ask("fcntl g w 0 1"), "ok");
+    one.tell("fcntl g w 0 1 wait");
+    assert_eq!(one.answer_within(A_WHILE), None);
+    assert_eq!(two.ask("fcntl f w 0 1 wait"), "EDEADLK");
+    assert_eq!(two.ask("fcntl g u 0 1"), "ok");
+    assert_eq!(one.answer(), "ok");
+}
+
+/// A node that is silent for too long loses its locks; its programs find out, and others go on.
+#[test]
+fn locks_end_with_the_session() {
+    let cluster = Cluster::up(3);
+    let leader = cluster.leader();
+    let node = cluster.follower();
+    let other = 6 - leader - node;
+    let [mut silent, mut bystander, mut next] = programs(&cluster, "file", [node, node, other]);
+    assert_eq!(silent.ask("fcntl f w 0 0"), "ok");
+    assert_eq!(silent.ask("write f 0 old"), "ok");
+    cluster.kill(node, "STOP");
+    assert_eq!(next.ask("fcntl f w 0 0 wait"), "ok", "once the session is expired");
+    assert_eq!(next.ask("write f 0 new"), "ok");
+    cluster.kill(node, "CONT");
+    assert_eq!(next.ask("fcntl f u 0 0"), "ok");
+    for operation in ["read f 0 3", "write f 0 xxx", "sync f", "fcntl f w 0 0", "fcntl f u 0 0"] {
+        assert_eq!(silent.ask(operation), "EIO", "{operation}");
+    }
+    wait_until(PATIENCE, "the next session", || {
+        (bystander.ask("fcntl f w 0 0") == "ok").then_some(())
+    });
+    assert_eq!(bystander.ask("read f 0 3"), "new", "what was written under a lost lock is lost");
+    assert_eq!(bystander.ask("fcntl f u 0 0"), "ok");
+    silent.ask("close f");
+    let path = cluster.mount(node).join("file");
+    assert_eq!(silent.ask(&format!("open f {}", path.display())), "ok");
+    assert_eq!(silent.ask("fcntl f w 0 0"), "ok", "opened again, it can be locked again");
+
+    cluster.kill(node, "KILL");
+    assert_eq!(next.ask("fcntl f w 0 0 wait"), "ok", "a dead daemon has no locks");
+    cluster.start(node);
+    cluster.settle();
+}
+
+/// Two programs on two mounts count in a file and in a database, and none of it is lost.
+#[test]
+fn counting_together() {
+    let cluster = Cluster::up(3);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/counting.py");
+    for mode in ["fcntl", "flock", "sqlite"] {
+        let counters = [1, 2, 3].map(|node| {
+            let mut counter = Command::new("python3");
+            counter.arg(&script).arg(mode).arg(cluster.mount(node)).arg("60");
+            counter.spawn().expect("python3 runs")
+        });
+        for mut counter in counters {
+            assert!(counter.wait().expect("it runs").success(), "{mode}");
+        }
+        let total = succeed(
+            Command::new("python3").arg(&script).args([mode, "--total"]).arg(cluster.mount(2)),
+        );
+        assert_eq!(support::text(&total.stdout).trim(), "180", "{mode}");
+    }
+    cluster.settle();
+}

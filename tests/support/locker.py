@@ -1,0 +1,66 @@
+"""A program with files and locks, told by lines on its input what to do; one line of answer for each.
+
+open NAME PATH          fcntl NAME r|w|u START LEN [wait]     get NAME START LEN
+close NAME              flock NAME s|x|u [wait]               on-signal
+read NAME START LEN     write NAME START TEXT                 sync NAME
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import struct
+import sys
+
+KINDS = {"r": fcntl.F_RDLCK, "w": fcntl.F_WRLCK, "u": fcntl.F_UNLCK}
+FLOCKS = {"s": fcntl.LOCK_SH, "x": fcntl.LOCK_EX, "u": fcntl.LOCK_UN}
+# struct flock on 64-bit Linux: type, whence, start, length, pid.
+FLOCK = "hhqqi4x"
+
+files = {}
+
+
+def record_lock(command, name, kind, start, length):
+    lock = struct.pack(FLOCK, KINDS[kind], os.SEEK_SET, int(start), int(length), 0)
+    return struct.unpack(FLOCK, fcntl.fcntl(files[name], command, lock))
+
+
+def execute(verb, *words):
+    if verb == "open":
+        files[words[0]] = os.open(words[1], os.O_RDWR | os.O_CREAT, 0o644)
+    elif verb == "open-read-only":
+        files[words[0]] = os.open(words[1], os.O_RDONLY)
+    elif verb == "close":
+        os.close(files.pop(words[0]))
+    elif verb == "fcntl":
+        record_lock(fcntl.F_SETLKW if "wait" in words else fcntl.F_SETLK, *words[:4])
+    elif verb == "get":
+        kind, _, start, length, pid = record_lock(fcntl.F_GETLK, words[0], "w", *words[1:3])
+        names = {value: name for name, value in KINDS.items()}
+        return f"{names[kind]} {start} {length} {pid}"
+    elif verb == "flock":
+        fcntl.flock(files[words[0]], FLOCKS[words[1]] | (0 if "wait" in words else fcntl.LOCK_NB))
+    elif verb == "write":
+        os.pwrite(files[words[0]], words[2].encode(), int(words[1]))
+    elif verb == "read":
+        return os.pread(files[words[0]], int(words[2]), int(words[1])).decode()
+    elif verb == "sync":
+        os.fsync(files[words[0]])
+    elif verb == "on-signal":
+        # A handler that raises ends a system call in Python, too.
+        def interrupted(*_):
+            raise InterruptedError(errno.EINTR, "interrupted")
+
+        signal.signal(signal.SIGUSR1, interrupted)
+    else:
+        raise ValueError(verb)
+    return "ok"
+
+
+for line in sys.stdin:
+    try:
+        print(execute(*line.split()), flush=True)
+    except OSError as error:
+        # Python knows this one by another name.
+        names = errno.errorcode | {errno.EDEADLK: "EDEADLK"}
+        print(names[error.errno], flush=True)

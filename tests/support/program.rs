@@ -1,0 +1,88 @@
+//! A program that does what a test says, one line at a time: it holds files and locks of its own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use super::PATIENCE;
+
+/// A running `locker.py`. Killed when dropped.
+#[derive(Debug)]
+pub struct Program {
+    child: Child,
+    input: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Program {
+    pub fn start() -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/locker.py");
+        let mut child = Command::new("python3")
+            .arg(script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 runs");
+        let input = child.stdin.take().expect("piped");
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let (send, answers) = channel();
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, input, answers }
+    }
+
+    /// One that has a file open under the name `f`.
+    pub fn with(path: &Path) -> Self {
+        let mut program = Self::start();
+        assert_eq!(program.ask(&format!("open f {}", path.display())), "ok");
+        program
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Says something, without waiting for the answer.
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.input, "{line}").expect("it listens");
+    }
+
+    /// The next answer.
+    pub fn answer(&mut self) -> String {
+        self.answers.recv_timeout(PATIENCE).expect("an answer")
+    }
+
+    /// The next answer, if it comes within the time.
+    pub fn answer_within(&mut self, limit: Duration) -> Option<String> {
+        match self.answers.recv_timeout(limit) {
+            Ok(answer) => Some(answer),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => panic!("the program has ended"),
+        }
+    }
+
+    pub fn ask(&mut self, line: &str) -> String {
+        self.tell(line);
+        self.answer()
+    }
+
+    /// Kills it and waits until it is gone: not before a system call that it is in has ended.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -58,6 +58,8 @@ impl Unapplied {
             Some(Op::SetXattr(op)) => marks.inode(op.ino),
             Some(Op::RemoveXattr(op)) => marks.inode(op.ino),
             Some(Op::Write(op)) if !is_own => marks.inode(op.ino),
+            Some(Op::Allocate(op)) => marks.inode(op.ino),
+            Some(Op::CopyRange(op)) => marks.inode(op.ino),
             Some(Op::Touch(op)) => op.inodes.iter().for_each(|touched| marks.inode(touched.ino)),
             // What a mount shows does not depend on these.
             Some(

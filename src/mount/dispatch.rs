@@ -35,6 +35,7 @@ refuse!(
     ReplyDirectory,
     ReplyEmpty,
     ReplyEntry,
+    ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
     ReplyWrite,

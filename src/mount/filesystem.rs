@@ -1,9 +1,8 @@
 //! fuser's trait: decodes each request, runs the operation, sends its reply. Decides nothing.
 //!
 //! Not here, on purpose: ACCESS (the kernel checks permissions itself, `default_permissions`), locks
-//! (the kernel does them locally while we do not ask for them), LSEEK (answered ENOSYS, the kernel
-//! then finds data and holes by the size), FALLOCATE (EOPNOTSUPP, so that `posix_fallocate(3)` writes),
-//! READDIRPLUS (its late replies plant names that nothing catches).
+//! (the kernel does them locally while we do not ask for them), READDIRPLUS (its late replies plant names
+//! that nothing catches).
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,10 +13,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attributes::{AttributeChange, NAME_MAX};
@@ -28,7 +27,7 @@ use super::errors::OpError;
 use super::names::{Entry, NewInode, Place, kind_of_mode};
 use super::times;
 use crate::fs::proto::Kind;
-use crate::types::Ino;
+use crate::types::{ByteRange, Ino};
 
 /// Inode numbers are never used again, so the kernel's generation says nothing.
 const GENERATION: Generation = Generation(0);
@@ -452,25 +451,50 @@ impl Filesystem for QuorumFs {
         &self,
         _req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: i64,
-        _whence: i32,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
         reply: ReplyLseek,
     ) {
-        reply.error(Errno::ENOSYS);
+        let core = self.0.clone();
+        let work = async move { core.lseek(fh.0, offset, whence).await };
+        run(&self.0, &[], reply, work, |_, reply, offset| reply.offset(offset));
     }
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let (core, caller) = (self.0.clone(), caller(req));
+        let work = async move {
+            core.fallocate(caller, fh.0, ByteRange::at(offset, length), mode.cast_unsigned()).await
+        };
+        run(&self.0, &[], reply, work, send_ok);
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (core, caller) = (self.0.clone(), caller(req));
+        let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        let work = async move { core.copy_file_range(caller, from, to, len).await };
+        run(&self.0, &[], reply, work, |_, reply, copied| reply.written(copied));
     }
 
     fn ioctl(

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `mounting`, `mount_point`, `sys` | mounting, unmounting, what can be wrong with a mount point |
 //! | `filesystem`, `dispatch` | fuser's trait: decodes a request, runs it, sends the reply |
-//! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `xattrs` | one method per operation |
+//! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `space`, `xattrs` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
 //! | `kernel_cache`, `observer`, `notify` | what the kernel may remember, and making it forget |
@@ -35,6 +35,7 @@ mod notify;
 mod observer;
 mod open_files;
 mod open_table;
+mod space;
 mod sys;
 mod times;
 mod xattrs;

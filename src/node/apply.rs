@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 use super::shared::Shared;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
 use crate::fs::proto::{self, command::Op};
-use crate::fs::{self, Applied, Change, FileEffect, Overlay};
+use crate::fs::{self, Applied, Change, Overlay};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId};
 
@@ -209,8 +209,7 @@ fn apply_entry(
     let Applied { outcome, changes, effects } = fs::apply(overlay, entry.position, &command)?;
     // Before the state says so: a crash in between replays both, and neither minds.
     for effect in &effects {
-        let cuts = !matches!(effect, FileEffect::Write { .. });
-        if cuts && !std::mem::replace(&mut round.cutting, true) {
+        if effect.cuts() && !std::mem::replace(&mut round.cutting, true) {
             shared.cuts.begin();
         }
         shared.files.carry_out(effect)?;

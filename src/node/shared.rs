@@ -66,6 +66,7 @@ impl Shared {
 
     pub(super) fn snapshot_is_due(&self) -> bool {
         self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
+            || self.files.held() >= self.config.snapshot_min_log
     }
 
     /// This node's own session was ended by the others: another is opened in its place.

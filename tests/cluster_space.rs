@@ -1,0 +1,271 @@
+//! Space: holes, reservations, copies within the file system, and what happens when there is none left.
+
+mod support;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
+use rustix::io::Errno;
+
+use support::{Cluster, succeed, write_and_close};
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
+fn open(path: &Path) -> File {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    options.open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Bytes that tell their place and file.
+fn pattern(seed: u64, len: u64) -> Vec<u8> {
+    let byte = |at: u64| u8::try_from((at / 512 * 31 + at + seed * 101) % 255).expect("a byte") + 1;
+    (0..len).map(byte).collect()
+}
+
+fn blocks(path: &Path) -> u64 {
+    fs::metadata(path).expect("stat").blocks()
+}
+
+/// Where data begins and ends.
+fn segments(file: &File) -> Vec<(u64, u64)> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    loop {
+        match seek(file, SeekFrom::Data(at)) {
+            Ok(data) => {
+                at = seek(file, SeekFrom::Hole(data)).expect("a hole at the end");
+                found.push((data, at));
+            }
+            Err(Errno::NXIO) => return found,
+            Err(error) => panic!("SEEK_DATA at {at}: {error}"),
+        }
+    }
+}
+
+/// The backing file of a path's inode on each node.
+fn backing_files(cluster: &Cluster, path: &Path) -> Vec<PathBuf> {
+    let name = format!("{}.", fs::metadata(path).expect("stat").ino());
+    let mut found = Vec::new();
+    for node in cluster.status().nodes {
+        let files = cluster.dir().join(format!("n{}", node.id)).join("data/files");
+        for directory in fs::read_dir(files).expect("the backing files") {
+            let directory = directory.expect("readdir").path();
+            found.extend(fs::read_dir(directory).expect("readdir").filter_map(|entry| {
+                let path = entry.expect("readdir").path();
+                let file = path.file_name()?.to_str()?.to_owned();
+                file.starts_with(&name).then_some(path)
+            }));
+        }
+    }
+    found
+}
+
+/// What is applied on a node.
+fn applied(cluster: &Cluster, node: u64) -> u64 {
+    let nodes = cluster.status().nodes;
+    nodes.iter().find(|other| other.id == node).expect("it is a member").applied
+}
+
+#[test]
+fn fallocate_on_one_mount_is_seen_on_the_other() {
+    let cluster = Cluster::up(3);
+    let (here, there) = (cluster.mount(1).join("f"), cluster.mount(2).join("f"));
+    let mut wanted = pattern(1, 256 * KIB);
+    let file = open(&here);
+    let other = open(&there);
+    let check = |wanted: &[u8], what: &str| {
+        assert!(fs::read(&here).expect("read") == wanted, "{what}, here");
+        assert!(fs::read(&there).expect("read") == wanted, "{what}, there");
+        let (one, two) = (file.metadata().expect("fstat"), other.metadata().expect("fstat"));
+        assert_eq!((one.len(), two.len()), (wanted.len() as u64, wanted.len() as u64), "{what}");
+    };
+    // What is still buffered comes first.
+    file.write_all_at(&wanted, 0).expect("write");
+    fallocate(&file, PUNCH, 64 * KIB, 64 * KIB).expect("punch");
+    wanted[64 << 10..128 << 10].fill(0);
+    check(&wanted, "punched");
+    // One mount after the other, without anything in between.
+    fallocate(&other, PUNCH, 10, 20).expect("punch");
+    wanted[10..30].fill(0);
+    check(&wanted, "punched there");
+    fallocate(&file, FallocateFlags::ZERO_RANGE, 250 * KIB, 100 * KIB).expect("zero");
+    wanted[250 << 10..].fill(0);
+    wanted.resize(350 << 10, 0);
+    check(&wanted, "zeroed beyond the end");
+    fallocate(&other, FallocateFlags::empty(), 0, 400 * KIB).expect("reserve");
+    wanted.resize(400 << 10, 0);
+    check(&wanted, "reserved");
+    fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 4 * MIB).expect("reserve");
+    check(&wanted, "reserved beyond the end");
+    for backing in backing_files(&cluster, &here) {
+        assert!(blocks(&backing) * 512 >= 4 * MIB - 64 * KIB, "{}", backing.display());
+    }
+    let collapse = fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, 4 * KIB);
+    assert_eq!(collapse, Err(Errno::OPNOTSUPP));
+    assert_eq!(fallocate(&file, FallocateFlags::empty(), 0, 1 << 50), Err(Errno::FBIG));
+    check(&wanted, "refused");
+    file.write_all_at(b"x", 100 * KIB).expect("write");
+    drop(file);
+    wanted[100 << 10] = b'x';
+    assert!(fs::read(&there).expect("read") == wanted, "written into the hole");
+}
+
+#[test]
+fn data_and_holes_are_where_a_local_file_has_them() {
+    let cluster = Cluster::up(3);
+    let (here, there) = (cluster.mount(1).join("f"), cluster.mount(2).join("f"));
+    let local = cluster.dir().join("local");
+    let change = |path: &Path| {
+        let file = open(path);
+        file.write_all_at(&pattern(1, 64 * KIB), 64 * KIB).expect("write");
+        file.write_all_at(&pattern(2, 192 * KIB), 1024 * KIB).expect("write");
+        fallocate(&file, PUNCH, 1088 * KIB, 64 * KIB).expect("punch");
+        file.set_len(4 * MIB).expect("truncate");
+        // Not flushed by anybody.
+        file.write_all_at(&pattern(3, 64 * KIB), 2048 * KIB).expect("write");
+        file
+    };
+    let (file, reference) = (change(&here), change(&local));
+    assert_eq!(segments(&file), segments(&reference), "on the mount that writes");
+    assert_eq!(segments(&file).len(), 4);
+    drop(file);
+    let other = open(&there);
+    assert_eq!(segments(&other), segments(&reference), "on another mount");
+    for at in [0, 65 * KIB, 1100 * KIB, 3 * MIB, 4 * MIB - 1] {
+        assert_eq!(seek(&other, SeekFrom::Hole(at)), seek(&reference, SeekFrom::Hole(at)));
+    }
+    for file in [&other, &reference] {
+        assert_eq!(seek(file, SeekFrom::Data(3 * MIB)), Err(Errno::NXIO));
+        assert_eq!(seek(file, SeekFrom::Hole(4 * MIB)), Err(Errno::NXIO));
+    }
+    other.set_len(100 * KIB).expect("truncate");
+    reference.set_len(100 * KIB).expect("truncate");
+    assert_eq!(segments(&other), segments(&reference), "cut");
+}
+
+#[test]
+fn sparse_files_stay_sparse_on_every_replica() {
+    let cluster = Cluster::up(3);
+    let here = cluster.mount(1).join("f");
+    let file = open(&here);
+    file.set_len(1 << 40).expect("truncate");
+    file.write_all_at(&pattern(1, 64 * KIB), 1 << 39).expect("write");
+    file.write_all_at(b"end", (1 << 40) - 3).expect("write");
+    file.sync_all().expect("fsync");
+    let copied = cluster.mount(1).join("copy");
+    let copy = open(&copied);
+    let (mut from, mut to) = ((1 << 39) - MIB, 0);
+    while to < 3 * MIB {
+        let left = usize::try_from(3 * MIB - to).expect("small");
+        copy_file_range(&file, Some(&mut from), &copy, Some(&mut to), left).expect("copy");
+    }
+    drop(copy);
+    cluster.settle();
+    for path in [&here, &copied] {
+        let backing = backing_files(&cluster, path);
+        assert_eq!(backing.len(), 3);
+        for backing in backing {
+            assert!(blocks(&backing) * 512 <= 128 * KIB, "{}", backing.display());
+        }
+        assert!(blocks(path) * 512 <= 128 * KIB, "as stat says it");
+    }
+    assert_eq!(segments(&open(&copied)), [(MIB, MIB + 64 * KIB)]);
+    let mut end = [0; 3];
+    open(&cluster.mount(3).join("f")).read_exact_at(&mut end, (1 << 40) - 3).expect("read");
+    assert_eq!(&end, b"end");
+}
+
+/// As `cp --reflink=auto` does: the bytes go from file to file on each replica.
+#[test]
+fn a_copy_moves_no_bytes_and_survives_that_all_are_killed() {
+    const SIZE: u64 = 24 * MIB;
+    let cluster = Cluster::up(3);
+    let (here, there) = (cluster.mount(1), cluster.mount(2));
+    let bytes = pattern(1, SIZE);
+    write_and_close(&there.join("source"), &bytes).expect("write");
+    let source = open(&here.join("source"));
+    let copy = open(&here.join("copy"));
+    // Buffered bytes of both come first.
+    source.write_all_at(b"last", SIZE).expect("write");
+    copy.write_all_at(b"overwritten", 0).expect("write");
+    source.sync_all().expect("fsync");
+    copy.sync_all().expect("fsync");
+    let before = applied(&cluster, 1);
+    let (mut from, mut to) = (0, 0);
+    let mut calls = 0;
+    loop {
+        let copied = copy_file_range(&source, Some(&mut from), &copy, Some(&mut to), 1 << 30);
+        calls += 1;
+        if copied.expect("copy") == 0 {
+            break;
+        }
+    }
+    let entries = applied(&cluster, 1) - before;
+    assert_eq!((from, to), (SIZE + 4, SIZE + 4));
+    assert!(calls <= 3, "{calls} calls");
+    // Sessions keep house, too. As bytes in the log it would be hundreds.
+    assert!(entries < 40, "{entries} entries for {SIZE} bytes");
+    let mut wanted = bytes;
+    wanted.extend_from_slice(b"last");
+    assert!(fs::read(there.join("copy")).expect("read") == wanted, "there");
+    assert!(fs::read(here.join("copy")).expect("read") == wanted, "here");
+
+    // The source changes, goes, and everybody dies: a replay has to copy what was there.
+    source.write_all_at(&pattern(2, MIB), 8 * MIB).expect("write");
+    source.sync_all().expect("fsync");
+    fs::remove_file(here.join("source")).expect("unlink");
+    drop((source, copy));
+    for node in 1..=3 {
+        cluster.kill(node, "KILL");
+    }
+    cluster.up_again();
+    cluster.settle();
+    for node in 1..=3 {
+        let path = cluster.mount(node).join("copy");
+        assert!(fs::read(path).expect("read") == wanted, "node {node} after the crash");
+    }
+}
+
+#[test]
+fn a_copy_within_a_file_and_beyond_its_end() {
+    let cluster = Cluster::up(1);
+    let path = cluster.mount(1).join("f");
+    let file = open(&path);
+    let bytes = pattern(1, 100 * KIB);
+    file.write_all_at(&bytes, 0).expect("write");
+    let copy = |from: u64, to: u64, len: usize| {
+        let (mut from, mut to) = (from, to);
+        copy_file_range(&file, Some(&mut from), &file, Some(&mut to), len)
+    };
+    assert_eq!(copy(0, 50, 100), Err(Errno::INVAL), "overlapping");
+    assert_eq!(copy(200 * KIB, 0, 100), Ok(0), "behind the end");
+    assert_eq!(copy(90 * KIB, 300 * KIB, 1 << 20), Ok(10 << 10), "up to the end");
+    let mut wanted = bytes.clone();
+    wanted.resize(300 << 10, 0);
+    wanted.extend_from_slice(&bytes[90 << 10..]);
+    assert!(fs::read(&path).expect("read") == wanted);
+    succeed(Command::new("cp").arg(&path).arg(path.with_file_name("g")));
+    assert!(fs::read(path.with_file_name("g")).expect("read") == wanted);
+}
+
+/// Sizes that a replica's own file system could not hold are refused where they are asked for.
+#[test]
+fn files_have_a_largest_size() {
+    let cluster = Cluster::up(1);
+    let file = open(&cluster.mount(1).join("f"));
+    let errno = |result: io::Result<()>| result.expect_err("too large").raw_os_error();
+    assert_eq!(errno(file.set_len(1 << 44)), Some(libc::EFBIG));
+    assert_eq!(errno(file.write_all_at(b"x", (1 << 44) - 4096)), Some(libc::EFBIG));
+    file.set_len((1 << 44) - 4096).expect("the largest");
+    file.write_all_at(b"x", (1 << 44) - 4097).expect("its last byte");
+    file.sync_all().expect("fsync");
+    file.set_len(0).expect("truncate");
+}

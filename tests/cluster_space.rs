@@ -11,7 +11,7 @@ use std::process::Command;
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 use rustix::io::Errno;
 
-use support::{Cluster, succeed, write_and_close};
+use support::{Cluster, PATIENCE, succeed, wait_until, write_and_close};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -268,4 +268,165 @@ fn files_have_a_largest_size() {
     file.write_all_at(b"x", (1 << 44) - 4097).expect("its last byte");
     file.sync_all().expect("fsync");
     file.set_len(0).expect("truncate");
+}
+
+/// A small file system in a file, mounted until it is dropped. `scripts/test` unmounts what a test that
+/// was killed leaves behind, and the kernel then gives the loop device back.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Over the directory `at`, which is made.
+    fn mount(at: &Path, bytes: u64) -> Self {
+        fs::create_dir_all(at).expect("a directory");
+        let image = at.with_extension("image");
+        File::create(&image).and_then(|image| image.set_len(bytes)).expect("an image");
+        // With blocks of 4 KiB, as any larger one has: files can be as large as files may be.
+        succeed(Command::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0"]).arg(&image));
+        succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(at));
+        fs::remove_dir(at.join("lost+found")).expect("a fresh file system");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        let unmounted = unmounted.is_ok_and(|status| status.success());
+        assert!(unmounted || std::thread::panicking(), "{} stays mounted", self.0.display());
+    }
+}
+
+/// A cluster whose nodes have small disks and keep 48 MiB of them. A test that fails detaches the disks
+/// before the daemons are stopped; one that does not stops the cluster first.
+fn cluster_on_small_disks(nodes: u16, bytes: u64) -> (Cluster, Vec<SmallDisk>) {
+    let mut disks = Vec::new();
+    let cluster = Cluster::up_in(nodes, |dir| {
+        for node in 1..=nodes {
+            let node = dir.join(format!("n{node}"));
+            disks.push(SmallDisk::mount(&node.join("data"), bytes));
+        }
+    });
+    cluster.down();
+    for node in 1..=nodes {
+        let config = cluster.dir().join(format!("n{node}/quorumfs.toml"));
+        let text = fs::read_to_string(&config).expect("its configuration");
+        let small = "reserve = \"48MiB\"\nsnapshot_min_log = \"8MiB\"\n";
+        fs::write(&config, format!("{text}{small}")).expect("write");
+    }
+    cluster.up_again();
+    (cluster, disks)
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().expect("of the system")
+}
+
+/// Writes and syncs behind `from` MiB until there is no room; answers how many MiB are certainly there.
+fn fill(file: &File, from: u64) -> u64 {
+    for at in from..1024 {
+        let mebibyte = pattern(at, MIB);
+        let written = file.write_all_at(&mebibyte, at * MIB);
+        if let Err(error) = written.and_then(|()| file.sync_all()) {
+            assert_eq!(errno(&error), libc::ENOSPC, "{error}");
+            return at;
+        }
+    }
+    panic!("a gibibyte on a disk of less");
+}
+
+/// ENOSPC comes to whoever writes, not to the daemons; what was acknowledged is there; what was reserved
+/// can be written; names go; and when there is room again, writing goes on.
+#[test]
+fn full_disks_are_told_to_programs_and_harm_nobody() {
+    const RESERVED: u64 = 8 * MIB;
+    let (cluster, _disks) = cluster_on_small_disks(3, 320 * MIB);
+    let (here, there) = (cluster.mount(1), cluster.mount(2));
+    let reserved = open(&here.join("reserved"));
+    fallocate(&reserved, FallocateFlags::empty(), 0, RESERVED).expect("there is room");
+    let file = open(&here.join("big"));
+    let mut full = 0;
+    // Room that was taken lately counts as gone for a moment, until the disks have been looked at.
+    let space = wait_until(PATIENCE, "the disks to be full", || {
+        let before = full;
+        full = fill(&file, full);
+        let space = rustix::fs::statvfs(&here).expect("statvfs");
+        (full == before && space.f_bavail * 4096 <= 8 * MIB).then_some(space)
+    });
+    assert!(full >= 16, "{full} MiB fit");
+    drop(file);
+
+    assert_eq!((space.f_bsize, space.f_frsize), (4096, 4096));
+    assert!(space.f_blocks * 4096 < 320 * MIB - 48 * MIB);
+    assert!(space.f_ffree > 1 << 60, "inode numbers do not run out");
+
+    // Others are told so too, also who asks for space in other ways.
+    let other = open(&there.join("reserved"));
+    let too_much = fallocate(&other, FallocateFlags::empty(), RESERVED, 64 * MIB);
+    assert_eq!(too_much, Err(Errno::NOSPC));
+    let mut end = RESERVED;
+    let copied = copy_file_range(&open(&there.join("big")), None, &other, Some(&mut end), 1 << 26);
+    assert!(matches!(copied, Err(Errno::NOSPC) | Ok(..=0x80_0000)), "{copied:?}");
+    // What was reserved can be written, whoever does it.
+    for at in 0..RESERVED / MIB {
+        let writer = if at % 2 == 0 { &reserved } else { &other };
+        writer.write_all_at(&pattern(at, MIB), at * MIB).expect("it was reserved");
+        writer.sync_all().expect("it was reserved");
+    }
+    drop((reserved, other));
+    cluster.settle();
+    for node in 1..=3 {
+        let mount = cluster.mount(node);
+        let (big, reserved) = (open(&mount.join("big")), open(&mount.join("reserved")));
+        for (file, mebibytes) in [(&big, full), (&reserved, RESERVED / MIB)] {
+            for at in 0..mebibytes {
+                let mut bytes = vec![0; 1 << 20];
+                file.read_exact_at(&mut bytes, at * MIB).expect("read");
+                assert!(bytes == pattern(at, MIB), "MiB {at} on node {node}");
+            }
+        }
+    }
+
+    open(&there.join("big")).set_len(0).expect("truncation needs no room");
+    fs::remove_file(here.join("reserved")).expect("nor does unlink");
+    let file = open(&here.join("after"));
+    wait_until(PATIENCE, "room", || {
+        file.write_all_at(b"goes on", 0).and_then(|()| file.sync_all()).ok()
+    });
+    assert_eq!(fs::read(there.join("after")).expect("read"), b"goes on");
+    drop(file);
+    cluster.down();
+}
+
+/// The program fsx of the crate of that name.
+fn fsx() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo/bin"));
+    let tools = std::env::var_os("QUORUMFS_TOOLS").map(PathBuf::from);
+    let named = tools.into_iter().flat_map(|tools| [tools.join("bin"), tools]);
+    let mut dirs = named.chain(std::env::split_paths(&path)).chain(home);
+    dirs.find_map(|dir| Some(dir.join("fsx")).filter(|fsx| fsx.is_file())).expect(
+        "fsx is neither in $QUORUMFS_TOOLS nor in PATH nor in ~/.cargo/bin: run `cargo install fsx`",
+    )
+}
+
+/// Reads, writes, mappings, truncations, holes, reservations and copies in random order, each read
+/// checked: `cargo install fsx`, then `scripts/test --long fsx`. `QUORUMFS_FSX_OPS` is how many.
+#[test]
+#[ignore = "needs the program fsx, and many minutes"]
+fn fsx_finds_nothing() {
+    let config = "flen = 262144\n[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 1\n\
+        mapwrite = 1\nread = 1\nwrite = 1\ntruncate = 1\nfsync = 1\nfdatasync = 1\n\
+        posix_fallocate = 1\npunch_hole = 1\nsendfile = 1\nposix_fadvise = 1\ncopy_file_range = 1\n";
+    let cluster = Cluster::up(3);
+    let file = cluster.dir().join("fsx.toml");
+    fs::write(&file, config).expect("write");
+    let operations = std::env::var("QUORUMFS_FSX_OPS").unwrap_or_else(|_| "200000".to_owned());
+    let mut fsx = Command::new(fsx());
+    fsx.arg("-f").arg(&file).args(["-N", &operations, "-S", "20261124", "-P"]);
+    let output = fsx.arg(cluster.dir()).arg(cluster.mount(1).join("f")).output().expect("fsx");
+    let said = support::text(&output.stderr) + &support::text(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    cluster.settle();
+    let bytes = fs::read(cluster.mount(1).join("f")).expect("read");
+    assert!(fs::read(cluster.mount(2).join("f")).expect("read") == bytes, "elsewhere");
 }

@@ -69,6 +69,7 @@ impl Core {
         if end > SIZE_MAX {
             return Err(OpError::Errno(libc::EFBIG));
         }
+        self.take_space_to_write(file.buffer.ino, &new).await?;
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
         self.open.go_on_writing(&file);

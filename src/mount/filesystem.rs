@@ -25,6 +25,7 @@ use super::core::{Caller, Core};
 use super::dispatch::{poll_first, run};
 use super::errors::OpError;
 use super::names::{Entry, NewInode, Place, kind_of_mode};
+use super::space::{BLOCK, Room};
 use super::times;
 use crate::fs::proto::Kind;
 use crate::types::{ByteRange, Ino};
@@ -396,16 +397,9 @@ impl Filesystem for QuorumFs {
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         match self.0.statfs() {
-            Ok(space) => reply.statfs(
-                space.f_blocks,
-                space.f_bfree,
-                space.f_bavail,
-                space.f_files,
-                space.f_ffree,
-                u32::try_from(space.f_bsize).unwrap_or(u32::MAX),
-                NAME_MAX,
-                u32::try_from(space.f_frsize).unwrap_or(u32::MAX),
-            ),
+            Ok(Room { blocks, free, inos, free_inos }) => {
+                reply.statfs(blocks, free, free, inos, free_inos, BLOCK, NAME_MAX, BLOCK);
+            }
             Err(error) => reply.error((&error).into()),
         }
     }

@@ -1,10 +1,15 @@
-//! LSEEK, FALLOCATE, COPY_FILE_RANGE.
+//! LSEEK, FALLOCATE, COPY_FILE_RANGE, STATFS; and whether there is room for what is to be written.
+//!
+//! ENOSPC is said where room is asked for, before anything is buffered or proposed: what a call has taken
+//! in is never lost for want of space. What has space already (reserved, or written before) needs none,
+//! so it goes on when the disks are full.
 
 use std::time::Instant;
 
+use super::buffer::NewBytes;
 use super::core::{Caller, Core};
 use super::errors::OpError;
-use crate::fs::limits::COPY_MAX;
+use crate::fs::limits::{COPY_MAX, INO_END};
 use crate::fs::proto::{self, command::Op};
 use crate::fs::{Errno, query};
 use crate::node::NodeError;
@@ -14,6 +19,22 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex};
 /// The most bytes that one COPY_FILE_RANGE copies: the kernel holds the file's lock until it is answered.
 /// Programs ask for the rest.
 const COPY_REQUEST: u64 = 8 * COPY_MAX;
+/// Bytes go to the log and to the backing file; the log's are given back later.
+const COPIES_OF_WRITE: u64 = 2;
+/// What a new record and its entry in the log take at most, but for the values of attributes.
+const RECORD_BYTES: u64 = 4096;
+const PUNCH_HOLE: u32 = libc::FALLOC_FL_PUNCH_HOLE.unsigned_abs();
+/// What STATFS counts in.
+pub(super) const BLOCK: u32 = 4096;
+
+/// What STATFS answers: blocks, and inode numbers.
+pub(super) struct Room {
+    pub(super) blocks: u64,
+    pub(super) free: u64,
+    pub(super) inos: u64,
+    pub(super) free_inos: u64,
+}
+
 /// A copy insists on the source that it saw so many times; then it takes what there is.
 const INSISTENCE: usize = 8;
 
@@ -72,6 +93,9 @@ impl Core {
         let file = self.file(handle)?;
         let ino = file.buffer.ino;
         self.commit(&file.buffer).await;
+        if mode & PUNCH_HOLE == 0 {
+            self.take_space(ino, range, range.len()).await?;
+        }
         let op = proto::Allocate {
             ino: ino.0,
             offset: range.start,
@@ -107,7 +131,13 @@ impl Core {
                 length: (length - copied).min(COPY_MAX),
                 kill_suid_sgid: caller.uid != 0,
             };
-            match self.copy_range(op).await {
+            let range = ByteRange::at(op.offset, op.length);
+            let room = self.take_space(target.buffer.ino, range, op.length).await;
+            let done = match room {
+                Ok(()) => self.copy_range(op).await,
+                Err(error) => Err(error),
+            };
+            match done {
                 Ok((0, _)) => break,
                 Ok((more, index)) => (copied, last) = (copied + more, index),
                 // What was copied counts; the next request meets the error.
@@ -138,6 +168,52 @@ impl Core {
             }
         }
         Err(OpError::Errno(libc::EIO))
+    }
+
+    /// STATFS: what the disks of a quorum hold, and inode numbers, which are never used again.
+    pub(super) fn statfs(&self) -> Result<Room, OpError> {
+        let space = self.node.space();
+        let given = self.query(|state| Ok(query::inos_given(state)?))?;
+        Ok(Room {
+            blocks: space.total_bytes / u64::from(BLOCK),
+            free: space.free_bytes / u64::from(BLOCK),
+            inos: INO_END,
+            free_inos: INO_END - given,
+        })
+    }
+
+    /// Room for a WRITE.
+    pub(super) async fn take_space_to_write(
+        &self,
+        ino: Ino,
+        new: &NewBytes,
+    ) -> Result<(), OpError> {
+        let bytes = new.data.len() as u64;
+        let range = new.offset.map_or(ByteRange::at(0, 0), |offset| ByteRange::at(offset, bytes));
+        self.take_space(ino, range, COPIES_OF_WRITE * bytes).await
+    }
+
+    /// Room for a change of names or attributes that adds records.
+    pub(super) fn take_space_for(&self, op: &Op) -> Result<(), OpError> {
+        let bytes = match op {
+            Op::Make(_) | Op::Link(_) => RECORD_BYTES,
+            Op::SetXattr(op) => RECORD_BYTES + COPIES_OF_WRITE * op.value.len() as u64,
+            _ => return Ok(()),
+        };
+        if self.node.take_space(bytes) { Ok(()) } else { Err(OpError::Errno(libc::ENOSPC)) }
+    }
+
+    /// Room for so many bytes, unless the range that they are for has its space already.
+    async fn take_space(&self, ino: Ino, range: ByteRange, bytes: u64) -> Result<(), OpError> {
+        if self.node.take_space(bytes) {
+            return Ok(());
+        }
+        let key = (ino, Generation(self.inode(ino)?.generation));
+        let node = self.node.clone();
+        let mapped = tokio::task::spawn_blocking(move || node.files().mapped(key, range));
+        let mapped = mapped.await.map_err(|_| NodeError::Stopping)??;
+        let has_space = !range.is_empty() && mapped == range.len();
+        if has_space { Ok(()) } else { Err(OpError::Errno(libc::ENOSPC)) }
     }
 
     /// An inode as it is in the state, stable or not.

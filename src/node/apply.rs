@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
@@ -22,8 +23,24 @@ const ROUND: usize = 512;
 enum ApplyError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(
+        "the disk under the data directory is full ({0}): free some space and start the daemon again; \
+         it goes on where it stopped"
+    )]
+    Full(#[source] StoreError),
     #[error("log entry {index} holds a command that cannot be decoded: {source}")]
     Undecodable { index: LogIndex, source: prost::DecodeError },
+}
+
+impl ApplyError {
+    fn of_effect(error: StoreError) -> Self {
+        match &error {
+            StoreError::Io { source, .. } if source.kind() == ErrorKind::StorageFull => {
+                Self::Full(error)
+            }
+            _ => Self::Store(error),
+        }
+    }
 }
 
 /// What the thread is given, in the order in which it happens.
@@ -212,7 +229,7 @@ fn apply_entry(
         if effect.cuts() && !std::mem::replace(&mut round.cutting, true) {
             shared.cuts.begin();
         }
-        shared.files.carry_out(effect)?;
+        shared.files.carry_out(effect).map_err(ApplyError::of_effect)?;
     }
     let session = SessionId(command.session);
     debug_assert!(

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
 use super::mutations::Mutations;
+use super::space::Space;
 use super::status::RaftStatus;
 use super::{NodeConfig, Observer, Transport};
 use crate::consensus::{Input, ReadGate};
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) state: State,
     pub(super) files: Files,
+    pub(super) space: Space,
     pub(super) cuts: Cuts,
     pub(super) received: Received,
     /// A snapshot is due when the log has this many bytes; 0: not known yet.

@@ -1,5 +1,7 @@
 //! Space: holes, reservations, copies within the file system, and what happens when there is none left.
 
+#![allow(clippy::disallowed_methods, reason = "reads where tools are and how long to run")]
+
 mod support;
 
 use std::fs::{self, File, OpenOptions};
@@ -364,7 +366,7 @@ fn full_disks_are_told_to_programs_and_harm_nobody() {
     let too_much = fallocate(&other, FallocateFlags::empty(), RESERVED, 64 * MIB);
     assert_eq!(too_much, Err(Errno::NOSPC));
     let mut end = RESERVED;
-    let copied = copy_file_range(&open(&there.join("big")), None, &other, Some(&mut end), 1 << 26);
+    let copied = copy_file_range(open(&there.join("big")), None, &other, Some(&mut end), 1 << 26);
     assert!(matches!(copied, Err(Errno::NOSPC) | Ok(..=0x80_0000)), "{copied:?}");
     // What was reserved can be written, whoever does it.
     for at in 0..RESERVED / MIB {
@@ -429,4 +431,89 @@ fn fsx_finds_nothing() {
     cluster.settle();
     let bytes = fs::read(cluster.mount(1).join("f")).expect("read");
     assert!(fs::read(cluster.mount(2).join("f")).expect("read") == bytes, "elsewhere");
+}
+
+/// A change of a file of at most 256 KiB.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Write(u64, u64, u64),
+    Truncate(u64),
+    Allocate(FallocateFlags, u64, u64),
+    Copy(u64, u64, u64),
+}
+
+impl Change {
+    /// Drawn from a sequence (Knuth, MMIX).
+    fn draw(state: &mut u64) -> Self {
+        const END: u64 = 256 * KIB;
+        let mut below = |limit: u64| {
+            *state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (*state >> 33) % limit
+        };
+        let (at, len) = (below(END), 1 + below(64 * KIB));
+        let len = len.min(END - at);
+        match below(8) {
+            0..=2 => Self::Write(at, len, below(200)),
+            3 => Self::Truncate(at),
+            4 => Self::Allocate(PUNCH, at, len),
+            5 => Self::Allocate(FallocateFlags::ZERO_RANGE, at, len),
+            6 => Self::Allocate(FallocateFlags::empty(), at, len),
+            _ => Self::Copy(at, below(END - len + 1), len),
+        }
+    }
+
+    /// Makes it; answers what the calls said.
+    fn make(self, file: &File) -> Result<u64, Errno> {
+        match self {
+            Self::Write(at, len, seed) => {
+                file.write_all_at(&pattern(seed, len), at).expect("write");
+                Ok(0)
+            }
+            Self::Truncate(size) => {
+                file.set_len(size).expect("truncate");
+                Ok(0)
+            }
+            Self::Allocate(mode, at, len) => fallocate(file, mode, at, len).map(|()| 0),
+            Self::Copy(mut from, mut to, len) => {
+                let len = usize::try_from(len).expect("small");
+                let copied = copy_file_range(file, Some(&mut from), file, Some(&mut to), len);
+                copied.map(|copied| copied as u64)
+            }
+        }
+    }
+}
+
+/// Changes a file on one mount or the other, closes it, and looks at it on any.
+fn take_turns(changes: u32, seed: u64) {
+    let cluster = Cluster::up(3);
+    let local = cluster.dir().join("local");
+    let mut state = seed;
+    for number in 0..changes {
+        let change = Change::draw(&mut state);
+        let path = cluster.mount(1 + (state >> 40) % 2).join("f");
+        let done = change.make(&open(&path));
+        assert_eq!(done, change.make(&open(&local)), "{number}: {change:?}");
+        let seen = cluster.mount(1 + (state >> 50) % 3).join("f");
+        let (found, wanted) = (fs::read(&seen).expect("read"), fs::read(&local).expect("read"));
+        let differs = found.iter().zip(&wanted).position(|(one, other)| one != other);
+        assert!(
+            found == wanted,
+            "change {number} of seed {seed}, {change:?}: {} bytes instead of {}, first other at {differs:?}",
+            found.len(),
+            wanted.len()
+        );
+    }
+}
+
+#[test]
+fn mounts_that_take_turns_are_like_one_local_file() {
+    take_turns(500, 1);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn mounts_that_take_many_turns_are_like_one_local_file() {
+    take_turns(20_000, 2);
 }

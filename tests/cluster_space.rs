@@ -13,7 +13,7 @@ use std::process::Command;
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 use rustix::io::Errno;
 
-use support::{Cluster, PATIENCE, succeed, wait_until, write_and_close};
+use support::{Cluster, PATIENCE, succeed, wait_until, write_and_close, write_and_sync};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -368,6 +368,23 @@ fn full_disks_are_told_to_programs_and_harm_nobody() {
     let mut end = RESERVED;
     let copied = copy_file_range(open(&there.join("big")), None, &other, Some(&mut end), 1 << 26);
     assert!(matches!(copied, Err(Errno::NOSPC) | Ok(..=0x80_0000)), "{copied:?}");
+    // Mapped pages meet the full disks when they are written back: msync says so.
+    let mapped = open(&here.join("mapped"));
+    mapped.set_len(16 * MIB).expect("a hole needs no room");
+    let program = "import mmap, os, sys\n\
+        memory = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0)\n\
+        memory[:] = b'x' * len(memory)\n\
+        try: memory.flush()\n\
+        except OSError as error: print(error.errno)";
+    let path = here.join("mapped");
+    let said = succeed(Command::new("python3").args(["-c", program]).arg(path)).stdout;
+    assert_eq!(support::text(&said).trim(), libc::ENOSPC.to_string());
+    drop(mapped);
+    wait_until(PATIENCE, "the pages to go that nobody else will see", || {
+        let bytes = fs::read(there.join("mapped")).expect("read");
+        assert!(bytes.contains(&0), "not all of it was written");
+        (fs::read(here.join("mapped")).expect("read") == bytes).then_some(())
+    });
     // What was reserved can be written, whoever does it.
     for at in 0..RESERVED / MIB {
         let writer = if at % 2 == 0 { &reserved } else { &other };
@@ -390,13 +407,52 @@ fn full_disks_are_told_to_programs_and_harm_nobody() {
 
     open(&there.join("big")).set_len(0).expect("truncation needs no room");
     fs::remove_file(here.join("reserved")).expect("nor does unlink");
-    let file = open(&here.join("after"));
-    wait_until(PATIENCE, "room", || {
-        file.write_all_at(b"goes on", 0).and_then(|()| file.sync_all()).ok()
-    });
+    wait_until(PATIENCE, "room", || write_and_sync(&here.join("after"), b"goes on").ok());
     assert_eq!(fs::read(there.join("after")).expect("read"), b"goes on");
+    cluster.down();
+}
+
+/// A replica whose own disk is full while a quorum has room stops, and says why; the others go on. With
+/// room it goes on where it stopped.
+#[test]
+fn a_replica_without_room_stops_unharmed() {
+    let mut disk = None;
+    let cluster = Cluster::up_in(3, |dir| {
+        disk = Some(SmallDisk::mount(&dir.join("n3/data"), 512 * MIB));
+    });
+    let full = disk.as_ref().expect("mounted").0.join("something-else");
+    let room = rustix::fs::statvfs(full.parent().expect("a directory")).expect("statvfs");
+    let ballast = (room.f_bavail * room.f_frsize).saturating_sub(8 * MIB);
+    fallocate(open(&full), FallocateFlags::empty(), 0, ballast).expect("there is room");
+    let here = cluster.mount(1);
+    let file = open(&here.join("f"));
+    let mut written = 0;
+    wait_until(PATIENCE, "node 3 to stop", || {
+        file.write_all_at(&pattern(written, MIB), written * MIB).expect("a quorum has room");
+        file.sync_all().expect("a quorum has room");
+        written += 1;
+        let nodes = cluster.status().nodes;
+        nodes.iter().all(|node| node.id != 3 || !node.mounted).then_some(())
+    });
+    let log = fs::read(cluster.dir().join("n3/log/quorumfs.log")).expect("its log");
+    let log = support::text(&log);
+    let said = log.lines().find(|line| line.contains("this replica stops")).expect("it says so");
+    assert!(said.contains("No space left on device"), "{said}");
+    write_and_close(&here.join("g"), b"the others go on").expect("write");
+
+    fs::remove_file(full).expect("unlink");
+    cluster.start(3);
+    cluster.settle();
+    assert_eq!(fs::read(cluster.mount(3).join("g")).expect("read"), b"the others go on");
+    let file = open(&cluster.mount(3).join("f"));
+    for at in 0..written {
+        let mut bytes = vec![0; 1 << 20];
+        file.read_exact_at(&mut bytes, at * MIB).expect("read");
+        assert!(bytes == pattern(at, MIB), "MiB {at}");
+    }
     drop(file);
     cluster.down();
+    drop(disk);
 }
 
 /// The program fsx of the crate of that name.

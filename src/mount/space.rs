@@ -190,7 +190,13 @@ impl Core {
     ) -> Result<(), OpError> {
         let bytes = new.data.len() as u64;
         let range = new.offset.map_or(ByteRange::at(0, 0), |offset| ByteRange::at(offset, bytes));
-        self.take_space(ino, range, COPIES_OF_WRITE * bytes).await
+        let room = self.take_space(ino, range, COPIES_OF_WRITE * bytes).await;
+        if room.is_err() {
+            // Mapped pages stay as the program changed them, but nobody else will ever see that.
+            self.cache.forget_pages(ino);
+            self.kernel().drop_pages(ino, range);
+        }
+        room
     }
 
     /// Room for a change of names or attributes that adds records.

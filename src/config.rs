@@ -78,6 +78,12 @@ pub struct Config {
     #[serde(default = "default_snapshot_min_log", deserialize_with = "size")]
     pub snapshot_min_log: u64,
 
+    /// Bytes of the disk under `data` that are kept for the Raft log and snapshots. Writes get ENOSPC
+    /// when fewer than a quorum of nodes have more than this left. Default 256 MiB, minimum 16 MiB. A node
+    /// whose own disk is full to the last byte stops. An integer, or `"256MiB"`.
+    #[serde(default = "default_reserve", deserialize_with = "size")]
+    pub reserve: u64,
+
     /// The most bytes of one flush that travel inside a command of the log. Default 64 KiB, minimum
     /// 4 KiB, maximum 1 MiB.
     #[serde(default = "default_inline_max", deserialize_with = "size")]
@@ -237,6 +243,7 @@ impl Config {
             ("session_ttl", "at least 0.5 s", self.session_ttl >= Duration::from_millis(500)),
             ("op_timeout", "at least twice session_ttl", self.op_timeout >= 2 * self.session_ttl),
             ("snapshot_min_log", "at least 1 MiB", self.snapshot_min_log >= 1 << 20),
+            ("reserve", "at least 16 MiB", self.reserve >= 16 << 20),
             ("inline_max", "from 4 KiB to 1 MiB", (4 << 10..=1 << 20).contains(&self.inline_max)),
         ];
         match bounds.into_iter().find(|(_, _, kept)| !kept) {
@@ -289,6 +296,10 @@ fn default_op_timeout() -> Duration {
 
 fn default_snapshot_min_log() -> u64 {
     64 << 20
+}
+
+fn default_reserve() -> u64 {
+    256 << 20
 }
 
 fn default_inline_max() -> u64 {
@@ -382,6 +393,7 @@ mod tests {
         assert_eq!(config.session_ttl, Duration::from_secs(2));
         assert_eq!(config.op_timeout, Duration::from_secs(30));
         assert_eq!((config.snapshot_min_log, config.inline_max), (64 << 20, 64 << 10));
+        assert_eq!(config.reserve, 256 << 20);
         assert_eq!((config.read, config.insecure), (ReadMode::Strong, false));
         assert_eq!(config.address(), "127.0.0.1:7401");
     }
@@ -429,6 +441,7 @@ mod tests {
         assert_eq!(mistake("peers = ['localhost:1']"), Mistake::PeersWithoutCluster);
         assert!(matches!(mistake("session_ttl = 100"), Mistake::Bounds { .. }));
         assert!(matches!(mistake("inline_max = '2MiB'"), Mistake::Bounds { .. }));
+        assert!(matches!(mistake("reserve = '15MiB'"), Mistake::Bounds { .. }));
         assert!(matches!(mistake("advertise = 'node1'"), Mistake::Address { .. }));
         let mut config = parse("").expect("it parses");
         config.data = "/mnt/q/data".into();

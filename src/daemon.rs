@@ -172,6 +172,7 @@ fn node_config(config: &Config, identity: &Identity, directory: &DataDir) -> Nod
         core: CoreConfig::new(identity.node, config.session_ttl),
         op_timeout: config.op_timeout,
         snapshot_min_log: config.snapshot_min_log,
+        reserve: config.reserve,
         strong: config.read == ReadMode::Strong,
     }
 }

@@ -135,6 +135,44 @@ pub enum FileEffect {
         /// The size in bytes.
         size: u64,
     },
+    /// Reserve space without changing a byte; the file's own size stays.
+    Allocate {
+        /// Whose bytes.
+        ino: Ino,
+        /// Which life of them.
+        generation: Generation,
+        /// Which of them.
+        range: ByteRange,
+    },
+    /// Make bytes zeros; the file's own size stays.
+    Zero {
+        /// Whose bytes.
+        ino: Ino,
+        /// Which life of them.
+        generation: Generation,
+        /// Which of them.
+        range: ByteRange,
+        /// Whether their space stays reserved; it is given back otherwise.
+        reserved: bool,
+    },
+    /// Copy bytes from file to file. Its replay needs the bytes that the source had at `index`, whatever
+    /// has become of them since.
+    Copy {
+        /// The entry of the log that orders it.
+        index: LogIndex,
+        /// Whose bytes are read.
+        source: Ino,
+        /// Which life of them.
+        source_generation: Generation,
+        /// Which of them; all lie within the file's size.
+        range: ByteRange,
+        /// Whose bytes are written.
+        ino: Ino,
+        /// Which life of them.
+        generation: Generation,
+        /// Where the first one goes.
+        offset: u64,
+    },
     /// Delete the file.
     Remove {
         /// Whose bytes.
@@ -142,4 +180,18 @@ pub enum FileEffect {
         /// Which life of them.
         generation: Generation,
     },
+}
+
+impl FileEffect {
+    /// Whether bytes go that the state counts until it says so itself: a reader in between would find
+    /// too few.
+    #[must_use]
+    pub fn cuts(&self) -> bool {
+        match self {
+            Self::Truncate { .. } | Self::Remove { .. } => true,
+            Self::Write { .. } | Self::Allocate { .. } | Self::Zero { .. } | Self::Copy { .. } => {
+                false
+            }
+        }
+    }
 }

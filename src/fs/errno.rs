@@ -35,6 +35,8 @@ errnos! {
     EAGAIN = 11,
     /// The name exists.
     EEXIST = 17,
+    /// Neither a regular file nor a directory.
+    ENODEV = 19,
     /// Not a directory.
     ENOTDIR = 20,
     /// A directory.
@@ -57,9 +59,13 @@ errnos! {
     ENOTEMPTY = 39,
     /// No such attribute.
     ENODATA = 61,
+    /// A kind of allocation that there is not.
+    EOPNOTSUPP = 95,
     /// Not an outcome: the session is unknown or has ended, or the command is below its window of
     /// outcomes, so that it was answered before. It was not applied now and leaves no outcome.
     ESTALE = 116,
+    /// The bytes to be copied are not those that the proposer saw. Nothing was changed; look again.
+    ECANCELED = 125,
 }
 
 impl Errno {

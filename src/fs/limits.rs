@@ -6,8 +6,11 @@ pub const NAME_MAX: usize = 255;
 pub const TARGET_MAX: usize = 4095;
 /// Names of a file; subdirectories of a directory, plus 2.
 pub const LINK_MAX: u32 = 65_000;
-/// Bytes of a file: what `off_t` can hold.
-pub const SIZE_MAX: u64 = i64::MAX as u64;
+/// Bytes of a file: what ext4 with blocks of 4 KiB can hold. A file that a replica's own file system
+/// cannot hold would stop that replica.
+pub const SIZE_MAX: u64 = (1 << 44) - 4096;
+/// Bytes that one command copies from file to file.
+pub const COPY_MAX: u64 = 8 << 20;
 /// Bytes of an extended attribute's name.
 pub const XATTR_NAME_MAX: usize = 255;
 /// Bytes of an extended attribute's value.

@@ -35,6 +35,14 @@ pub fn inode<V: Records>(view: &V, ino: Ino) -> Result<Option<proto::Inode>, V::
     view.record(&keys::inode(ino))
 }
 
+/// How many inode numbers were given out so far; none is ever used again.
+///
+/// # Errors
+/// When this replica cannot read its own state.
+pub fn inos_given<V: Records>(view: &V) -> Result<u64, V::Error> {
+    Ok(view.record(&keys::counter(Counter::NextIno))?.unwrap_or(0))
+}
+
 /// What a name means in a directory.
 ///
 /// # Errors

@@ -62,6 +62,8 @@ impl Unapplied {
             Some(Op::RemoveXattr(op)) => marks.inode(op.ino),
             Some(Op::Write(op)) if is_own => marks.own_write(op.ino),
             Some(Op::Write(op)) => marks.inode(op.ino),
+            Some(Op::Allocate(op)) => marks.inode(op.ino),
+            Some(Op::CopyRange(op)) => marks.inode(op.ino),
             Some(Op::Touch(op)) => op.inodes.iter().for_each(|touched| marks.inode(touched.ino)),
             // What a mount shows does not depend on these.
             Some(

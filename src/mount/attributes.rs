@@ -88,11 +88,6 @@ impl Core {
         self.seen(ino).await.map(Some)
     }
 
-    /// STATFS: the numbers of the file system that holds our backing files.
-    pub(super) fn statfs(&self) -> Result<libc::statvfs, OpError> {
-        Ok(self.node.files().statvfs()?)
-    }
-
     /// What may be served of an inode that the kernel knows. ESTALE where it is gone: the kernel then
     /// looks the path up again.
     pub(super) async fn seen(&self, ino: Ino) -> Result<Seen, OpError> {

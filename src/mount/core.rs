@@ -94,6 +94,7 @@ impl Core {
         touched: &[Ino],
         op: proto::command::Op,
     ) -> Result<proto::Outcome, OpError> {
+        self.take_space_for(&op)?;
         let outcome = match self.node.mutate(op).await {
             Ok(outcome) => outcome,
             Err(error) => return Err(self.unknown_outcome(touched, error)),

@@ -36,6 +36,7 @@ refuse!(
     ReplyEmpty,
     ReplyEntry,
     ReplyLock,
+    ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
     ReplyWrite,

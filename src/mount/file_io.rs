@@ -9,6 +9,7 @@ use super::core::Core;
 use super::errors::OpError;
 use super::extents::{self, Piece};
 use super::open_table::OpenFile;
+use crate::fs::limits::SIZE_MAX;
 use crate::node::NodeError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
@@ -66,6 +67,11 @@ impl Core {
         flags: i32,
     ) -> Result<u32, OpError> {
         let file = self.file(handle)?;
+        let end = new.offset.unwrap_or(0).saturating_add(new.data.len() as u64);
+        if end > SIZE_MAX {
+            return Err(OpError::Errno(libc::EFBIG));
+        }
+        self.take_space_to_write(file.buffer.ino, &new).await?;
         new.only_in = file.buffer.lockers.any().then(|| self.node.session());
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);

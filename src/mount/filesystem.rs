@@ -1,7 +1,6 @@
 //! fuser's trait: decodes each request, runs the operation, sends its reply. Decides nothing.
 //!
-//! Not here, on purpose: ACCESS (the kernel checks permissions itself, `default_permissions`), LSEEK (answered ENOSYS, the kernel
-//! then finds data and holes by the size), FALLOCATE (EOPNOTSUPP, so that `posix_fallocate(3)` writes),
+//! Not here, on purpose: ACCESS (the kernel checks permissions itself, `default_permissions`),
 //! READDIRPLUS (its late replies plant names that nothing catches).
 
 use std::ffi::OsStr;
@@ -13,26 +12,26 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attributes::{AttributeChange, NAME_MAX};
 use super::buffer::NewBytes;
-use super::core::{Caller, Core};
+use super::core::Core;
 use super::dispatch::{poll_first, run};
 use super::errors::OpError;
-use super::locks::Asker;
-use super::names::{Entry, NewInode, Place, kind_of_mode};
+use super::names::{NewInode, Place, kind_of_mode};
+use super::requests::{
+    GENERATION, asker, bytes_of, caller, parents, place, send_entry, send_ok, wanted_lock,
+};
+use super::space::{BLOCK, Room};
 use super::times;
-use crate::fs::WHOLE_FILE;
-use crate::fs::proto::{Kind, Lock, LockMode};
-use crate::types::Ino;
+use crate::fs::proto::{Kind, LockMode};
+use crate::types::{ByteRange, Ino};
 
-/// Inode numbers are never used again, so the kernel's generation says nothing.
-const GENERATION: Generation = Generation(0);
 /// The most bytes of one request: an appending write(2) up to this is atomic.
 const MAX_WRITE: u32 = 1 << 20;
 /// Reads that wait for a peer must not use up the slots of read-ahead and RELEASE.
@@ -402,16 +401,9 @@ impl Filesystem for QuorumFs {
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         match self.0.statfs() {
-            Ok(space) => reply.statfs(
-                space.f_blocks,
-                space.f_bfree,
-                space.f_bavail,
-                space.f_files,
-                space.f_ffree,
-                u32::try_from(space.f_bsize).unwrap_or(u32::MAX),
-                NAME_MAX,
-                u32::try_from(space.f_frsize).unwrap_or(u32::MAX),
-            ),
+            Ok(Room { blocks, free, inos, free_inos }) => {
+                reply.statfs(blocks, free, free, inos, free_inos, BLOCK, NAME_MAX, BLOCK);
+            }
             Err(error) => reply.error((&error).into()),
         }
     }
@@ -506,25 +498,50 @@ impl Filesystem for QuorumFs {
         &self,
         _req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: i64,
-        _whence: i32,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
         reply: ReplyLseek,
     ) {
-        reply.error(Errno::ENOSYS);
+        let core = self.0.clone();
+        let work = async move { core.lseek(fh.0, offset, whence).await };
+        run(&self.0, &[], reply, work, |_, reply, offset| reply.offset(offset));
     }
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let (core, caller) = (self.0.clone(), caller(req));
+        let work = async move {
+            core.fallocate(caller, fh.0, ByteRange::at(offset, length), mode.cast_unsigned()).await
+        };
+        run(&self.0, &[], reply, work, send_ok);
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (core, caller) = (self.0.clone(), caller(req));
+        let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        let work = async move { core.copy_file_range(caller, from, to, len).await };
+        run(&self.0, &[], reply, work, |_, reply, copied| reply.written(copied));
     }
 
     fn ioctl(
@@ -540,43 +557,4 @@ impl Filesystem for QuorumFs {
     ) {
         reply.error(Errno::ENOTTY);
     }
-}
-
-fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid() }
-}
-
-fn asker(req: &Request, handle: FileHandle, owner: LockOwner) -> Asker {
-    Asker { handle: handle.0, owner: owner.0, thread: req.pid() }
-}
-
-/// The kernel's last byte of a file that has no end is the largest offset.
-fn wanted_lock(owner: LockOwner, (start, end): (u64, u64), typ: i32, pid: u32) -> Lock {
-    let end = if end >= i64::MAX.cast_unsigned() { WHOLE_FILE } else { end };
-    let exclusive = typ == libc::F_WRLCK;
-    Lock { session: 0, owner: owner.0, start, end, exclusive, pid }
-}
-
-fn place(parent: INodeNo, name: &OsStr) -> Result<Place, OpError> {
-    Place::new(Ino(parent.0), name.as_bytes())
-}
-
-/// The directories that the kernel may hold the locks of.
-fn parents(places: &[&Result<Place, OpError>]) -> Vec<Ino> {
-    places.iter().filter_map(|place| place.as_ref().ok().map(|place| place.parent)).collect()
-}
-
-fn bytes_of(name: &OsStr) -> Bytes {
-    Bytes::copy_from_slice(name.as_bytes())
-}
-
-/// Entry replies carry no attribute TTL: `inval_inode` finds nothing to drop while one is under way.
-fn send_entry(core: &Core, reply: ReplyEntry, entry: Entry) {
-    let ttl = core.ttl(entry.grant);
-    reply.entry_with_ttls(&Duration::ZERO, &ttl, &entry.attr, GENERATION);
-    core.gave_name(ttl);
-}
-
-fn send_ok(_core: &Core, reply: ReplyEmpty, (): ()) {
-    reply.ok();
 }

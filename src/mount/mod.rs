@@ -6,8 +6,8 @@
 //! | file | owns |
 //! |---|---|
 //! | `mounting`, `mount_point`, `sys` | mounting, unmounting, what can be wrong with a mount point |
-//! | `filesystem`, `dispatch` | fuser's trait: decodes a request, runs it, sends the reply |
-//! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `xattrs`, `locks` | one method per operation |
+//! | `filesystem`, `requests`, `dispatch` | fuser's trait: decodes a request, runs it, sends the reply |
+//! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `space`, `xattrs`, `locks` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
 //! | `kernel_cache`, `observer`, `notify` | what the kernel may remember, and making it forget |
@@ -36,6 +36,8 @@ mod notify;
 mod observer;
 mod open_files;
 mod open_table;
+mod requests;
+mod space;
 mod sys;
 mod times;
 mod xattrs;

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
@@ -10,7 +11,7 @@ use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 use super::shared::Shared;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
 use crate::fs::proto;
-use crate::fs::{self, Applied, Change, FileEffect, Overlay};
+use crate::fs::{self, Applied, Change, Overlay};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId};
 
@@ -22,8 +23,24 @@ const ROUND: usize = 512;
 enum ApplyError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(
+        "the disk under the data directory is full ({0}): free some space and start the daemon again; \
+         it goes on where it stopped"
+    )]
+    Full(#[source] StoreError),
     #[error("log entry {index} holds a command that cannot be decoded: {source}")]
     Undecodable { index: LogIndex, source: prost::DecodeError },
+}
+
+impl ApplyError {
+    fn of_effect(error: StoreError) -> Self {
+        match &error {
+            StoreError::Io { source, .. } if source.kind() == ErrorKind::StorageFull => {
+                Self::Full(error)
+            }
+            _ => Self::Store(error),
+        }
+    }
 }
 
 /// What the thread is given, in the order in which it happens.
@@ -205,11 +222,10 @@ fn apply_entry(
     let Applied { outcome, changes, effects } = fs::apply(overlay, entry.position, &command)?;
     // Before the state says so: a crash in between replays both, and neither minds.
     for effect in &effects {
-        let cuts = !matches!(effect, FileEffect::Write { .. });
-        if cuts && !std::mem::replace(&mut round.cutting, true) {
+        if effect.cuts() && !std::mem::replace(&mut round.cutting, true) {
             shared.cuts.begin();
         }
-        shared.files.carry_out(effect)?;
+        shared.files.carry_out(effect).map_err(ApplyError::of_effect)?;
     }
     let session = SessionId(command.session);
     debug_assert!(

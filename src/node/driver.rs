@@ -15,6 +15,7 @@ use super::clock;
 use super::log_writer::Write;
 use super::shared::{Shared, ToDriver};
 use super::status::RaftStatus;
+use super::transport::ToPeer;
 use crate::consensus::{Core, CoreError, Effect, Input, Role};
 use crate::fs::proto::{Command, SessionEnd, Time, command::Op};
 use crate::store::RaftLog;
@@ -108,7 +109,7 @@ impl Driver {
                         for_disk.push(effect);
                     }
                     Effect::Send { to, message } => {
-                        self.shared.transport.send(to, message);
+                        self.shared.transport.send(to, ToPeer::Core(message));
                         sent = true;
                     }
                     other => self.carry_out_here(&other)?,

@@ -13,8 +13,10 @@ use super::clock;
 use super::look::Look;
 use super::mutations::{Answer, Number};
 use super::shared::{Shared, ToDriver};
+use super::space::SpaceReport;
 use super::status::RaftStatus;
-use crate::consensus::{Input, PeerMessage, Wait};
+use super::transport::ToPeer;
+use crate::consensus::{Input, Wait};
 use crate::fs::{Change, proto};
 use crate::store::{Files, StateRead, StoreError};
 use crate::types::{Ino, LogIndex, NodeId, SessionId};
@@ -279,6 +281,18 @@ impl Handle {
         &self.0.files
     }
 
+    /// Takes room for so many bytes on the disks of a quorum; false where there is none: ENOSPC.
+    #[must_use]
+    pub fn take_space(&self, bytes: u64) -> bool {
+        self.0.space.take(bytes)
+    }
+
+    /// What the disks of a quorum take in, all in all and still.
+    #[must_use]
+    pub fn space(&self) -> SpaceReport {
+        self.0.space.of_quorum()
+    }
+
     /// How often backing files were cut so far; none while they are. A read of bytes is whole only where
     /// this is the same before its query and after its last byte.
     #[must_use]
@@ -305,8 +319,11 @@ impl Handle {
     // ------------------------------------------------------------ for the services
 
     /// A peer said something.
-    pub fn deliver(&self, from: NodeId, message: PeerMessage) {
-        self.0.input(Input::Peer { from, message });
+    pub fn deliver(&self, from: NodeId, message: ToPeer) {
+        match message {
+            ToPeer::Core(message) => self.0.input(Input::Peer { from, message }),
+            ToPeer::Space(report) => self.0.space.heard(from, report),
+        }
     }
 
     /// There is a new connection to a peer.

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::clock::{self, HybridClock};
 use super::locks::Locks;
 use super::mutations::Mutations;
+use super::space::Space;
 use super::status::RaftStatus;
 use super::{NodeConfig, Observer, Transport};
 use crate::consensus::{Input, ReadGate};
@@ -40,6 +41,7 @@ pub(super) struct Shared {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) state: State,
     pub(super) files: Files,
+    pub(super) space: Space,
     pub(super) cuts: Cuts,
     pub(super) received: Received,
     /// A snapshot is due when the log has this many bytes; 0: not known yet.
@@ -68,6 +70,7 @@ impl Shared {
 
     pub(super) fn snapshot_is_due(&self) -> bool {
         self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
+            || self.files.held() >= self.config.snapshot_min_log
     }
 
     /// This node's own session was ended by the others: another is opened in its place.

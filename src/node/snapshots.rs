@@ -54,6 +54,7 @@ fn take(shared: &Shared) -> Result<u64, StoreError> {
         feature_level: FEATURE_LEVEL,
     };
     let file = write_snapshot(&shared.config.snapshots, &header, export)?;
+    shared.files.forget(index)?;
     let size = std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
     let needed = if shared.log.used_size() > MAX_LOG { index } else { needed(shared).min(index) };
     shared.log.compact_to(needed)?;

@@ -14,6 +14,7 @@ use super::driver::Driver;
 use super::locks::Locks;
 use super::mutations::Mutations;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
+use super::space::{self, Space};
 use super::{Handle, Transport, apply, locks, log_writer, session, snapshots};
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::query;
@@ -34,6 +35,8 @@ pub struct NodeConfig {
     /// A snapshot is due when the log has grown by this many bytes, and by more than the last
     /// snapshot.
     pub snapshot_min_log: u64,
+    /// Bytes of its disk that are kept for log and snapshots.
+    pub reserve: u64,
     /// Whether this node's mount reads strongly.
     pub strong: bool,
 }
@@ -103,6 +106,7 @@ impl Node {
             fatal: watch::channel(None).0,
             state: recovered.state,
             files: recovered.files,
+            space: Space::new(node, config.reserve),
             cuts: Cuts::default(),
             received: Received::default(),
             next_snapshot: AtomicU64::new(0),
@@ -130,6 +134,7 @@ impl Node {
             tokio::spawn(session::keep_open(handle.clone())),
             tokio::spawn(session::housekeep(handle.clone())),
             tokio::spawn(locks::give_back(handle.clone(), recalled_locks)),
+            tokio::spawn(space::watch(handle.clone())),
         ];
         Ok(Self { handle, driver, threads, tasks })
     }

@@ -3,8 +3,9 @@
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
-use super::peer::{Ask, Envelope, Heartbeat, HeartbeatAck, LogCut, Visible, envelope::Body};
+use super::peer::{Ask, Envelope, Heartbeat, HeartbeatAck, LogCut, Space, Visible, envelope::Body};
 use crate::consensus::{Claim, PeerMessage};
+use crate::node::{self, SpaceReport};
 use crate::types::{LogIndex, SessionId, Term, VolumeId};
 
 /// A message that makes no sense: of another volume, or not decodable.
@@ -18,8 +19,18 @@ pub(super) enum EnvelopeError {
     Raft(#[from] protobuf::ProtobufError),
 }
 
-pub(super) fn encode(message: PeerMessage) -> Envelope {
+pub(super) fn encode(message: node::ToPeer) -> Envelope {
     let body = match message {
+        node::ToPeer::Core(message) => body_of_core(message),
+        node::ToPeer::Space(SpaceReport { free_bytes, total_bytes }) => {
+            Body::Space(Space { free_bytes, total_bytes })
+        }
+    };
+    Envelope { volume: VolumeId::FIRST.0, body: Some(body) }
+}
+
+fn body_of_core(message: PeerMessage) -> Body {
+    match message {
         PeerMessage::Raft(message) => {
             let bytes =
                 message.write_to_bytes().expect("every required field is set: there is none");
@@ -39,15 +50,17 @@ pub(super) fn encode(message: PeerMessage) -> Envelope {
         }
         PeerMessage::Ask { index } => Body::Ask(Ask { index: index.0 }),
         PeerMessage::LogCut { first_index } => Body::LogCut(LogCut { first_index: first_index.0 }),
-    };
-    Envelope { volume: VolumeId::FIRST.0, body: Some(body) }
+    }
 }
 
-pub(super) fn decode(envelope: Envelope) -> Result<PeerMessage, EnvelopeError> {
+pub(super) fn decode(envelope: Envelope) -> Result<node::ToPeer, EnvelopeError> {
     if envelope.volume != VolumeId::FIRST.0 {
         return Err(EnvelopeError::Volume(envelope.volume));
     }
-    Ok(match envelope.body.ok_or(EnvelopeError::Empty)? {
+    Ok(node::ToPeer::Core(match envelope.body.ok_or(EnvelopeError::Empty)? {
+        Body::Space(Space { free_bytes, total_bytes }) => {
+            return Ok(node::ToPeer::Space(SpaceReport { free_bytes, total_bytes }));
+        }
         Body::Raft(bytes) => {
             let mut message = Message::default();
             message.merge_from_bytes(&bytes)?;
@@ -70,5 +83,5 @@ pub(super) fn decode(envelope: Envelope) -> Result<PeerMessage, EnvelopeError> {
         Body::LogCut(LogCut { first_index }) => {
             PeerMessage::LogCut { first_index: LogIndex(first_index) }
         }
-    })
+    }))
 }

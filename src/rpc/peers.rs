@@ -15,7 +15,7 @@ use super::peer::peer_client::PeerClient;
 use super::peer::{Envelope, Frame, Hello};
 use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope};
 use crate::consensus::PeerMessage;
-use crate::node::{Handle, Transport};
+use crate::node::{Handle, ToPeer, Transport};
 use crate::types::{ClusterId, NodeId};
 
 /// More than this many bytes on their way to one peer are dropped: Raft sends them again when the
@@ -39,7 +39,7 @@ pub struct Peers {
 #[derive(Clone)]
 struct Link {
     address: Arc<RwLock<String>>,
-    queue: UnboundedSender<(PeerMessage, usize)>,
+    queue: UnboundedSender<(ToPeer, usize)>,
     queued: Arc<AtomicUsize>,
     connected: Arc<AtomicBool>,
 }
@@ -77,7 +77,7 @@ impl Peers {
 }
 
 impl Transport for Peers {
-    fn send(&self, to: NodeId, message: PeerMessage) {
+    fn send(&self, to: NodeId, message: ToPeer) {
         let links = self.links.read();
         let Some(link) = links.get(&to) else { return };
         let size = size_of_message(&message);
@@ -123,7 +123,7 @@ async fn keep_connected(
     node: NodeId,
     link: Link,
     hello: Hello,
-    messages: UnboundedReceiver<(PeerMessage, usize)>,
+    messages: UnboundedReceiver<(ToPeer, usize)>,
     handle: Arc<OnceLock<Handle>>,
 ) {
     let messages = Arc::new(tokio::sync::Mutex::new(messages));
@@ -185,9 +185,9 @@ async fn connect(
 /// The stream of frames: whatever waits goes into one.
 struct Frames {
     hello: Option<Hello>,
-    messages: tokio::sync::OwnedMutexGuard<UnboundedReceiver<(PeerMessage, usize)>>,
+    messages: tokio::sync::OwnedMutexGuard<UnboundedReceiver<(ToPeer, usize)>>,
     queued: Arc<AtomicUsize>,
-    buffer: Vec<(PeerMessage, usize)>,
+    buffer: Vec<(ToPeer, usize)>,
 }
 
 impl Stream for Frames {
@@ -213,15 +213,18 @@ impl Stream for Frames {
     }
 }
 
-fn size_of_message(message: &PeerMessage) -> usize {
+fn size_of_message(message: &ToPeer) -> usize {
     match message {
-        PeerMessage::Raft(message) => {
+        ToPeer::Core(PeerMessage::Raft(message)) => {
             64 + message.entries.iter().map(|entry| entry.data.len() + 32).sum::<usize>()
         }
-        PeerMessage::Visible { .. }
-        | PeerMessage::Ask { .. }
-        | PeerMessage::Heartbeat { .. }
-        | PeerMessage::HeartbeatAck { .. }
-        | PeerMessage::LogCut { .. } => 64,
+        ToPeer::Core(
+            PeerMessage::Visible { .. }
+            | PeerMessage::Ask { .. }
+            | PeerMessage::Heartbeat { .. }
+            | PeerMessage::HeartbeatAck { .. }
+            | PeerMessage::LogCut { .. },
+        )
+        | ToPeer::Space(_) => 64,
     }
 }

@@ -9,6 +9,7 @@
 //! current      the name of the directory that holds the state
 //! state-<n>/   the state (sled); built whole in a new directory, then switched to
 //! files/       backing files
+//! stages/      what copies between backing files read again after a crash
 //! snapshots/   the snapshot file
 //! ```
 
@@ -167,6 +168,12 @@ impl DataDir {
     #[must_use]
     pub fn files_dir(&self) -> PathBuf {
         self.path.join("files")
+    }
+
+    /// Where it is that replays of copies find what they read.
+    #[must_use]
+    pub fn stages_dir(&self) -> PathBuf {
+        self.path.join("stages")
     }
 
     /// Where the snapshot file is.

@@ -8,19 +8,21 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::pins::Pins;
 use super::recent::Recent;
 use super::spares::Spares;
 use super::sys;
 use crate::fs::FileEffect;
 use crate::store::StoreError;
-use crate::types::{Generation, Ino};
+use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// Descriptors that are kept open at most.
 const DESCRIPTORS: usize = 1024;
 /// Locks that they are spread over.
 const SHARDS: usize = 16;
 
-type Key = (Ino, Generation);
+/// What names a backing file.
+pub(super) type Key = (Ino, Generation);
 type Shard = Mutex<Recent<Key, Arc<File>>>;
 
 /// The backing files of this replica, `files/<hh>/<ino>.<gen>` (`hh` is the second byte of the inode
@@ -35,19 +37,23 @@ pub struct Files {
     /// file can stay behind.
     open: [Shard; SHARDS],
     spares: Spares,
+    pins: Pins,
 }
 
 impl Files {
-    /// The backing files below `path`, which is created where it is absent.
+    /// The backing files below `path`, and below `stages` what replays of copies read; both are created
+    /// where they are absent. `same_boot` says that nothing but the process has died since they were
+    /// written.
     ///
     /// # Errors
     /// When the local file system refuses.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub fn open(path: &Path, stages: &Path, same_boot: bool) -> Result<Self, StoreError> {
         std::fs::create_dir_all(path).map_err(StoreError::io("create", path))?;
         let dir = File::open(path).map_err(StoreError::io("open", path))?;
         let open = std::array::from_fn(|_| Mutex::new(Recent::new(DESCRIPTORS / SHARDS)));
         let spares = Spares::open(path.join("spare"))?;
-        Ok(Self { path: path.to_owned(), dir, open, spares })
+        let pins = Pins::open(stages, same_boot)?;
+        Ok(Self { path: path.to_owned(), dir, open, spares, pins })
     }
 
     /// Carries out one effect of an applied command. Buffered by the kernel: durable only after
@@ -58,17 +64,72 @@ impl Files {
     pub fn carry_out(&self, effect: &FileEffect) -> Result<(), StoreError> {
         match effect {
             FileEffect::Write { ino, generation, offset, data } => {
+                self.save_pinned((*ino, *generation), ByteRange::at(*offset, data.len() as u64))?;
                 let file = self.file_or_new(*ino, *generation)?;
                 let written = file.write_all_at(data, *offset);
                 written.map_err(|source| self.failed("write", *ino, *generation, source))
             }
             FileEffect::Truncate { ino, generation, size } => {
+                self.save_pinned((*ino, *generation), ByteRange::from(*size))?;
                 let file = self.file_or_new(*ino, *generation)?;
                 let cut = file.set_len(*size);
                 cut.map_err(|source| self.failed("truncate", *ino, *generation, source))
             }
-            FileEffect::Remove { ino, generation } => self.remove(*ino, *generation),
+            FileEffect::Allocate { ino, generation, range } => {
+                self.reserve((*ino, *generation), *range)
+            }
+            FileEffect::Zero { ino, generation, range, reserved } => {
+                self.save_pinned((*ino, *generation), *range)?;
+                self.zero((*ino, *generation), *range, *reserved)
+            }
+            FileEffect::Copy {
+                index,
+                source,
+                source_generation,
+                range,
+                ino,
+                generation,
+                offset,
+            } => {
+                let (source, target) = ((*source, *source_generation), (*ino, *generation));
+                self.save_pinned(target, ByteRange::at(*offset, range.len()))?;
+                self.copy(*index, source, *range, target, *offset)
+            }
+            FileEffect::Remove { ino, generation } => {
+                let key = (*ino, *generation);
+                let bytes = || self.blocks(*ino, *generation).map_or(0, |blocks| blocks * 512);
+                if self.pins.defers_removal(key, bytes)? {
+                    return Ok(());
+                }
+                self.remove(*ino, *generation)
+            }
         }
+    }
+
+    /// A snapshot at `index` is durable: no replay begins before it, and what was kept for one can go.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub fn forget(&self, index: LogIndex) -> Result<(), StoreError> {
+        self.pins
+            .forget(index)?
+            .into_iter()
+            .try_for_each(|(ino, generation)| self.remove(ino, generation))
+    }
+
+    /// Bytes that [`Self::forget`] is to give back.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        self.pins.held()
+    }
+
+    /// Before bytes of a file change: saves those that a replay will copy.
+    fn save_pinned(&self, key: Key, range: ByteRange) -> Result<(), StoreError> {
+        self.pins.save(key, range, || self.file(key.0, key.1))
+    }
+
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     /// Fills `buffer` from `offset` on; what lies beyond the backing file's end, or in a file that does
@@ -176,7 +237,11 @@ impl Files {
     }
 
     /// The backing file, or nothing where there is none.
-    fn file(&self, ino: Ino, generation: Generation) -> Result<Option<Arc<File>>, StoreError> {
+    pub(super) fn file(
+        &self,
+        ino: Ino,
+        generation: Generation,
+    ) -> Result<Option<Arc<File>>, StoreError> {
         let mut open = self.shard(ino).lock();
         if let Some(file) = open.get(&(ino, generation)) {
             return Ok(Some(Arc::clone(file)));
@@ -194,7 +259,11 @@ impl Files {
     }
 
     /// The backing file, created where it is absent.
-    fn file_or_new(&self, ino: Ino, generation: Generation) -> Result<Arc<File>, StoreError> {
+    pub(super) fn file_or_new(
+        &self,
+        ino: Ino,
+        generation: Generation,
+    ) -> Result<Arc<File>, StoreError> {
         let mut open = self.shard(ino).lock();
         if let Some(file) = open.get(&(ino, generation)) {
             return Ok(Arc::clone(file));
@@ -254,7 +323,7 @@ impl Files {
         &self.open[usize::from(ino.0.to_le_bytes()[0]) % SHARDS]
     }
 
-    fn failed(
+    pub(super) fn failed(
         &self,
         action: &'static str,
         ino: Ino,
@@ -274,6 +343,10 @@ mod tests {
     use super::{DESCRIPTORS, FileEffect, Files, Generation, Ino};
 
     const GENERATION: Generation = Generation(7);
+
+    fn open(dir: &std::path::Path) -> Files {
+        Files::open(&dir.join("files"), &dir.join("stages"), true).unwrap()
+    }
 
     fn write(ino: u64, offset: u64, data: &'static [u8]) -> FileEffect {
         let data = Bytes::from_static(data);
@@ -301,7 +374,7 @@ mod tests {
     #[test]
     fn holes_absent_files_and_what_lies_beyond_the_end_are_zeros() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open(dir.path());
         assert_eq!(bytes(&files, 1, 4), [0; 4]);
         assert_eq!(files.blocks(Ino(1), GENERATION).unwrap(), 0);
         files.carry_out(&write(1, 3, b"abc")).unwrap();
@@ -316,7 +389,7 @@ mod tests {
     #[test]
     fn what_truncation_cut_off_never_comes_back() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open(dir.path());
         files.carry_out(&write(1, 0, b"abcdef")).unwrap();
         files.carry_out(&truncate(1, 2)).unwrap();
         files.carry_out(&truncate(1, 6)).unwrap();
@@ -326,7 +399,7 @@ mod tests {
     #[test]
     fn replaying_leaves_the_same_bytes() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open(dir.path());
         let effects = [
             write(1, 0, b"first"),
             truncate(1, 3),
@@ -349,7 +422,7 @@ mod tests {
     #[test]
     fn a_removed_file_leaves_nothing_in_the_next() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open(dir.path());
         files.carry_out(&write(1, 0, b"secret")).unwrap();
         let reading = files.file(Ino(1), GENERATION).unwrap().unwrap();
         files.carry_out(&remove(1)).unwrap();
@@ -363,21 +436,22 @@ mod tests {
         assert_eq!(bytes(&files, 0x103, 16), b"\0\0\0\0\0\0\0\0\0\0\0\0next");
         assert!(!files.path_of(Ino(2), GENERATION).exists());
         drop(files);
-        let files = Files::open(dir.path()).unwrap();
+        let files = open(dir.path());
         assert_eq!(bytes(&files, 0x103, 16)[12..], *b"next");
-        assert_eq!(std::fs::read_dir(dir.path().join("spare")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(dir.path().join("files/spare")).unwrap().count(), 0);
     }
 
     #[test]
     fn descriptors_are_bounded() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open(dir.path());
         for ino in 0..3 * DESCRIPTORS as u64 {
             files.carry_out(&write(ino, 0, b"a")).unwrap();
         }
         // Only ours: other tests of this process have descriptors too.
         let ours = |fd: std::io::Result<std::fs::DirEntry>| {
-            std::fs::read_link(fd.unwrap().path()).is_ok_and(|to| to.starts_with(dir.path()))
+            std::fs::read_link(fd.unwrap().path())
+                .is_ok_and(|to| to.starts_with(dir.path().join("files")))
         };
         let open =
             std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| ours(fd).then_some(()));
@@ -388,7 +462,7 @@ mod tests {
     #[test]
     fn cached_reads_answer_what_is_in_memory() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap();
+        let files = open(dir.path());
         files.carry_out(&write(1, 0, b"abc")).unwrap();
         let mut buffer = [0xee; 5];
         assert!(files.read_cached(Ino(1), GENERATION, 0, &mut buffer).unwrap());

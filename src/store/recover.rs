@@ -15,7 +15,7 @@ use super::snapshot::{SnapshotHeader, latest_snapshot, read_snapshot};
 use super::state::State;
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
-use crate::types::VolumeId;
+use crate::types::{LogIndex, VolumeId};
 
 /// A replica's stores, agreeing with each other.
 #[derive(Debug)]
@@ -41,8 +41,9 @@ pub enum Rebuilt {
     AnotherBoot,
     /// sled could not read it.
     Unreadable,
-    /// The log no longer holds what comes after it.
-    BehindTheLog,
+    /// It is older than the snapshot file: what a replay from there needs may be gone, from the log and
+    /// from the stages.
+    BehindTheSnapshot,
     /// It was reached over an entry that the log does not have.
     AnotherHistory,
 }
@@ -56,7 +57,8 @@ pub fn recover(dir: &DataDir, options: LogOptions) -> Result<Recovered, StoreErr
     let snapshot = verify_snapshot(dir)?;
     let log = RaftLog::open_with(&dir.log_dir(), options)?;
     fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
-    let (state, rebuilt) = match believe_state(dir, &log)? {
+    let covered = snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
+    let (state, rebuilt) = match believe_state(dir, &log, covered)? {
         Ok(state) => (state, None),
         Err(why) => {
             tracing::info!(?why, "building the state anew from the snapshot file and the log");
@@ -68,7 +70,8 @@ pub fn recover(dir: &DataDir, options: LogOptions) -> Result<Recovered, StoreErr
     }
     raise_commit(&log, &state)?;
     dir.record_boot()?;
-    let files = Files::open(&dir.files_dir())?;
+    let files = Files::open(&dir.files_dir(), &dir.stages_dir(), dir.same_boot())?;
+    files.forget(covered)?;
     Ok(Recovered { log, state, files, snapshot, rebuilt })
 }
 
@@ -138,8 +141,12 @@ fn fit_log_to_snapshot(
     }
 }
 
-/// The current state, or why it is not to be believed.
-fn believe_state(dir: &DataDir, log: &RaftLog) -> Result<Result<State, Rebuilt>, StoreError> {
+/// The current state, or why it is not to be believed; the snapshot file covers entries up to `covered`.
+fn believe_state(
+    dir: &DataDir,
+    log: &RaftLog,
+    covered: LogIndex,
+) -> Result<Result<State, Rebuilt>, StoreError> {
     let Some(path) = dir.current_state()? else { return Ok(Err(Rebuilt::Absent)) };
     if !dir.same_boot() {
         return Ok(Err(Rebuilt::AnotherBoot));
@@ -151,7 +158,7 @@ fn believe_state(dir: &DataDir, log: &RaftLog) -> Result<Result<State, Rebuilt>,
             return Ok(Err(Rebuilt::Unreadable));
         }
     };
-    let (applied, (truncated, _), last) = (state.applied(), log.truncated(), log.last_index());
+    let (applied, last) = (state.applied(), log.last_index());
     if applied > last {
         // The same boot, so the log has everything that was ever written to it: but it has not.
         return Err(StoreError::Corrupt {
@@ -161,8 +168,8 @@ fn believe_state(dir: &DataDir, log: &RaftLog) -> Result<Result<State, Rebuilt>,
             advice: REJOIN,
         });
     }
-    if applied < truncated {
-        return Ok(Err(Rebuilt::BehindTheLog));
+    if applied < covered {
+        return Ok(Err(Rebuilt::BehindTheSnapshot));
     }
     if log.term(applied) != Some(state.term()) {
         return Ok(Err(Rebuilt::AnotherHistory));

@@ -9,6 +9,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::types::ByteRange;
+
 /// `RESOLVE_CACHED` of `openat2(2)`, which libc lacks.
 const RESOLVE_CACHED: u64 = 0x20;
 
@@ -57,6 +59,60 @@ pub(super) fn statvfs(file: &File) -> io::Result<libc::statvfs> {
     }
     // SAFETY: the call succeeded, so it has filled `answer`.
     Ok(unsafe { answer.assume_init() })
+}
+
+/// `struct fiemap` with room for extents (linux/fiemap.h), which libc lacks.
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; FIEMAP_EXTENTS],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+const FIEMAP_EXTENTS: usize = 64;
+/// `_IOWR('f', 11, struct fiemap)`
+const FS_IOC_FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
+
+/// How many bytes of a range have space on the disk, written or not.
+pub(super) fn mapped_bytes(file: &File, range: ByteRange) -> io::Result<u64> {
+    let mut mapped = 0;
+    let mut at = range.start;
+    while at < range.end {
+        // SAFETY: all-zero is a valid `Fiemap`: integers only.
+        let mut map: Fiemap = unsafe { std::mem::zeroed() };
+        map.start = at;
+        map.length = range.end - at;
+        map.extent_count = u32::try_from(FIEMAP_EXTENTS).expect("a small number");
+        // SAFETY: `map` has room for as many extents as it says, and outlives the call.
+        if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut map) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let found = usize::try_from(map.mapped_extents).unwrap_or(0).min(FIEMAP_EXTENTS);
+        for extent in &map.extents[..found] {
+            let end = (extent.logical + extent.length).min(range.end);
+            mapped += end.saturating_sub(extent.logical.max(at));
+            at = at.max(end);
+        }
+        if found < FIEMAP_EXTENTS {
+            break;
+        }
+    }
+    Ok(mapped)
 }
 
 /// Makes the whole file system that `file` is on durable, as `syncfs(2)`.

@@ -43,6 +43,8 @@ pub enum Draft {
     SetXattr { ino: usize, name: &'static str, value: &'static str, flags: u32 },
     RemoveXattr { ino: usize, name: &'static str },
     Write { ino: usize, write: proto::Write },
+    Allocate { ino: usize, allocate: proto::Allocate },
+    Copy { source: usize, ino: usize, copy: proto::CopyRange, stale: bool },
     Touch { ino: usize, atime: i64 },
     Release { ino: usize },
     Grant,
@@ -91,6 +93,10 @@ fn draft() -> impl Strategy<Value = Draft> {
         1 => (ino(), prop_oneof![Just("user.a"), Just("user.b")])
             .prop_map(|(ino, name)| Draft::RemoveXattr { ino, name }),
         4 => (ino(), write()).prop_map(|(ino, write)| Draft::Write { ino, write }),
+        3 => (ino(), allocate()).prop_map(|(ino, allocate)| Draft::Allocate { ino, allocate }),
+        3 => (ino(), ino(), copy(), any::<u8>()).prop_map(|(source, ino, copy, stale)| {
+            Draft::Copy { source, ino, copy, stale: stale < 32 }
+        }),
         1 => (ino(), 0..200_i64).prop_map(|(ino, atime)| Draft::Touch { ino, atime }),
         2 => ino().prop_map(|ino| Draft::Release { ino }),
         1 => Just(Draft::Grant),
@@ -143,6 +149,29 @@ fn write() -> impl Strategy<Value = proto::Write> {
     (vec(piece, 0..4), any::<bool>(), any::<bool>()).prop_map(|(pieces, append, kill_suid_sgid)| {
         proto::Write { ino: 0, pieces, append, kill_suid_sgid }
     })
+}
+
+fn allocate() -> impl Strategy<Value = proto::Allocate> {
+    // Reserve, punch, zero; and what there is not.
+    let mode = prop_oneof![
+        8 => prop_oneof![Just(0), Just(1), Just(3), Just(16), Just(17)],
+        1 => prop_oneof![Just(2), Just(8), Just(18), Just(19)],
+    ];
+    (0..40_u64, 0..20_u64, mode, any::<bool>()).prop_map(|(offset, length, mode, kill)| {
+        proto::Allocate { ino: 0, offset, length, mode, kill_suid_sgid: kill }
+    })
+}
+
+fn copy() -> impl Strategy<Value = proto::CopyRange> {
+    (0..40_u64, 0..40_u64, 0..20_u64, any::<bool>()).prop_map(
+        |(source_offset, offset, length, kill_suid_sgid)| proto::CopyRange {
+            source_offset,
+            offset,
+            length,
+            kill_suid_sgid,
+            ..proto::CopyRange::default()
+        },
+    )
 }
 
 /// Does it to both, and compares the outcomes.
@@ -331,6 +360,19 @@ fn both(
             let op = proto::Write { ino: choose(tree, *ino), ..write.clone() };
             let expected = tree.write(&op, when);
             (Op::Write(op), expected)
+        }
+        Draft::Allocate { ino, allocate } => {
+            let op = proto::Allocate { ino: choose(tree, *ino), ..*allocate };
+            let expected = tree.allocate(&op, when);
+            (Op::Allocate(op), expected)
+        }
+        Draft::Copy { source, ino, copy, stale } => {
+            let (source, ino) = (choose(tree, *source), choose(tree, *ino));
+            let seen = tree.nodes.get(&source).map_or(0, |node| node.data_version);
+            let source_version = if *stale { seen + 1 } else { seen };
+            let op = proto::CopyRange { source, ino, source_version, ..*copy };
+            let expected = tree.copy(&op, when);
+            (Op::CopyRange(op), expected)
         }
         Draft::Touch { ino, atime } => {
             let ino = choose(tree, *ino);

@@ -364,6 +364,78 @@ impl Tree {
         Ok(())
     }
 
+    pub fn allocate(&mut self, op: &proto::Allocate, when: When) -> Result<()> {
+        let node = self.node(op.ino)?;
+        // As in fallocate(2): reserve, punch a hole (which keeps the size), zero.
+        let (zeros, keeps_size) = match op.mode {
+            0 => (false, false),
+            1 => (false, true),
+            3 | 17 => (true, true),
+            16 => (true, false),
+            _ => return Err(Errno::EOPNOTSUPP),
+        };
+        let bytes = node
+            .bytes()
+            .map_err(|errno| if errno == Errno::EINVAL { Errno::ENODEV } else { errno })?;
+        if op.length == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let [start, end] =
+            [op.offset, op.offset + op.length].map(|at| usize::try_from(at).expect("small files"));
+        let size = bytes.len();
+        if !keeps_size {
+            bytes.resize(size.max(end), 0);
+        }
+        let mut changed = bytes.len() > size;
+        if zeros && start < bytes.len() {
+            let end = end.min(bytes.len());
+            bytes[start..end].fill(0);
+            changed = true;
+        }
+        if changed {
+            node.data_version = when.index;
+        }
+        if op.kill_suid_sgid {
+            node.kill_suid_sgid();
+        }
+        node.mtime = when.time;
+        node.changed(when);
+        Ok(())
+    }
+
+    pub fn copy(&mut self, op: &proto::CopyRange, when: When) -> Result<()> {
+        let source = self.node(op.source)?.clone();
+        let node = self.node(op.ino)?;
+        if source.is_directory() || node.is_directory() {
+            return Err(Errno::EISDIR);
+        }
+        let from = source.clone().bytes()?.clone();
+        let bytes = node.bytes()?;
+        if op.source_version != 0 && op.source_version != source.data_version {
+            return Err(Errno::ECANCELED);
+        }
+        let [start, offset, length] = [op.source_offset, op.offset, op.length]
+            .map(|number| usize::try_from(number).expect("small files"));
+        let end = (start + length).min(from.len());
+        if start >= end {
+            return Ok(());
+        }
+        let copied = &from[start..end];
+        let overlaps = start < offset + copied.len() && offset < end;
+        if op.source == op.ino && overlaps {
+            return Err(Errno::EINVAL);
+        }
+        bytes.resize(bytes.len().max(offset + copied.len()), 0);
+        bytes[offset..offset + copied.len()].copy_from_slice(copied);
+        node.data_version = when.index;
+        if op.kill_suid_sgid {
+            node.kill_suid_sgid();
+        }
+        node.mtime = when.time;
+        node.changed(when);
+        Ok(())
+    }
+
     pub fn set_xattr(&mut self, op: &proto::SetXattr, name: &str, when: When) -> Result<()> {
         let node = self.node(op.ino)?;
         match (op.flags, node.xattrs.contains_key(name)) {

@@ -140,6 +140,24 @@ fn carry_out(files: &mut Files, effect: &FileEffect) {
             let size = usize::try_from(*size).expect("files are small here");
             files.entry((ino.0, generation.0)).or_default().resize(size, 0);
         }
+        FileEffect::Allocate { .. } => {}
+        FileEffect::Zero { ino, generation, range, .. } => {
+            if let Some(file) = files.get_mut(&(ino.0, generation.0)) {
+                let end = file.len().min(usize::try_from(range.end).expect("files are small here"));
+                let start = end.min(usize::try_from(range.start).expect("files are small here"));
+                file[start..end].fill(0);
+            }
+        }
+        FileEffect::Copy { source, source_generation, range, ino, generation, offset, .. } => {
+            let mut source =
+                files.get(&(source.0, source_generation.0)).cloned().unwrap_or_default();
+            let [start, end, offset] =
+                [range.start, range.end, *offset].map(|at| usize::try_from(at).expect("small"));
+            source.resize(source.len().max(end), 0);
+            let file = files.entry((ino.0, generation.0)).or_default();
+            file.resize(file.len().max(offset + end - start), 0);
+            file[offset..offset + end - start].copy_from_slice(&source[start..end]);
+        }
         FileEffect::Remove { ino, generation } => {
             files.remove(&(ino.0, generation.0));
         }

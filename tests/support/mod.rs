@@ -46,7 +46,13 @@ pub struct Node {
 impl Cluster {
     /// A new cluster that serves.
     pub fn up(nodes: u16) -> Self {
+        Self::up_in(nodes, |_| {})
+    }
+
+    /// The same, in a directory that is prepared first.
+    pub fn up_in(nodes: u16, prepare: impl FnOnce(&Path)) -> Self {
         let cluster = Self { dir: temporary_dir("cluster") };
+        prepare(cluster.dir());
         succeed(cluster.dev("up").args(["--nodes", &nodes.to_string()]));
         cluster
     }

@@ -4,8 +4,10 @@
 //! Every operation checks everything first and changes the view only then: a refused command leaves
 //! nothing behind but its outcome.
 
+mod allocate;
 mod attributes;
 mod context;
+mod copy;
 mod link;
 mod locks;
 mod make;
@@ -105,6 +107,8 @@ fn execute<V: ViewMut + Records>(
         Op::SetXattr(op) => xattr::set(context, op),
         Op::RemoveXattr(op) => xattr::remove(context, op),
         Op::Write(op) => write::write(context, op),
+        Op::Allocate(op) => allocate::allocate(context, op),
+        Op::CopyRange(op) => copy::copy(context, op),
         Op::ReleaseOrphans(op) => orphans::release(context, op),
         Op::GrantInodes(op) => sessions::grant(context, op.count),
         Op::Touch(op) => attributes::touch(context, op),
@@ -133,6 +137,8 @@ fn may_propose(is_cluster: bool, op: &Op) -> bool {
         | Op::SetXattr(_)
         | Op::RemoveXattr(_)
         | Op::Write(_)
+        | Op::Allocate(_)
+        | Op::CopyRange(_)
         | Op::ReleaseOrphans(_)
         | Op::GrantInodes(_)
         | Op::Touch(_)

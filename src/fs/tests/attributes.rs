@@ -2,6 +2,7 @@
 
 use super::proto::{Kind, SetAttr};
 use super::{Errno, Ino, Op, ROOT, World, bytes, proto, query, resize, time, write};
+use crate::fs::limits::SIZE_MAX;
 use crate::fs::limits::{XATTR_NAME_MAX, XATTR_VALUE_MAX};
 use crate::fs::{Change, FileEffect};
 use crate::types::{ByteRange, Generation};
@@ -110,8 +111,8 @@ fn only_files_have_sizes_to_set() {
     let file = world.file(ROOT, "f");
     world.refused(Errno::EISDIR, resize(directory, 0));
     world.refused(Errno::EINVAL, resize(symlink, 0));
-    world.refused(Errno::EFBIG, resize(file, 1 << 63));
-    world.ok(resize(file, (1 << 63) - 1));
+    world.refused(Errno::EFBIG, resize(file, SIZE_MAX + 1));
+    world.ok(resize(file, SIZE_MAX));
 }
 
 #[test]

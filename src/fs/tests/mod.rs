@@ -11,6 +11,7 @@ mod orphans;
 mod queries;
 mod renames;
 mod sessions;
+mod space;
 mod together;
 mod unapplied;
 mod world;

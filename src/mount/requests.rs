@@ -1,0 +1,58 @@
+//! What requests and replies of several kinds have in common, between fuser's types and ours.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fuser::{FileHandle, Generation, INodeNo, LockOwner, ReplyEmpty, ReplyEntry, Request};
+
+use super::core::{Caller, Core};
+use super::errors::OpError;
+use super::locks::Asker;
+use super::names::{Entry, Place};
+use crate::fs::WHOLE_FILE;
+use crate::fs::proto::Lock;
+use crate::types::Ino;
+
+/// Inode numbers are never used again, so the kernel's generation says nothing.
+pub(super) const GENERATION: Generation = Generation(0);
+
+pub(super) fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid() }
+}
+
+pub(super) fn asker(req: &Request, handle: FileHandle, owner: LockOwner) -> Asker {
+    Asker { handle: handle.0, owner: owner.0, thread: req.pid() }
+}
+
+/// The kernel's last byte of a file that has no end is the largest offset.
+pub(super) fn wanted_lock(owner: LockOwner, (start, end): (u64, u64), typ: i32, pid: u32) -> Lock {
+    let end = if end >= i64::MAX.cast_unsigned() { WHOLE_FILE } else { end };
+    let exclusive = typ == libc::F_WRLCK;
+    Lock { session: 0, owner: owner.0, start, end, exclusive, pid }
+}
+
+pub(super) fn place(parent: INodeNo, name: &OsStr) -> Result<Place, OpError> {
+    Place::new(Ino(parent.0), name.as_bytes())
+}
+
+/// The directories that the kernel may hold the locks of.
+pub(super) fn parents(places: &[&Result<Place, OpError>]) -> Vec<Ino> {
+    places.iter().filter_map(|place| place.as_ref().ok().map(|place| place.parent)).collect()
+}
+
+pub(super) fn bytes_of(name: &OsStr) -> Bytes {
+    Bytes::copy_from_slice(name.as_bytes())
+}
+
+/// Entry replies carry no attribute TTL: `inval_inode` finds nothing to drop while one is under way.
+pub(super) fn send_entry(core: &Core, reply: ReplyEntry, entry: Entry) {
+    let ttl = core.ttl(entry.grant);
+    reply.entry_with_ttls(&Duration::ZERO, &ttl, &entry.attr, GENERATION);
+    core.gave_name(ttl);
+}
+
+pub(super) fn send_ok(_core: &Core, reply: ReplyEmpty, (): ()) {
+    reply.ok();
+}

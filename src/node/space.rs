@@ -1,0 +1,161 @@
+//! Room on disks: what the voters say of theirs, and what that leaves to this mount.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::Handle;
+use super::transport::ToPeer;
+use crate::fs::query;
+use crate::store::StoreError;
+use crate::types::NodeId;
+
+/// How often a node looks at its disk, and tells the others.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// What the disk of a node takes in before it is down to the node's reserve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceReport {
+    /// Still.
+    pub free_bytes: u64,
+    /// If there was nothing on it.
+    pub total_bytes: u64,
+}
+
+/// What is known of the disks.
+#[derive(Debug)]
+pub(super) struct Space {
+    node: NodeId,
+    reserve: u64,
+    known: Mutex<Known>,
+    /// What this mount may take until the next look.
+    left: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    reports: BTreeMap<NodeId, SpaceReport>,
+    of_quorum: SpaceReport,
+    /// What was left after the last look.
+    given: u64,
+}
+
+impl Space {
+    /// Nothing is known yet, and nothing refused.
+    pub(super) fn new(node: NodeId, reserve: u64) -> Self {
+        Self { node, reserve, known: Mutex::default(), left: AtomicU64::new(u64::MAX) }
+    }
+
+    pub(super) fn heard(&self, node: NodeId, report: SpaceReport) {
+        self.known.lock().reports.insert(node, report);
+    }
+
+    pub(super) fn of_quorum(&self) -> SpaceReport {
+        self.known.lock().of_quorum
+    }
+
+    pub(super) fn take(&self, bytes: u64) -> bool {
+        let taken = |left: u64| left.checked_sub(bytes);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
+    }
+
+    /// Looks at what is known now.
+    fn look(&self, voters: &[NodeId], own: SpaceReport) {
+        let mut known = self.known.lock();
+        known.reports.insert(self.node, own);
+        let of_quorum = of_quorum(&known.reports, voters);
+        known.of_quorum = of_quorum.unwrap_or(own);
+        // What was taken since the last look may not have come to the disks yet.
+        let taken = known.given.saturating_sub(self.left.load(Ordering::Relaxed));
+        known.given = of_quorum.map_or(u64::MAX, |space| space.free_bytes.saturating_sub(taken));
+        self.left.store(known.given, Ordering::Relaxed);
+    }
+}
+
+/// What at least a quorum of the voters takes in: none where too few have said anything. Who has said
+/// nothing (yet) is believed to have room; where it is gone, its vote is missed elsewhere.
+fn of_quorum(reports: &BTreeMap<NodeId, SpaceReport>, voters: &[NodeId]) -> Option<SpaceReport> {
+    let mut known: Vec<_> = voters.iter().filter_map(|voter| reports.get(voter)).copied().collect();
+    known.sort_unstable_by_key(|report| std::cmp::Reverse(report.free_bytes));
+    let silent = voters.len() - known.len();
+    let quorum = voters.len() / 2 + 1;
+    known.get(quorum.checked_sub(silent + 1)?).copied()
+}
+
+/// Looks at this node's disk and tells the others of it. Runs for ever.
+pub(super) async fn watch(handle: Handle) {
+    let mut every = tokio::time::interval(EVERY);
+    loop {
+        every.tick().await;
+        let shared = handle.0.clone();
+        // A disk that does not answer holds up nobody else.
+        let look = tokio::task::spawn_blocking(move || -> Result<(), StoreError> {
+            let space = shared.files.statvfs()?;
+            let above_reserve =
+                |blocks: u64| (blocks * space.f_frsize).saturating_sub(shared.space.reserve);
+            let own = SpaceReport {
+                free_bytes: above_reserve(space.f_bavail),
+                // What only root may take does not count.
+                total_bytes: above_reserve(space.f_blocks - space.f_bfree + space.f_bavail),
+            };
+            for member in query::members(&shared.state.read())? {
+                shared.transport.send(NodeId(member.node), ToPeer::Space(own));
+            }
+            let voters: Vec<_> =
+                shared.state.conf_state().voters.iter().copied().map(NodeId).collect();
+            shared.space.look(&voters, own);
+            Ok(())
+        });
+        if let Ok(Err(error)) = look.await {
+            tracing::warn!(%error, "cannot look at the space of this node's disk");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NodeId, Space, SpaceReport};
+
+    const VOTERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+    fn report(free_bytes: u64) -> SpaceReport {
+        SpaceReport { free_bytes, total_bytes: 1000 }
+    }
+
+    #[test]
+    fn what_a_quorum_has_counts() {
+        let space = Space::new(NodeId(1), 0);
+        assert!(space.take(u64::MAX), "nothing is known yet");
+        space.look(&VOTERS, report(0));
+        assert!(space.take(1 << 60), "the others may have room");
+        space.heard(NodeId(2), report(0));
+        space.look(&VOTERS, report(0));
+        assert!(!space.take(1), "whatever the third one has");
+        space.heard(NodeId(3), report(500));
+        space.look(&VOTERS, report(100));
+        assert_eq!(space.of_quorum(), report(100), "two have so much");
+        space.look(&VOTERS, report(900));
+        assert_eq!(space.of_quorum(), report(500));
+        space.look(&[NodeId(1)], report(7));
+        assert_eq!(space.of_quorum(), report(7));
+    }
+
+    #[test]
+    fn what_is_taken_between_two_looks_is_bounded() {
+        let space = Space::new(NodeId(1), 0);
+        space.look(&[NodeId(1)], report(100));
+        assert!(space.take(60));
+        assert!(!space.take(60) && space.take(40));
+        assert!(!space.take(1));
+        // It may be on its way to the disk still.
+        space.look(&[NodeId(1)], report(120));
+        assert!(space.take(20) && !space.take(1));
+        space.look(&[NodeId(1)], report(120));
+        assert!(space.take(100) && !space.take(1));
+        space.look(&[NodeId(1)], report(120));
+        space.look(&[NodeId(1)], report(120));
+        assert!(space.take(120));
+    }
+}

@@ -259,8 +259,8 @@ mod tests {
         times, without_suid_sgid,
     };
 
-    const USER: Caller = Caller { uid: 1000, gid: 1000 };
-    const ROOT: Caller = Caller { uid: 0, gid: 0 };
+    const USER: Caller = Caller { uid: 1000, gid: 1000, pid: 0 };
+    const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
     fn kills(caller: Caller, change: AttributeChange, is_directory: bool) -> bool {
         set_attr(caller, Ino(5), change, is_directory).kill_suid_sgid

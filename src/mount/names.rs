@@ -34,8 +34,9 @@ pub(super) struct Place {
 #[derive(Clone, Debug)]
 pub(super) struct NewInode {
     pub(super) kind: Kind,
-    /// Permission bits, umask applied.
+    /// Permission bits as they were asked for.
     pub(super) mode: u32,
+    pub(super) umask: u32,
     pub(super) rdev: u32,
     /// Of a symlink.
     pub(super) target: Bytes,
@@ -172,6 +173,7 @@ pub(super) fn make(caller: Caller, place: Place, ino: Ino, new: NewInode) -> Op 
         gid: caller.gid,
         rdev: new.rdev,
         target: new.target,
+        umask: new.umask,
     })
 }
 

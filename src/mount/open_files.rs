@@ -28,12 +28,12 @@ impl Core {
         &self,
         caller: Caller,
         place: Place,
-        mode: u32,
+        (mode, umask): (u32, u32),
         flags: i32,
     ) -> Result<(FileAttr, Opened), OpError> {
         let ino = self.node.new_ino().await?;
         let parent = place.parent;
-        let new = NewInode { kind: Kind::Regular, mode, rdev: 0, target: Bytes::new() };
+        let new = NewInode { kind: Kind::Regular, mode, umask, rdev: 0, target: Bytes::new() };
         let buffer = self.open.hold(ino);
         let outcome = self.mutate(&[parent], make(caller, place, ino, new)).await;
         let seen = match outcome.and_then(|outcome| Seen::of_outcome(ino, outcome)) {

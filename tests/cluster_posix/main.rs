@@ -2,6 +2,8 @@
 //! where it helps beside the same operations on a local file system.
 #![allow(clippy::disallowed_methods, reason = "programs run beside threads that kill daemons")]
 
+mod acls;
+mod beside;
 mod pjdfstest;
 #[path = "../support/mod.rs"]
 mod support;

@@ -59,6 +59,10 @@ pub enum Problem {
     XattrWithoutInode { ino: Ino, name: Vec<u8> },
     #[error("attribute {} of inode {ino} is larger than allowed", .name.escape_ascii())]
     XattrTooLarge { ino: Ino, name: Vec<u8> },
+    #[error("inode {ino} has mode {mode:o}, which its access ACL does not give")]
+    ModeOfAcl { ino: Ino, mode: u32 },
+    #[error("inode {ino} cannot have the ACL that it has")]
+    ForeignAcl { ino: Ino },
     #[error("sessions {session} and {other} were granted the same inode numbers")]
     RangesOverlap { session: SessionId, other: SessionId },
     #[error("session {session} was granted numbers up to {end}, but {next} is the next one")]

@@ -11,8 +11,8 @@ use crate::types::Ino;
 
 /// Names that only root is shown.
 const TRUSTED: &[u8] = b"trusted.";
-/// Of these there are only ACLs.
-const SYSTEM: &[u8] = b"system.";
+/// What names may begin with. (Of `system.` there are only ACLs.)
+const NAMESPACES: [&[u8]; 3] = [b"user.", TRUSTED, b"security."];
 /// Flag of a `SetXattr` of an access ACL: clear sgid.
 const ACL_KILL_SGID: u32 = 4;
 const S_ISGID: u32 = 0o2000;
@@ -87,7 +87,14 @@ fn is_acl(name: &[u8]) -> bool {
     name == ACCESS_ACL || name == DEFAULT_ACL
 }
 
+/// As the kernel judges names for file systems that tell it their namespaces.
 fn is_supported(name: &[u8]) -> Result<(), OpError> {
-    let is_supported = is_acl(name) || !name.starts_with(SYSTEM);
-    if is_supported { Ok(()) } else { Err(OpError::Errno(libc::EOPNOTSUPP)) }
+    let supported = NAMESPACES.iter().any(|namespace| name.starts_with(namespace));
+    if NAMESPACES.contains(&name) {
+        Err(OpError::Errno(libc::EINVAL))
+    } else if is_acl(name) || supported {
+        Ok(())
+    } else {
+        Err(OpError::Errno(libc::EOPNOTSUPP))
+    }
 }

@@ -36,13 +36,19 @@ impl Beside {
         self.steps += 1;
         let local = self.local.path().join(self.name);
         let wanted = run(&local, command);
-        assert_eq!(run(&mount.join(self.name), command), wanted, "step {command}");
+        assert_same(&run(&mount.join(self.name), command), &wanted, command);
         let wanted = run(&local, look);
         for mount in &self.mounts {
-            let found = run(&mount.join(self.name), look);
-            assert_eq!(found, wanted, "on {} after {command}", mount.display());
+            let when = format!("on {} after {command}", mount.display());
+            assert_same(&run(&mount.join(self.name), look), &wanted, &when);
         }
     }
+}
+
+fn assert_same(found: &str, wanted: &str, when: &str) {
+    let pairs = found.lines().zip(wanted.lines());
+    let different: Vec<_> = pairs.filter(|(found, wanted)| found != wanted).collect();
+    assert!(found == wanted, "{when}: found and wanted {different:#?}");
 }
 
 /// What a shell command prints in a directory, and its exit status.

@@ -7,3 +7,4 @@ mod beside;
 mod pjdfstest;
 #[path = "../support/mod.rs"]
 mod support;
+mod xattrs;

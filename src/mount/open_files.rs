@@ -67,7 +67,7 @@ impl Core {
         let fopen = self.fopen_flags(ino, &inode, flags);
         let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
         if reads && flags & libc::O_NOATIME == 0 && times::wants_touch(&inode, times::now()) {
-            self.node.touch(ino, times::now());
+            self.touch(ino);
         }
         let handle = self.open.open(buffer, open_mode(flags, fopen));
         Ok(Opened { handle, flags: fopen })

@@ -22,6 +22,7 @@ mod shared;
 mod snapshots;
 mod start;
 mod status;
+mod touches;
 mod transport;
 
 pub use apply::{answers_here, without_answering};

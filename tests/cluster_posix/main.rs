@@ -3,7 +3,9 @@
 #![allow(clippy::disallowed_methods, reason = "programs run beside threads that kill daemons")]
 
 mod acls;
+mod attributes;
 mod beside;
+mod names;
 mod pjdfstest;
 #[path = "../support/mod.rs"]
 mod support;

@@ -87,12 +87,12 @@ fn draft() -> impl Strategy<Value = Draft> {
             }),
         3 => (ino(), attributes())
             .prop_map(|(ino, attributes)| Draft::SetAttr { ino, attributes }),
-        2 => (ino(), prop_oneof![Just("user.a"), Just("user.b")], prop_oneof![Just(""), Just("v")],
+        2 => (ino(), prop_oneof![Just("user.a"), Just("security.capability")], prop_oneof![Just(""), Just("v")],
                 0..3_u32)
             .prop_map(|(ino, name, value, flags)| Draft::SetXattr { ino, name, value, flags }),
         3 => (ino(), acls::name(), acls::entries(), prop_oneof![4 => Just(0), 1 => 1..8_u32])
             .prop_map(|(ino, name, acl, flags)| Draft::SetAcl { ino, name, acl, flags }),
-        1 => (ino(), prop_oneof![Just("user.a"), Just("user.b"), acls::name()])
+        1 => (ino(), prop_oneof![Just("user.a"), Just("security.capability"), acls::name()])
             .prop_map(|(ino, name)| Draft::RemoveXattr { ino, name }),
         4 => (ino(), write()).prop_map(|(ino, write)| Draft::Write { ino, write }),
         1 => (ino(), 0..200_i64).prop_map(|(ino, atime)| Draft::Touch { ino, atime }),

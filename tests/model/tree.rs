@@ -9,6 +9,9 @@ use quorumfs::types::Ino;
 use crate::acls::{ACCESS, Acl, DEFAULT, Entry};
 use crate::replica::Replica;
 
+/// What a program may do beyond what its user may.
+const CAPABILITY: &str = "security.capability";
+
 pub type Result<T> = std::result::Result<T, Errno>;
 
 /// When something happens: the time on the proposer's clock, and the log index.
@@ -106,6 +109,7 @@ impl Node {
             self.ctime = self.ctime.max(time);
             self.mtime = self.mtime.max(time);
             self.data_version = index;
+            self.xattrs.remove(CAPABILITY);
             if op.kill_suid_sgid {
                 self.kill_suid_sgid();
             }
@@ -355,6 +359,9 @@ impl Tree {
         }
         if op.kill_suid_sgid {
             node.kill_suid_sgid();
+        }
+        if op.size.is_some() || op.uid.is_some() || op.gid.is_some() || op.kill_suid_sgid {
+            node.xattrs.remove(CAPABILITY);
         }
         if let Some(mode) = op.mode {
             node.mode = mode;

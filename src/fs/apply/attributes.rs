@@ -4,7 +4,7 @@ use super::acl;
 use super::context::{
     Context, Inode, Step, Stop, check_time, later, left_behind, without_suid_sgid,
 };
-use super::write;
+use super::{write, xattr};
 use crate::fs::applied::{Change, FileEffect};
 use crate::fs::errno::Errno;
 use crate::fs::limits::SIZE_MAX;
@@ -39,6 +39,9 @@ pub(super) fn set_attr<V: ViewMut + Records>(
     }
     if op.kill_suid_sgid {
         inode.record.mode = without_suid_sgid(&inode);
+    }
+    if op.size.is_some() || op.uid.is_some() || op.gid.is_some() || op.kill_suid_sgid {
+        xattr::drop_capabilities(context, inode.ino);
     }
     if let Some(acl) = acl {
         acl::put_access(context, inode.ino, &acl);

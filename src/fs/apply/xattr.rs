@@ -49,6 +49,12 @@ pub(super) fn remove<V: ViewMut + Records>(
     Ok(proto::Outcome::default())
 }
 
+/// Takes the file's capabilities away, as whatever could make another program of it does
+/// (capabilities(7)).
+pub(super) fn drop_capabilities<V: ViewMut + Records>(context: &mut Context<'_, V>, ino: Ino) {
+    context.view.delete(keys::xattr(ino, b"security.capability"));
+}
+
 /// Refuses what the flags of setxattr(2) forbid.
 pub(super) fn check_presence<V: ViewMut + Records>(
     context: &Context<'_, V>,

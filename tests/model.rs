@@ -1,6 +1,8 @@
 //! The replicated state machine against a plain model of a POSIX tree: random commands of two nodes,
 //! with retries, must have the model's outcomes and leave the model's tree.
 
+#[path = "model/acls.rs"]
+mod acls;
 #[path = "model/actions.rs"]
 mod actions;
 #[path = "model/replica.rs"]

@@ -33,6 +33,8 @@ errnos! {
     /// Not an outcome: the command is too far ahead of the session's window of outcomes. It was not
     /// applied and leaves no outcome; propose it again once earlier ones are answered.
     EAGAIN = 11,
+    /// Only directories have what is inherited.
+    EACCES = 13,
     /// The name exists.
     EEXIST = 17,
     /// Neither a regular file nor a directory.
@@ -59,7 +61,7 @@ errnos! {
     ENOTEMPTY = 39,
     /// No such attribute.
     ENODATA = 61,
-    /// A kind of allocation that there is not.
+    /// A kind of allocation that there is not; or permissions of a symlink.
     EOPNOTSUPP = 95,
     /// Not an outcome: the session is unknown or has ended, or the command is below its window of
     /// outcomes, so that it was answered before. It was not applied now and leaves no outcome.

@@ -15,6 +15,8 @@ pub const COPY_MAX: u64 = 8 << 20;
 pub const XATTR_NAME_MAX: usize = 255;
 /// Bytes of an extended attribute's value.
 pub const XATTR_VALUE_MAX: usize = 64 * 1024;
+/// Bytes of an ACL: what a kernel with the smallest pages reads.
+pub const ACL_MAX: usize = 4096;
 /// Size of a directory, whatever is in it.
 pub const DIRECTORY_SIZE: u64 = 4096;
 /// Outcomes that are kept for a session, and by how much commands may overtake each other.

@@ -7,6 +7,7 @@
 //!
 //! Called by `node` (over sled) and by the simulation (over a map in memory).
 
+mod acl;
 mod applied;
 mod apply;
 mod check;
@@ -31,6 +32,7 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/quorumfs.fs.v1.rs"));
 }
 
+pub use acl::{ACCESS_ACL, DEFAULT_ACL};
 pub use applied::{Applied, Change, FileEffect};
 pub use apply::{apply, decode};
 pub use check::{Problem, check};

@@ -26,6 +26,9 @@ pub enum Corruption {
     /// Another record points to it, but it does not exist.
     #[error("it is missing")]
     Missing,
+    /// It is an attribute that ought to be an ACL.
+    #[error("it is no valid ACL")]
+    NotAnAcl,
     /// The key itself is malformed.
     #[error("the key is malformed")]
     BadKey,
@@ -54,6 +57,11 @@ pub(super) fn decode<M: Message + Default>(key: &[u8], value: &[u8]) -> Result<M
         key: key.to_vec(),
         corruption: Corruption::Undecodable(source),
     })
+}
+
+/// That an attribute is no ACL.
+pub(super) fn not_an_acl(key: Vec<u8>) -> CorruptRecord {
+    CorruptRecord { key, corruption: Corruption::NotAnAcl }
 }
 
 /// That a record is missing that another one points to.

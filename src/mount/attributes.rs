@@ -1,5 +1,7 @@
 //! GETATTR, SETATTR and STATFS; what this mount sees of an inode: its record and what is buffered.
 
+use std::time::Instant;
+
 use fuser::{FileAttr, FileType, INodeNo};
 
 use super::buffer::BufferedAttributes;
@@ -63,6 +65,9 @@ impl Core {
         let is_directory = self.query(|state| {
             Ok(query::inode(state, ino)?.is_some_and(|inode| inode.kind() == Kind::Directory))
         })?;
+        if change.atime.is_some() {
+            self.node.forget_touch(ino);
+        }
         let set = set_attr(caller, ino, change, is_directory);
         // Bytes that were written before must neither move the times that are set now nor come back
         // after a truncation.
@@ -107,8 +112,17 @@ impl Core {
     /// the record (or in both).
     pub(super) fn see(&self, state: &StateRead<'_>, ino: Ino) -> Result<Option<Seen>, OpError> {
         let buffered = self.open.buffer(ino).and_then(|buffer| buffer.lock().attributes());
-        let inode = query::inode(state, ino)?;
+        let mut inode = query::inode(state, ino)?;
+        if let (Some(inode), Some(touched)) = (&mut inode, self.node.touched(ino)) {
+            inode.atime = Some(times::later(inode.atime.unwrap_or_default(), touched));
+        }
         Ok(inode.map(|inode| Seen { ino, inode, buffered }))
+    }
+
+    /// Renews an access time, which this mount shows at once.
+    pub(super) fn touch(&self, ino: Ino) {
+        self.node.touch(ino, times::now());
+        self.attributes_changed(ino, Instant::now());
     }
 
     /// Commits appended bytes, of which nobody knows where they will stand. Answers whether there
@@ -258,8 +272,8 @@ mod tests {
         times, without_suid_sgid,
     };
 
-    const USER: Caller = Caller { uid: 1000, gid: 1000 };
-    const ROOT: Caller = Caller { uid: 0, gid: 0 };
+    const USER: Caller = Caller { uid: 1000, gid: 1000, pid: 0 };
+    const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
     fn kills(caller: Caller, change: AttributeChange, is_directory: bool) -> bool {
         set_attr(caller, Ino(5), change, is_directory).kill_suid_sgid

@@ -32,6 +32,8 @@ pub(super) struct Core {
 pub(super) struct Caller {
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// Of the thread; 0 where it is in another pid namespace.
+    pub(super) pid: u32,
 }
 
 impl Core {

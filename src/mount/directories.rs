@@ -29,7 +29,7 @@ impl Core {
             return Err(OpError::Errno(libc::ENOTDIR));
         }
         if flags & libc::O_NOATIME == 0 && times::wants_touch(&seen.inode, times::now()) {
-            self.node.touch(ino, times::now());
+            self.touch(ino);
         }
         Ok(())
     }

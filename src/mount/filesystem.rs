@@ -39,7 +39,8 @@ const MAX_BACKGROUND: u16 = 512;
 
 /// What is asked of the kernel, each where it has it. `CACHE_SYMLINKS` is safe because the target of
 /// an inode never changes and inode numbers are never used again.
-const WANTED: [InitFlags; 8] = [
+/// `DONT_MASK` because umask counts only where the parent has no default ACL.
+const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -48,6 +49,8 @@ const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
 ];
 
 /// The mount as fuser drives it.
@@ -108,7 +111,9 @@ impl Filesystem for QuorumFs {
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
         // Without an inode there are no pages; the next OPEN then starts afresh.
-        self.0.cache.forget_pages(Ino(ino.0));
+        if self.0.cache.forget_inode(Ino(ino.0)) {
+            self.0.kernel().drop_attributes(Ino(ino.0));
+        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -170,7 +175,8 @@ impl Filesystem for QuorumFs {
     ) {
         let new = kind_of_mode(mode).map(|kind| NewInode {
             kind,
-            mode: mode & !umask,
+            mode,
+            umask,
             rdev,
             target: Bytes::new(),
         });
@@ -186,8 +192,7 @@ impl Filesystem for QuorumFs {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let (kind, mode) = (Kind::Directory, mode & !umask);
-        let new = NewInode { kind, mode, rdev: 0, target: Bytes::new() };
+        let new = NewInode { kind: Kind::Directory, mode, umask, rdev: 0, target: Bytes::new() };
         self.make(req, place(parent, name), Ok(new), reply);
     }
 
@@ -200,7 +205,7 @@ impl Filesystem for QuorumFs {
         reply: ReplyEntry,
     ) {
         let target = Bytes::copy_from_slice(target.as_os_str().as_bytes());
-        let new = NewInode { kind: Kind::Symlink, mode: 0o777, rdev: 0, target };
+        let new = NewInode { kind: Kind::Symlink, mode: 0o777, umask: 0, rdev: 0, target };
         self.make(req, place(parent, name), Ok(new), reply);
     }
 
@@ -251,7 +256,7 @@ impl Filesystem for QuorumFs {
     ) {
         let (core, caller, place) = (self.0.clone(), caller(req), place(parent, name));
         let directories = parents(&[&place]);
-        let work = async move { core.create(caller, place?, mode & !umask, flags).await };
+        let work = async move { core.create(caller, place?, (mode, umask), flags).await };
         run(&self.0, &directories, reply, work, |_, reply, (attr, opened)| {
             // fuser has one TTL for name and attributes here, and attributes must have none.
             let handle = FileHandle(opened.handle);
@@ -410,7 +415,7 @@ impl Filesystem for QuorumFs {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -418,10 +423,10 @@ impl Filesystem for QuorumFs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let (core, ino) = (self.0.clone(), Ino(ino.0));
+        let (core, caller, ino) = (self.0.clone(), caller(req), Ino(ino.0));
         let (name, value) = (bytes_of(name), Bytes::copy_from_slice(value));
         let flags = u32::try_from(flags).unwrap_or(0);
-        let work = async move { core.setxattr(ino, name, value, flags).await };
+        let work = async move { core.setxattr(caller, ino, name, value, flags).await };
         run(&self.0, &[ino], reply, work, send_ok);
     }
 

@@ -7,6 +7,7 @@
 //! it is in the state. So either the operation reads the change, or the change finds the operation.
 
 use std::collections::{HashMap, HashSet};
+use std::mem;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -56,6 +57,9 @@ pub(super) enum NameAction {
 #[derive(Debug, Default)]
 pub(super) struct KernelCache {
     attributes: Mutex<Expiries>,
+    /// Inodes of which the kernel may have ACLs, or know that there are none: it keeps them until it
+    /// forgets the inode or its attributes, whatever TTL those have.
+    acls: Mutex<HashSet<Ino>>,
     names: Mutex<Names>,
     /// The `data_version` that the kernel's pages of an inode correspond to.
     pages: Mutex<HashMap<Ino, LogIndex>>,
@@ -80,14 +84,24 @@ impl KernelCache {
         give(&mut self.attributes.lock(), ino, now, lease_left)
     }
 
-    /// The inode's attributes changed: whether the kernel may have them.
-    pub(super) fn take_attributes(&self, ino: Ino, now: Instant) -> bool {
-        self.attributes.lock().take(ino, now)
+    /// An operation is going to give an ACL of `ino`, or say that there is none. To be called before it
+    /// reads.
+    pub(super) fn give_acl(&self, ino: Ino) {
+        self.acls.lock().insert(ino);
     }
 
-    /// All inodes whose attributes the kernel may have.
-    pub(super) fn take_all_attributes(&self, now: Instant) -> Vec<Ino> {
-        self.attributes.lock().take_all(now)
+    /// The inode's attributes changed: whether the kernel may have them, or ACLs, which it drops with
+    /// them.
+    pub(super) fn take_attributes(&self, ino: Ino, now: Instant) -> bool {
+        let had_acl = self.acls.lock().remove(&ino);
+        self.attributes.lock().take(ino, now) || had_acl
+    }
+
+    /// All inodes whose attributes or ACLs the kernel may have.
+    pub(super) fn take_all_attributes(&self, now: Instant) -> HashSet<Ino> {
+        let mut all = mem::take(&mut *self.acls.lock());
+        all.extend(self.attributes.lock().take_all(now));
+        all
     }
 
     /// An operation is going to give a name of `directory`. To be called before it reads.
@@ -159,6 +173,12 @@ impl KernelCache {
     /// The kernel's pages are old, or the kernel has none: whether it could have kept them.
     pub(super) fn forget_pages(&self, ino: Ino) -> bool {
         self.pages.lock().remove(&ino).is_some()
+    }
+
+    /// The kernel forgot the inode, but may have it anew by now: whether its ACLs have to be dropped.
+    pub(super) fn forget_inode(&self, ino: Ino) -> bool {
+        self.forget_pages(ino);
+        self.acls.lock().remove(&ino)
     }
 
     /// The outcome of a mutation is unknown.
@@ -246,7 +266,23 @@ mod tests {
         cache.give_attributes(Ino(5), now, LEASE);
         assert!(!cache.take_attributes(Ino(5), now + 2 * LEASE));
         cache.give_attributes(Ino(6), now, LEASE);
-        assert_eq!(cache.take_all_attributes(now), [Ino(6)]);
+        assert_eq!(cache.take_all_attributes(now), [Ino(6)].into());
+    }
+
+    /// The kernel keeps an ACL for as long as it likes.
+    #[test]
+    fn acls_given_are_taken_back_however_late() {
+        let (cache, now) = (KernelCache::default(), Instant::now());
+        cache.give_acl(Ino(5));
+        assert!(cache.take_attributes(Ino(5), now + 100 * LEASE));
+        assert!(!cache.take_attributes(Ino(5), now));
+        cache.give_acl(Ino(6));
+        cache.give_attributes(Ino(6), now, LEASE);
+        cache.give_attributes(Ino(7), now, LEASE);
+        assert_eq!(cache.take_all_attributes(now), [Ino(6), Ino(7)].into());
+        cache.give_acl(Ino(8));
+        assert!(cache.forget_inode(Ino(8)) && !cache.forget_inode(Ino(8)));
+        assert!(!cache.take_attributes(Ino(8), now));
     }
 
     /// Without a lease nothing is cached, so nothing has to be invalidated.

@@ -20,6 +20,7 @@
 mod attributes;
 mod buffer;
 mod core;
+mod credentials;
 mod directories;
 mod dispatch;
 mod errors;

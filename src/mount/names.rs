@@ -7,6 +7,7 @@ use super::attributes::{NAME_MAX, Seen};
 use super::core::{Caller, Core};
 use super::errors::OpError;
 use super::kernel_cache::Grant;
+use super::times;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Kind};
 use crate::fs::query;
@@ -34,8 +35,9 @@ pub(super) struct Place {
 #[derive(Clone, Debug)]
 pub(super) struct NewInode {
     pub(super) kind: Kind,
-    /// Permission bits, umask applied.
+    /// Permission bits as they were asked for.
     pub(super) mode: u32,
+    pub(super) umask: u32,
     pub(super) rdev: u32,
     /// Of a symlink.
     pub(super) target: Bytes,
@@ -142,11 +144,16 @@ impl Core {
         self.mutate(&[from.parent, to.parent], op).await.map(drop)
     }
 
-    /// READLINK.
+    /// READLINK. The kernel asks once, and keeps the target for as long as it keeps the inode.
     pub(super) async fn readlink(&self, ino: Ino) -> Result<Bytes, OpError> {
         let seen = self.seen(ino).await?;
         match seen.inode.kind() {
-            Kind::Symlink => Ok(seen.inode.target),
+            Kind::Symlink => {
+                if times::wants_touch(&seen.inode, times::now()) {
+                    self.touch(ino);
+                }
+                Ok(seen.inode.target)
+            }
             _ => Err(OpError::Errno(libc::EINVAL)),
         }
     }
@@ -172,6 +179,7 @@ pub(super) fn make(caller: Caller, place: Place, ino: Ino, new: NewInode) -> Op 
         gid: caller.gid,
         rdev: new.rdev,
         target: new.target,
+        umask: new.umask,
     })
 }
 

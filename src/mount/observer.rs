@@ -94,7 +94,7 @@ impl Core {
     }
 
     /// For our own changes too: another process may have the old attributes cached.
-    fn attributes_changed(&self, ino: Ino, now: Instant) {
+    pub(super) fn attributes_changed(&self, ino: Ino, now: Instant) {
         if self.cache.take_attributes(ino, now) {
             self.kernel().drop_attributes(ino);
         }

@@ -29,12 +29,12 @@ impl Core {
         &self,
         caller: Caller,
         place: Place,
-        mode: u32,
+        (mode, umask): (u32, u32),
         flags: i32,
     ) -> Result<(FileAttr, Opened), OpError> {
         let ino = self.node.new_ino().await?;
         let parent = place.parent;
-        let new = NewInode { kind: Kind::Regular, mode, rdev: 0, target: Bytes::new() };
+        let new = NewInode { kind: Kind::Regular, mode, umask, rdev: 0, target: Bytes::new() };
         let buffer = self.open.hold(ino);
         let outcome = self.mutate(&[parent], make(caller, place, ino, new)).await;
         let seen = match outcome.and_then(|outcome| Seen::of_outcome(ino, outcome)) {
@@ -68,7 +68,7 @@ impl Core {
         let fopen = self.fopen_flags(&buffer, &inode, flags);
         let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
         if reads && flags & libc::O_NOATIME == 0 && times::wants_touch(&inode, times::now()) {
-            self.node.touch(ino, times::now());
+            self.touch(ino);
         }
         let handle = self.open.open(buffer, open_mode(flags, fopen));
         Ok(Opened { handle, flags: fopen })

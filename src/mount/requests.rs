@@ -19,7 +19,7 @@ use crate::types::Ino;
 pub(super) const GENERATION: Generation = Generation(0);
 
 pub(super) fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid() }
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
 pub(super) fn asker(req: &Request, handle: FileHandle, owner: LockOwner) -> Asker {

@@ -6,38 +6,57 @@ use bytes::Bytes;
 use super::core::{Caller, Core};
 use super::errors::OpError;
 use crate::fs::proto::command::Op;
-use crate::fs::{proto, query};
+use crate::fs::{ACCESS_ACL, DEFAULT_ACL, proto, query};
 use crate::types::Ino;
 
 /// Names that only root is shown.
 const TRUSTED: &[u8] = b"trusted.";
-/// There are no ACLs here.
-const SYSTEM: &[u8] = b"system.";
+/// What names may begin with. (Of `system.` there are only ACLs.)
+const NAMESPACES: [&[u8]; 3] = [b"user.", TRUSTED, b"security."];
+/// Flag of a `SetXattr` of an access ACL: clear sgid.
+const ACL_KILL_SGID: u32 = 4;
+const S_ISGID: u32 = 0o2000;
 
 impl Core {
     /// SETXATTR, with the flags of setxattr(2).
     pub(super) async fn setxattr(
         &self,
+        caller: Caller,
         ino: Ino,
         name: Bytes,
         value: Bytes,
-        flags: u32,
+        mut flags: u32,
     ) -> Result<(), OpError> {
         is_supported(&name)?;
+        if name == ACCESS_ACL {
+            let inode = self.seen(ino).await?.inode;
+            let has_sgid = inode.mode & S_ISGID != 0;
+            if has_sgid && !caller.may_leave_sgid(inode.gid) {
+                flags |= ACL_KILL_SGID;
+            }
+        }
         let op = Op::SetXattr(proto::SetXattr { ino: ino.0, name, value, flags });
         self.mutate(&[ino], op).await.map(drop)
     }
 
-    /// REMOVEXATTR.
+    /// REMOVEXATTR. Where there is no ACL, none is to be removed: the kernel passes on what we say, and
+    /// every other file system says that it is done.
     pub(super) async fn removexattr(&self, ino: Ino, name: Bytes) -> Result<(), OpError> {
         is_supported(&name)?;
+        let is_acl = is_acl(&name);
         let op = Op::RemoveXattr(proto::RemoveXattr { ino: ino.0, name });
-        self.mutate(&[ino], op).await.map(drop)
+        match self.mutate(&[ino], op).await {
+            Err(OpError::Errno(libc::ENODATA)) if is_acl => Ok(()),
+            result => result.map(drop),
+        }
     }
 
     /// GETXATTR.
     pub(super) async fn getxattr(&self, ino: Ino, name: Bytes) -> Result<Vec<u8>, OpError> {
         is_supported(&name)?;
+        if is_acl(&name) {
+            self.cache.give_acl(ino);
+        }
         let value = self.read_stable(|look| {
             let inode = query::inode(&look.state, ino)?.ok_or(OpError::Errno(libc::ESTALE))?;
             let value = query::xattr(&look.state, ino, &name)?;
@@ -64,6 +83,18 @@ impl Core {
     }
 }
 
+fn is_acl(name: &[u8]) -> bool {
+    name == ACCESS_ACL || name == DEFAULT_ACL
+}
+
+/// As the kernel judges names for file systems that tell it their namespaces.
 fn is_supported(name: &[u8]) -> Result<(), OpError> {
-    if name.starts_with(SYSTEM) { Err(OpError::Errno(libc::EOPNOTSUPP)) } else { Ok(()) }
+    let supported = NAMESPACES.iter().any(|namespace| name.starts_with(namespace));
+    if NAMESPACES.contains(&name) {
+        Err(OpError::Errno(libc::EINVAL))
+    } else if is_acl(name) || supported {
+        Ok(())
+    } else {
+        Err(OpError::Errno(libc::EOPNOTSUPP))
+    }
 }

@@ -307,7 +307,18 @@ impl Handle {
 
     /// relatime's touch: replicated in batches that nobody waits for.
     pub fn touch(&self, ino: Ino, atime: proto::Time) {
-        self.0.touched.lock().push(proto::TouchedInode { ino: ino.0, atime: Some(atime) });
+        self.0.touches.lock().touch(ino, atime);
+    }
+
+    /// The access time that a touch is going to give an inode.
+    #[must_use]
+    pub fn touched(&self, ino: Ino) -> Option<proto::Time> {
+        self.0.touches.lock().of(ino)
+    }
+
+    /// An access time is going to be set: earlier touches of ours must not come after it.
+    pub fn forget_touch(&self, ino: Ino) {
+        self.0.touches.lock().forget(ino);
     }
 
     /// `op_timeout` of the configuration.

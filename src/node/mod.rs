@@ -24,6 +24,7 @@ mod snapshots;
 mod space;
 mod start;
 mod status;
+mod touches;
 mod transport;
 
 pub use apply::{answers_here, without_answering};

@@ -103,12 +103,13 @@ pub(super) async fn housekeep(handle: Handle) {
                 handle.0.released.lock().extend_from_slice(inos);
             }
         }
-        let touched = std::mem::take(&mut *handle.0.touched.lock());
+        let touched = handle.0.touches.lock().take();
         for inodes in touched.chunks(PER_COMMAND) {
             // An access time that is lost is lost.
             let op = Op::Touch(Touch { inodes: inodes.to_vec() });
             let _ = handle.submit(op, Wait::Here, None).await;
         }
+        handle.0.touches.lock().settled();
     }
 }
 

@@ -13,6 +13,7 @@ use super::locks::Locks;
 use super::mutations::Mutations;
 use super::space::Space;
 use super::status::RaftStatus;
+use super::touches::Touches;
 use super::{NodeConfig, Observer, Transport};
 use crate::consensus::{Input, ReadGate};
 use crate::fs::Unapplied;
@@ -54,8 +55,7 @@ pub(super) struct Shared {
     pub(super) leader: watch::Sender<NodeId>,
     /// Inodes without a name that the mount has said it does not hold, to be told to the others.
     pub(super) released: Mutex<Vec<u64>>,
-    /// Access times to be told to the others.
-    pub(super) touched: Mutex<Vec<crate::fs::proto::TouchedInode>>,
+    pub(super) touches: Mutex<Touches>,
     /// Asks for more inode numbers.
     pub(super) refill: tokio::sync::Notify,
     /// Set once, by what this replica cannot go on with.

@@ -101,7 +101,7 @@ impl Node {
             session: watch::channel(None).0,
             leader: watch::channel(NodeId(0)).0,
             released: Mutex::new(Vec::new()),
-            touched: Mutex::new(Vec::new()),
+            touches: Mutex::default(),
             refill: Notify::new(),
             fatal: watch::channel(None).0,
             state: recovered.state,

@@ -6,6 +6,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use quorumfs::fs::proto::command::Op;
 use quorumfs::fs::{Applied, Errno, proto};
 
+use crate::acls;
 use crate::replica::Replica;
 use crate::tree::{Body, Result, Tree, When};
 
@@ -34,7 +35,7 @@ pub enum Action {
 /// An operation whose inodes are still to be chosen.
 #[derive(Clone, Debug)]
 pub enum Draft {
-    Make { kind: proto::Kind, parent: usize, name: &'static str, mode: u32 },
+    Make { kind: proto::Kind, parent: usize, name: &'static str, mode: u32, umask: u32 },
     Link { ino: usize, parent: usize, name: &'static str },
     Unlink { parent: usize, name: &'static str },
     Rmdir { parent: usize, name: &'static str },
@@ -42,6 +43,7 @@ pub enum Draft {
     SetAttr { ino: usize, attributes: proto::SetAttr },
     SetXattr { ino: usize, name: &'static str, value: &'static str, flags: u32 },
     RemoveXattr { ino: usize, name: &'static str },
+    SetAcl { ino: usize, name: &'static str, acl: &'static [acls::Entry], flags: u32 },
     Write { ino: usize, write: proto::Write },
     Allocate { ino: usize, allocate: proto::Allocate },
     Copy { source: usize, ino: usize, copy: proto::CopyRange, stale: bool },
@@ -87,10 +89,12 @@ fn draft() -> impl Strategy<Value = Draft> {
             }),
         3 => (ino(), attributes())
             .prop_map(|(ino, attributes)| Draft::SetAttr { ino, attributes }),
-        2 => (ino(), prop_oneof![Just("user.a"), Just("user.b")], prop_oneof![Just(""), Just("v")],
+        2 => (ino(), prop_oneof![Just("user.a"), Just("security.capability")], prop_oneof![Just(""), Just("v")],
                 0..3_u32)
             .prop_map(|(ino, name, value, flags)| Draft::SetXattr { ino, name, value, flags }),
-        1 => (ino(), prop_oneof![Just("user.a"), Just("user.b")])
+        3 => (ino(), acls::name(), acls::entries(), prop_oneof![4 => Just(0), 1 => 1..8_u32])
+            .prop_map(|(ino, name, acl, flags)| Draft::SetAcl { ino, name, acl, flags }),
+        1 => (ino(), prop_oneof![Just("user.a"), Just("security.capability"), acls::name()])
             .prop_map(|(ino, name)| Draft::RemoveXattr { ino, name }),
         4 => (ino(), write()).prop_map(|(ino, write)| Draft::Write { ino, write }),
         3 => (ino(), allocate()).prop_map(|(ino, allocate)| Draft::Allocate { ino, allocate }),
@@ -111,11 +115,9 @@ fn make() -> impl Strategy<Value = Draft> {
         1 => Just(proto::Kind::Fifo),
     ];
     let mode = prop_oneof![Just(0o644), Just(0o755), Just(0o2755), Just(0o6777)];
-    (kind, any::<usize>(), name(), mode).prop_map(|(kind, parent, name, mode)| Draft::Make {
-        kind,
-        parent,
-        name,
-        mode,
+    let umask = prop_oneof![Just(0), Just(0o022), Just(0o077)];
+    (kind, any::<usize>(), name(), mode, umask).prop_map(|(kind, parent, name, mode, umask)| {
+        Draft::Make { kind, parent, name, mode, umask }
     })
 }
 
@@ -299,7 +301,7 @@ fn both(
 ) -> (Op, Result<()>) {
     let bytes = |text: &'static str| bytes::Bytes::from_static(text.as_bytes());
     match draft {
-        Draft::Make { kind, parent, name, mode } => {
+        Draft::Make { kind, parent, name, mode, umask } => {
             *next_ino += 1;
             let op = proto::Make {
                 parent: choose_directory(tree, *parent),
@@ -311,6 +313,7 @@ fn both(
                 gid: 2,
                 rdev: 0,
                 target: bytes(if *kind == proto::Kind::Symlink { "target" } else { "" }),
+                umask: *umask,
             };
             let expected = tree.make(&op, name, when);
             (Op::Make(op), expected)
@@ -350,6 +353,12 @@ fn both(
             let op = proto::SetXattr { ino, name: bytes(name), value: bytes(value), flags };
             let expected = tree.set_xattr(&op, name, when);
             (Op::SetXattr(op), expected)
+        }
+        Draft::SetAcl { ino, name, acl, flags } => {
+            let (ino, flags) = (choose(tree, *ino), *flags);
+            let expected = tree.set_acl(ino, name, acl, flags, when);
+            let value = acls::encode(acl).into();
+            (Op::SetXattr(proto::SetXattr { ino, name: bytes(name), value, flags }), expected)
         }
         Draft::RemoveXattr { ino, name } => {
             let ino = choose(tree, *ino);

@@ -6,7 +6,11 @@ use quorumfs::fs::keys::{self, Parsed};
 use quorumfs::fs::{Errno, proto, query};
 use quorumfs::types::Ino;
 
+use crate::acls::{ACCESS, Acl, DEFAULT, Entry};
 use crate::replica::Replica;
+
+/// What a program may do beyond what its user may.
+const CAPABILITY: &str = "security.capability";
 
 pub type Result<T> = std::result::Result<T, Errno>;
 
@@ -39,6 +43,8 @@ pub struct Node {
     pub mod_index: u64,
     pub data_version: u64,
     pub xattrs: BTreeMap<String, String>,
+    /// By the names of their attributes.
+    pub acls: BTreeMap<String, Acl>,
 }
 
 pub struct Tree {
@@ -64,6 +70,7 @@ impl Node {
             mod_index: 0,
             data_version: when.index,
             xattrs: BTreeMap::new(),
+            acls: BTreeMap::new(),
         };
         node.changed(when);
         node
@@ -102,11 +109,29 @@ impl Node {
             self.ctime = self.ctime.max(time);
             self.mtime = self.mtime.max(time);
             self.data_version = index;
+            self.xattrs.remove(CAPABILITY);
             if op.kill_suid_sgid {
                 self.kill_suid_sgid();
             }
         }
         Ok(wrote)
+    }
+
+    /// What umask and the parent's default ACL make of a new node.
+    fn inherit(&mut self, parent: &Self, umask: u32) {
+        let Some(default) = parent.acls.get(DEFAULT) else {
+            self.mode &= !umask;
+            return;
+        };
+        let mut access = default.clone();
+        access.allow(access.mode() & self.mode);
+        self.mode = self.mode & 0o7000 | access.mode();
+        if access.says_more_than_a_mode() {
+            self.acls.insert(ACCESS.to_owned(), access);
+        }
+        if self.is_directory() {
+            self.acls.insert(DEFAULT.to_owned(), default.clone());
+        }
     }
 
     fn kill_suid_sgid(&mut self) {
@@ -196,6 +221,9 @@ impl Tree {
         if parent.mode & 0o2000 != 0 {
             node.gid = parent.gid;
             node.mode |= if node.is_directory() { 0o2000 } else { 0 };
+        }
+        if !matches!(node.body, Body::Symlink(_)) {
+            node.inherit(&parent, op.umask);
         }
         self.nodes.insert(op.ino, node);
         self.names(op.parent)?.insert(name.to_owned(), op.ino);
@@ -332,7 +360,15 @@ impl Tree {
         if op.kill_suid_sgid {
             node.kill_suid_sgid();
         }
-        node.mode = op.mode.unwrap_or(node.mode);
+        if op.size.is_some() || op.uid.is_some() || op.gid.is_some() || op.kill_suid_sgid {
+            node.xattrs.remove(CAPABILITY);
+        }
+        if let Some(mode) = op.mode {
+            node.mode = mode;
+            if let Some(acl) = node.acls.get_mut(ACCESS) {
+                acl.allow(mode);
+            }
+        }
         node.uid = op.uid.unwrap_or(node.uid);
         node.gid = op.gid.unwrap_or(node.gid);
         node.atime = op.atime.map_or(node.atime, |time| time.seconds);
@@ -448,9 +484,47 @@ impl Tree {
         Ok(())
     }
 
+    pub fn set_acl(
+        &mut self,
+        ino: u64,
+        name: &str,
+        entries: &[Entry],
+        flags: u32,
+        when: When,
+    ) -> Result<()> {
+        let acl = Acl::of(entries).ok_or(Errno::EINVAL)?;
+        let node = self.node(ino)?;
+        let is_access = name == ACCESS;
+        match &node.body {
+            Body::Symlink(_) => return Err(Errno::EOPNOTSUPP),
+            Body::Directory { .. } => {}
+            _ if is_access => {}
+            _ => return Err(Errno::EACCES),
+        }
+        match (flags & 3, node.acls.contains_key(name)) {
+            _ if !is_access && flags > 3 => return Err(Errno::EINVAL),
+            (1 | 3, true) => return Err(Errno::EEXIST),
+            (2 | 3, false) => return Err(Errno::ENODATA),
+            _ => {}
+        }
+        if is_access {
+            node.mode = node.mode & 0o7000 | acl.mode();
+            node.mode &= if flags > 3 { !0o2000 } else { !0 };
+        }
+        node.acls.remove(name);
+        if !is_access || acl.says_more_than_a_mode() {
+            node.acls.insert(name.to_owned(), acl);
+        }
+        node.changed(when);
+        Ok(())
+    }
+
     pub fn remove_xattr(&mut self, ino: u64, name: &str, when: When) -> Result<()> {
         let node = self.node(ino)?;
-        node.xattrs.remove(name).ok_or(Errno::ENODATA)?;
+        let removed = node.xattrs.remove(name).is_some() || node.acls.remove(name).is_some();
+        if !removed {
+            return Err(Errno::ENODATA);
+        }
         node.changed(when);
         Ok(())
     }
@@ -510,10 +584,12 @@ fn seen(replica: &Replica, ino: u64, inode: &proto::Inode) -> Node {
         proto::Kind::Fifo => Body::Fifo,
         _ => Body::File(replica.read(ino, inode)),
     };
-    let xattrs = query::xattr_names(&replica.state, Ino(ino)).expect("sound");
-    let value = |name: &[u8]| {
-        let value = query::xattr(&replica.state, Ino(ino), name).expect("sound");
-        text(&value.expect("was listed"))
+    let names = query::xattr_names(&replica.state, Ino(ino)).expect("sound");
+    let (acls, xattrs): (Vec<_>, Vec<_>) =
+        names.into_iter().map(|name| text(&name)).partition(|name| name.starts_with("system."));
+    let value = |name: &str| {
+        let value = query::xattr(&replica.state, Ino(ino), name.as_bytes()).expect("sound");
+        value.expect("was listed")
     };
     let seconds = |time: Option<proto::Time>| time.expect("always there").seconds;
     Node {
@@ -528,7 +604,8 @@ fn seen(replica: &Replica, ino: u64, inode: &proto::Inode) -> Node {
         version: inode.version,
         mod_index: inode.mod_index,
         data_version: inode.data_version,
-        xattrs: xattrs.iter().map(|name| (text(name), value(name))).collect(),
+        xattrs: xattrs.into_iter().map(|name| (name.clone(), text(&value(&name)))).collect(),
+        acls: acls.into_iter().map(|name| (name.clone(), Acl::stored(&value(&name)))).collect(),
     }
 }
 

@@ -160,6 +160,17 @@ pub fn quorumfs() -> Command {
     Command::new(std::env::var_os("QUORUMFS_TEST_BINARY").unwrap_or_else(built))
 }
 
+/// A program that tests need and this repository does not have: in `$QUORUMFS_TOOLS`, in `PATH` or where
+/// cargo installs programs.
+pub fn tool(name: &str, how_to_install: &str) -> PathBuf {
+    let mut dirs: Vec<_> =
+        std::env::var_os("QUORUMFS_TOOLS").map(PathBuf::from).into_iter().collect();
+    dirs.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    dirs.extend(std::env::home_dir().map(|home| home.join(".cargo/bin")));
+    let found = dirs.into_iter().map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is missing: run '{how_to_install}'"))
+}
+
 /// Runs what must succeed.
 pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().expect("the binary runs");

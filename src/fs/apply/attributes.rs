@@ -1,9 +1,10 @@
 //! chmod, chown, truncate, utimens, with the bytes that came before them; and relatime's touch.
 
+use super::acl;
 use super::context::{
     Context, Inode, Step, Stop, check_time, later, left_behind, without_suid_sgid,
 };
-use super::write;
+use super::{write, xattr};
 use crate::fs::applied::{Change, FileEffect};
 use crate::fs::errno::Errno;
 use crate::fs::limits::SIZE_MAX;
@@ -25,6 +26,10 @@ pub(super) fn set_attr<V: ViewMut + Records>(
     if let Some(size) = op.size {
         check_size(&inode, size)?;
     }
+    let acl = match op.mode {
+        Some(mode) => acl::with_mode(context, inode.ino, mode)?,
+        None => None,
+    };
     if let Some(plan) = plan {
         let time = op.written.unwrap_or(context.time);
         write::put_bytes(context, &mut inode, &plan, time);
@@ -34,6 +39,12 @@ pub(super) fn set_attr<V: ViewMut + Records>(
     }
     if op.kill_suid_sgid {
         inode.record.mode = without_suid_sgid(&inode);
+    }
+    if op.size.is_some() || op.uid.is_some() || op.gid.is_some() || op.kill_suid_sgid {
+        xattr::drop_capabilities(context, inode.ino);
+    }
+    if let Some(acl) = acl {
+        acl::put_access(context, inode.ino, &acl);
     }
     let record = &mut inode.record;
     record.mode = op.mode.map_or(record.mode, |mode| mode & 0o7777);

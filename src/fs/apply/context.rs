@@ -206,7 +206,7 @@ impl<'a, V: ViewMut + Records> Context<'a, V> {
 }
 
 /// What a corrupt record makes of an operation.
-fn corrupt<V: Records>(record: CorruptRecord) -> Stop<V::Error> {
+pub(super) fn corrupt<V: Records>(record: CorruptRecord) -> Stop<V::Error> {
     Stop::View(record.into())
 }
 

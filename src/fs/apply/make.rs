@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::acl;
 use super::context::{Context, Inode, Step, Stop, check_name, left_behind};
 use crate::fs::errno::Errno;
 use crate::fs::keys;
@@ -30,7 +31,9 @@ pub(super) fn make<V: ViewMut + Records>(
     }
     check_ino(context, Ino(op.ino))?;
 
-    let mut inode = Inode { ino: Ino(op.ino), record: record(context, op, &parent) };
+    let mut record = record(context, op, &parent);
+    let inherited = acl::inherit(context, &parent, op, &mut record.mode)?;
+    let mut inode = Inode { ino: Ino(op.ino), record };
     context.stamp(&mut inode);
     context.stamp_names(&mut parent);
     if is_directory {
@@ -38,6 +41,7 @@ pub(super) fn make<V: ViewMut + Records>(
     }
     context.set_slot(slot, Some(inode.dentry()));
     context.save(&inode);
+    inherited.put(context, inode.ino);
     context.save(&parent);
     Ok(left_behind(inode))
 }
@@ -71,7 +75,7 @@ fn check_ino<V: ViewMut + Records>(context: &Context<'_, V>, ino: Ino) -> Step<(
     Ok(())
 }
 
-/// The new inode, but for what says who changed it last.
+/// The new inode, but for who changed it last, and for what umask and ACLs make of its mode.
 fn record<V>(context: &Context<'_, V>, op: &proto::Make, parent: &Inode) -> proto::Inode {
     let kind = op.kind();
     let inherits_group = parent.record.mode & S_ISGID != 0;

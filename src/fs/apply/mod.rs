@@ -4,6 +4,7 @@
 //! Every operation checks everything first and changes the view only then: a refused command leaves
 //! nothing behind but its outcome.
 
+mod acl;
 mod allocate;
 mod attributes;
 mod context;

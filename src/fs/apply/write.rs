@@ -1,6 +1,7 @@
 //! Bytes that travel in the log.
 
 use super::context::{Context, Inode, Step, later, left_behind, without_suid_sgid};
+use super::xattr;
 use crate::fs::applied::{Change, FileEffect};
 use crate::fs::errno::Errno;
 use crate::fs::limits::SIZE_MAX;
@@ -87,6 +88,7 @@ pub(super) fn put_bytes<V: ViewMut + Records>(
         context.note(Change::Bytes { ino, range: *range });
         inode.record.size = inode.record.size.max(range.end);
     }
+    xattr::drop_capabilities(context, ino);
     if plan.op.kill_suid_sgid {
         inode.record.mode = without_suid_sgid(inode);
     }

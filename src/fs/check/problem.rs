@@ -73,6 +73,10 @@ pub enum Problem {
     LockWaits { ino: Ino },
     #[error("session {session}, which is not live, has a lock of inode {ino}")]
     LockOfEnded { ino: Ino, session: SessionId },
+    #[error("inode {ino} has mode {mode:o}, which its access ACL does not give")]
+    ModeOfAcl { ino: Ino, mode: u32 },
+    #[error("inode {ino} cannot have the ACL that it has")]
+    ForeignAcl { ino: Ino },
     #[error("sessions {session} and {other} were granted the same inode numbers")]
     RangesOverlap { session: SessionId, other: SessionId },
     #[error("session {session} was granted numbers up to {end}, but {next} is the next one")]

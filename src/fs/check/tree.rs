@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::problem::Problem;
+use crate::fs::acl::Acl;
 use crate::fs::limits::{
     DIRECTORY_SIZE, NAME_MAX, SIZE_MAX, TARGET_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX,
 };
@@ -25,6 +26,7 @@ pub(super) struct Tree {
 /// What matters of an inode.
 struct Seen {
     kind: Kind,
+    mode: u32,
     nlink: u32,
     parent: Ino,
 }
@@ -42,7 +44,8 @@ impl Tree {
     pub(super) fn see_inode(&mut self, ino: Ino, inode: &proto::Inode) {
         let kind = inode.kind();
         self.check_fields(ino, inode);
-        let seen = Seen { kind, nlink: inode.nlink, parent: Ino(inode.parent) };
+        let (mode, nlink) = (inode.mode, inode.nlink);
+        let seen = Seen { kind, mode, nlink, parent: Ino(inode.parent) };
         self.inodes.insert(ino, seen);
     }
 
@@ -73,6 +76,18 @@ impl Tree {
             self.problems.push(Problem::XattrTooLarge { ino, name: name.to_vec() });
         }
         self.attributed.entry(ino).or_insert_with(|| name.to_vec());
+    }
+
+    /// Attributes come after the inodes.
+    pub(super) fn see_acl(&mut self, ino: Ino, is_access: bool, acl: &Acl) {
+        let Some(&Seen { kind, mode, .. }) = self.inodes.get(&ino) else { return };
+        let allowed = if is_access { kind != Kind::Symlink } else { kind == Kind::Directory };
+        if !allowed || is_access && acl.is_minimal() {
+            self.problems.push(Problem::ForeignAcl { ino });
+        }
+        if is_access && acl.mode() != mode & 0o777 {
+            self.problems.push(Problem::ModeOfAcl { ino, mode });
+        }
     }
 
     pub(super) fn see_orphan(&mut self, ino: Ino) {

@@ -6,6 +6,7 @@ use super::Problem;
 use super::locks::Locks;
 use super::sessions::Sessions;
 use super::tree::Tree;
+use crate::fs::acl::{ACCESS_ACL, Acl, DEFAULT_ACL};
 use crate::fs::keys::{self, Counter, Parsed};
 use crate::fs::pages::Pages;
 use crate::fs::proto;
@@ -62,7 +63,7 @@ impl Check {
                     self.tree.see_dentry(parent, name, dentry);
                 }
             }
-            Parsed::Xattr { ino, name } => self.tree.see_xattr(ino, name, value.len()),
+            Parsed::Xattr { ino, name } => self.see_xattr(ino, name, key, value),
             Parsed::Orphan { ino } => {
                 if let Some(orphan) = self.decode(key, value) {
                     self.tree.see_orphan(ino);
@@ -96,6 +97,17 @@ impl Check {
             }
             Parsed::Counter => self.see_counter(key, value),
             Parsed::Meta => {}
+        }
+    }
+
+    fn see_xattr(&mut self, ino: Ino, name: &[u8], key: &[u8], value: &[u8]) {
+        self.tree.see_xattr(ino, name, value.len());
+        if name != ACCESS_ACL && name != DEFAULT_ACL {
+            return;
+        }
+        match Acl::decode(value) {
+            Ok(acl) => self.tree.see_acl(ino, name == ACCESS_ACL, &acl),
+            Err(_) => self.problems.push(Problem::Corrupt(record::not_an_acl(key.to_vec()))),
         }
     }
 

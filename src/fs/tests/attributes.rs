@@ -151,6 +151,31 @@ fn attributes_are_made_replaced_and_removed() {
 }
 
 #[test]
+fn capabilities_go_with_whatever_could_make_another_program_of_the_file() {
+    const NAME: &str = "security.capability";
+    let mut world = World::new();
+    let file = world.file(ROOT, "f");
+    let attr = SetAttr { ino: file, ..SetAttr::default() };
+    let takes = [
+        write(file, 0, "x"),
+        resize(file, 0),
+        Op::SetAttr(SetAttr { uid: Some(10), ..attr.clone() }),
+        Op::SetAttr(SetAttr { gid: Some(20), ..attr.clone() }),
+        Op::SetAttr(SetAttr { kill_suid_sgid: true, ..attr.clone() }),
+    ];
+    for op in takes {
+        world.ok(set(file, NAME, "all", 0));
+        world.ok(op);
+        assert_eq!(query::xattr(&world.state, Ino(file), NAME.as_bytes()), Ok(None));
+    }
+    world.ok(set(file, NAME, "all", 0));
+    world.ok(write(file, 0, ""));
+    world.ok(Op::SetAttr(SetAttr { mode: Some(0o700), mtime: Some(time(1)), ..attr }));
+    let kept = query::xattr(&world.state, Ino(file), NAME.as_bytes());
+    assert_eq!(kept, Ok(Some(b"all".to_vec())));
+}
+
+#[test]
 fn attributes_have_limits() {
     let mut world = World::new();
     let file = world.file(ROOT, "f");

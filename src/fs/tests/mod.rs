@@ -1,5 +1,6 @@
 //! Tests of the state machine as its callers see it, one subject a file; [`World`] is what they share.
 
+mod acls;
 mod attributes;
 mod checks;
 mod encoding;

@@ -117,6 +117,7 @@ impl World {
             gid: 20,
             rdev: 7,
             target: bytes(if kind == proto::Kind::Symlink { "target" } else { "" }),
+            umask: 0,
         }
     }
 

@@ -1,0 +1,83 @@
+//! Access times that this node renewed and that are not in the state yet: they go to the others in
+//! batches, and this node shows them until they are there.
+
+use std::collections::HashMap;
+
+use crate::fs::proto::{Time, TouchedInode};
+use crate::types::Ino;
+
+/// Each inode is in both lots where it was read again meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Touches {
+    pending: HashMap<Ino, Time>,
+    /// Proposed, and not applied yet.
+    proposed: HashMap<Ino, Time>,
+}
+
+impl Touches {
+    pub(super) fn touch(&mut self, ino: Ino, atime: Time) {
+        self.pending.insert(ino, atime);
+    }
+
+    /// The access time that an inode is to have.
+    pub(super) fn of(&self, ino: Ino) -> Option<Time> {
+        self.pending.get(&ino).or_else(|| self.proposed.get(&ino)).copied()
+    }
+
+    /// An access time is set: what was renewed before does not count.
+    pub(super) fn forget(&mut self, ino: Ino) {
+        self.pending.remove(&ino);
+        self.proposed.remove(&ino);
+    }
+
+    /// What is to be proposed now, in the order of numbers.
+    pub(super) fn take(&mut self) -> Vec<TouchedInode> {
+        self.proposed = std::mem::take(&mut self.pending);
+        let touched =
+            |(ino, atime): (&Ino, &Time)| TouchedInode { ino: ino.0, atime: Some(*atime) };
+        let mut touched: Vec<_> = self.proposed.iter().map(touched).collect();
+        touched.sort_by_key(|touched| touched.ino);
+        touched
+    }
+
+    /// What was taken is applied, or lost.
+    pub(super) fn settled(&mut self) {
+        self.proposed.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Ino, Time, Touches};
+
+    fn at(seconds: i64) -> Time {
+        Time { seconds, nanos: 0 }
+    }
+
+    #[test]
+    fn shown_until_applied() {
+        let mut touches = Touches::default();
+        touches.touch(Ino(2), at(1));
+        touches.touch(Ino(1), at(2));
+        let taken: Vec<_> = touches.take().iter().map(|touched| touched.ino).collect();
+        assert_eq!(taken, [1, 2]);
+        assert_eq!(touches.of(Ino(2)), Some(at(1)));
+        touches.touch(Ino(2), at(3));
+        assert_eq!(touches.of(Ino(2)), Some(at(3)));
+        touches.settled();
+        assert_eq!((touches.of(Ino(1)), touches.of(Ino(2))), (None, Some(at(3))));
+    }
+
+    /// Neither shown nor proposed any more.
+    #[test]
+    fn set_since() {
+        let mut touches = Touches::default();
+        touches.touch(Ino(1), at(1));
+        touches.forget(Ino(1));
+        assert!(touches.take().is_empty());
+        touches.touch(Ino(1), at(1));
+        touches.take();
+        touches.forget(Ino(1));
+        assert_eq!(touches.of(Ino(1)), None);
+    }
+}

@@ -1,0 +1,12 @@
+//! What POSIX promises to programs, on real mounts: where sharing matters from two of them at once, and
+//! where it helps beside the same operations on a local file system.
+#![allow(clippy::disallowed_methods, reason = "programs run beside threads that kill daemons")]
+
+mod acls;
+mod attributes;
+mod beside;
+mod names;
+mod pjdfstest;
+#[path = "../support/mod.rs"]
+mod support;
+mod xattrs;

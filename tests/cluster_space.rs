@@ -536,6 +536,8 @@ impl Change {
             Self::Allocate(mode, at, len) => fallocate(file, mode, at, len).map(|()| 0),
             Self::Copy(mut from, mut to, len) => {
                 let len = usize::try_from(len).expect("small");
+                // As whoever copies does: the kernel stops at the size that it knows, and an OPEN says none.
+                file.metadata().expect("fstat");
                 let copied = copy_file_range(file, Some(&mut from), file, Some(&mut to), len);
                 copied.map(|copied| copied as u64)
             }

@@ -107,7 +107,9 @@ pub(super) async fn watch(handle: Handle) {
                 // What only root may take does not count.
                 total_bytes: above_reserve(space.f_blocks - space.f_bfree + space.f_bavail),
             };
-            for member in query::members(&shared.state.read())? {
+            // Applies wait while the state is read.
+            let members = query::members(&shared.state.read())?;
+            for member in members {
                 shared.transport.send(NodeId(member.node), ToPeer::Space(own));
             }
             let voters: Vec<_> =

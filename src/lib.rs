@@ -32,6 +32,13 @@
 //! and what it read was last changed at a stable index ([`consensus::ReadGate`]). Bytes come from the
 //! backing file, with the mount's buffer on top.
 //!
+//! **A copy within the file system** is a command that names two ranges: each replica copies between its own
+//! backing files. Until a snapshot is behind it, the source's bytes are pinned, so that a replay copies the
+//! same ones (`store/pins.rs`).
+//!
+//! **Space.** Nodes tell each other what their disks take in. What needs more than a quorum has is refused
+//! with ENOSPC when it is asked for; what has been taken in is never lost for want of space.
+//!
 //! **A change of leader.** Followers notice the silence, one is elected. Everybody proposes again what
 //! has no outcome (session and sequence number make that harmless), and sends its heartbeats to the new
 //! leader, which waits a whole TTL before it expires anybody.
@@ -51,6 +58,7 @@
 //! | stable index | what every mount of the roster shows |
 //! | `mod_index` | the index at which a record was last changed |
 //! | generation | a life of a file's bytes: a new one at create and at truncation to zero |
+//! | pin, stage | bytes of a backing file that a replayed copy will read; where they are kept once the file changes |
 //! | orphan | an inode without a name that some session may still hold open |
 
 // Clocks, environment and threads are forbidden by `clippy.toml` everywhere but in the modules that

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::buffer::NewBytes;
 use super::core::{Caller, Core};
 use super::errors::OpError;
-use crate::fs::limits::{COPY_MAX, INO_END};
+use crate::fs::limits::{COPY_MAX, INO_END, SIZE_MAX};
 use crate::fs::proto::{self, command::Op};
 use crate::fs::{Errno, query};
 use crate::node::NodeError;
@@ -92,6 +92,9 @@ impl Core {
     ) -> Result<(), OpError> {
         let file = self.file(handle)?;
         let ino = file.buffer.ino;
+        if range.end > SIZE_MAX {
+            return Err(OpError::Errno(libc::EFBIG));
+        }
         self.commit(&file.buffer).await;
         if mode & PUNCH_HOLE == 0 {
             self.take_space(ino, range, range.len()).await?;
@@ -212,7 +215,7 @@ impl Core {
         if self.node.take_space(bytes) { Ok(()) } else { Err(OpError::Errno(libc::ENOSPC)) }
     }
 
-    /// Room for so many bytes, unless the range that they are for has its space already.
+    /// Room for so many bytes, less what the range that they are for has already.
     async fn take_space(&self, ino: Ino, range: ByteRange, bytes: u64) -> Result<(), OpError> {
         if self.node.take_space(bytes) {
             return Ok(());
@@ -221,13 +224,34 @@ impl Core {
         let node = self.node.clone();
         let mapped = tokio::task::spawn_blocking(move || node.files().mapped(key, range));
         let mapped = mapped.await.map_err(|_| NodeError::Stopping)??;
-        let has_space = !range.is_empty() && mapped == range.len();
-        if has_space { Ok(()) } else { Err(OpError::Errno(libc::ENOSPC)) }
+        let needed = share(bytes, range.len() - mapped.min(range.len()), range.len());
+        if self.node.take_space(needed) { Ok(()) } else { Err(OpError::Errno(libc::ENOSPC)) }
     }
 
     /// An inode as it is in the state, stable or not.
     fn inode(&self, ino: Ino) -> Result<proto::Inode, OpError> {
         let inode = self.query(|state| Ok(query::inode(state, ino)?))?;
         inode.ok_or(OpError::Errno(libc::ESTALE))
+    }
+}
+
+/// `part` parts in `whole` of `bytes`; all of them where there are no parts.
+fn share(bytes: u64, part: u64, whole: u64) -> u64 {
+    if whole == 0 {
+        return bytes;
+    }
+    let share = u128::from(bytes) * u128::from(part) / u128::from(whole);
+    u64::try_from(share).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    #[test]
+    fn what_has_its_space_needs_none() {
+        assert_eq!((share(200, 0, 100), share(200, 50, 100), share(200, 100, 100)), (0, 100, 200));
+        assert_eq!(share(200, 0, 0), 200, "an append has no range yet");
+        assert_eq!(share(1 << 45, 1 << 44, 1 << 44), 1 << 45);
     }
 }

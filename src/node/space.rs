@@ -61,11 +61,15 @@ impl Space {
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
     }
 
-    /// Looks at what is known now.
-    fn look(&self, voters: &[NodeId], own: SpaceReport) {
+    /// Looks at what is known now. Who cannot be reached helps nobody, as long as the others are a quorum.
+    fn look(&self, voters: &[NodeId], is_connected: impl Fn(NodeId) -> bool, own: SpaceReport) {
+        let quorum = voters.len() / 2 + 1;
+        let reached = voters.iter().filter(|node| **node == self.node || is_connected(**node));
+        let reached: Vec<_> = reached.copied().collect();
+        let judged = if reached.len() < quorum { voters } else { &reached };
         let mut known = self.known.lock();
         known.reports.insert(self.node, own);
-        let of_quorum = of_quorum(&known.reports, voters);
+        let of_quorum = of_quorum(&known.reports, judged, quorum);
         known.of_quorum = of_quorum.unwrap_or(own);
         // What was taken since the last look may not have come to the disks yet.
         let taken = known.given.saturating_sub(self.left.load(Ordering::Relaxed));
@@ -74,13 +78,16 @@ impl Space {
     }
 }
 
-/// What at least a quorum of the voters takes in: none where too few have said anything. Who has said
-/// nothing (yet) is believed to have room; where it is gone, its vote is missed elsewhere.
-fn of_quorum(reports: &BTreeMap<NodeId, SpaceReport>, voters: &[NodeId]) -> Option<SpaceReport> {
-    let mut known: Vec<_> = voters.iter().filter_map(|voter| reports.get(voter)).copied().collect();
+/// What at least `quorum` of these nodes take in: none where too few have said anything. Who has said
+/// nothing yet is believed to have room.
+fn of_quorum(
+    reports: &BTreeMap<NodeId, SpaceReport>,
+    nodes: &[NodeId],
+    quorum: usize,
+) -> Option<SpaceReport> {
+    let mut known: Vec<_> = nodes.iter().filter_map(|node| reports.get(node)).copied().collect();
     known.sort_unstable_by_key(|report| std::cmp::Reverse(report.free_bytes));
-    let silent = voters.len() - known.len();
-    let quorum = voters.len() / 2 + 1;
+    let silent = nodes.len() - known.len();
     known.get(quorum.checked_sub(silent + 1)?).copied()
 }
 
@@ -100,12 +107,15 @@ pub(super) async fn watch(handle: Handle) {
                 // What only root may take does not count.
                 total_bytes: above_reserve(space.f_blocks - space.f_bfree + space.f_bavail),
             };
-            for member in query::members(&shared.state.read())? {
+            // Applies wait while the state is read.
+            let members = query::members(&shared.state.read())?;
+            for member in members {
                 shared.transport.send(NodeId(member.node), ToPeer::Space(own));
             }
             let voters: Vec<_> =
                 shared.state.conf_state().voters.iter().copied().map(NodeId).collect();
-            shared.space.look(&voters, own);
+            let is_connected = |node| shared.transport.is_connected(node);
+            shared.space.look(&voters, is_connected, own);
             Ok(())
         });
         if let Ok(Err(error)) = look.await {
@@ -128,34 +138,49 @@ mod tests {
     fn what_a_quorum_has_counts() {
         let space = Space::new(NodeId(1), 0);
         assert!(space.take(u64::MAX), "nothing is known yet");
-        space.look(&VOTERS, report(0));
+        space.look(&VOTERS, |_| true, report(0));
         assert!(space.take(1 << 60), "the others may have room");
         space.heard(NodeId(2), report(0));
-        space.look(&VOTERS, report(0));
+        space.look(&VOTERS, |_| true, report(0));
         assert!(!space.take(1), "whatever the third one has");
         space.heard(NodeId(3), report(500));
-        space.look(&VOTERS, report(100));
+        space.look(&VOTERS, |_| true, report(100));
         assert_eq!(space.of_quorum(), report(100), "two have so much");
-        space.look(&VOTERS, report(900));
+        space.look(&VOTERS, |_| true, report(900));
         assert_eq!(space.of_quorum(), report(500));
-        space.look(&[NodeId(1)], report(7));
+        space.look(&[NodeId(1)], |_| true, report(7));
         assert_eq!(space.of_quorum(), report(7));
+    }
+
+    #[test]
+    fn who_is_gone_does_not_count_unless_too_many_are() {
+        let space = Space::new(NodeId(1), 0);
+        space.heard(NodeId(2), report(500));
+        space.heard(NodeId(3), report(0));
+        space.look(&VOTERS, |_| true, report(300));
+        assert_eq!(space.of_quorum(), report(300));
+        space.look(&VOTERS, |node| node == NodeId(3), report(300));
+        assert_eq!(space.of_quorum(), report(0), "a quorum is left, and one of it is full");
+        space.look(&VOTERS, |node| node == NodeId(2), report(300));
+        assert_eq!(space.of_quorum(), report(300));
+        space.look(&VOTERS, |_| false, report(300));
+        assert_eq!(space.of_quorum(), report(300), "that there is no quorum is said otherwise");
     }
 
     #[test]
     fn what_is_taken_between_two_looks_is_bounded() {
         let space = Space::new(NodeId(1), 0);
-        space.look(&[NodeId(1)], report(100));
+        space.look(&[NodeId(1)], |_| true, report(100));
         assert!(space.take(60));
         assert!(!space.take(60) && space.take(40));
         assert!(!space.take(1));
         // It may be on its way to the disk still.
-        space.look(&[NodeId(1)], report(120));
+        space.look(&[NodeId(1)], |_| true, report(120));
         assert!(space.take(20) && !space.take(1));
-        space.look(&[NodeId(1)], report(120));
+        space.look(&[NodeId(1)], |_| true, report(120));
         assert!(space.take(100) && !space.take(1));
-        space.look(&[NodeId(1)], report(120));
-        space.look(&[NodeId(1)], report(120));
+        space.look(&[NodeId(1)], |_| true, report(120));
+        space.look(&[NodeId(1)], |_| true, report(120));
         assert!(space.take(120));
     }
 }

@@ -4,7 +4,7 @@
 //! that is harmless, but one that copies must read what its source had *at its index*. So:
 //!
 //! - From the copy on, its source range is *pinned*: until a snapshot at its index or behind is durable,
-//!   since no replay begins before the newest snapshot ([`super::recover`]).
+//!   since no replay begins before the newest snapshot (`recover.rs`).
 //! - Before a later effect changes pinned bytes, they are saved in a *stage*, `stages/<index>`, which is
 //!   fsynced before it has that name, and has it durably before the change begins. So at every moment,
 //!   also after a power loss, either the stage is there or the source still has the bytes.

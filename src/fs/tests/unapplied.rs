@@ -55,6 +55,25 @@ fn names_through_unapplied_entries() {
     assert_eq!(unapplied.of_inode(Ino(new), LogIndex(60)), LogIndex(54));
 }
 
+/// What a copy reads stays as it is.
+#[test]
+fn space_of_the_file_that_changes() {
+    let mut world = World::new();
+    let [file, source] = ["file", "source"].map(|name| world.file(ROOT, name));
+    let allocate = proto::Allocate { ino: file, length: 9, ..proto::Allocate::default() };
+    let copy = proto::CopyRange { source, ino: file, length: 9, ..proto::CopyRange::default() };
+    for (index, op) in [(50, Op::Allocate(allocate)), (51, Op::CopyRange(copy))] {
+        let mut unapplied = Unapplied::default();
+        let command = world.command(op);
+        // Also where the mount itself asks for it: it shows it only when it is applied.
+        let own = NodeId(command.node);
+        let changes = unapplied.receive(&world.state, LogIndex(index), &command, own);
+        assert_eq!(changes.expect("a map can be read"), [Change::Attributes { ino: Ino(file) }]);
+        assert_eq!(unapplied.of_inode(Ino(file), LogIndex(60)), LogIndex(index));
+        assert_eq!(unapplied.of_inode(Ino(source), LogIndex(60)), LogIndex(0));
+    }
+}
+
 /// A mount shows the bytes that it writes before they are committed, unless it has given them up; its
 /// other changes it does not.
 #[test]

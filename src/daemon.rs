@@ -105,7 +105,7 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     let mount = tokio::select! {
         () = node.until_serving() => {
             let options = mount_options(config);
-            let mount = Mount::start(handle.clone(), options, tokio::runtime::Handle::current())?;
+            let mount = Mount::start(&handle, options, tokio::runtime::Handle::current())?;
             mount_status.epochs.store(mount.has_epochs(), Ordering::Relaxed);
             mount_status.mounted.store(true, Ordering::Relaxed);
             telemetry::notify_ready();

@@ -119,7 +119,7 @@ impl Mount {
     /// # Errors
     /// One sentence for each thing that can be wrong with the mount point or the system.
     pub fn start(
-        handle: Handle,
+        handle: &Handle,
         options: MountOptions,
         runtime: tokio::runtime::Handle,
     ) -> Result<Self, MountError> {
@@ -127,7 +127,7 @@ impl Mount {
         let point = mount_point::prepare(&mount_point)?;
         let refused = |source| MountError::Refused { path: point.clone(), source };
         let serve = |source| MountError::Serve { path: point.clone(), source };
-        let core = Arc::new(Core::new(handle, runtime, inline_max));
+        let core = Arc::new(Core::new(handle.for_mount(), runtime, inline_max));
         let mut session =
             Session::new(QuorumFs(core.clone()), &point, &config()).map_err(refused)?;
         let device = session.as_fd().try_clone_to_owned().map_err(serve)?;

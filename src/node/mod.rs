@@ -17,6 +17,7 @@ mod handle;
 mod log_writer;
 mod look;
 mod mutations;
+mod observers;
 mod session;
 mod shared;
 mod snapshots;
@@ -26,8 +27,9 @@ mod transport;
 
 pub use apply::{answers_here, without_answering};
 pub use clock::{monotonic, wall};
-pub use handle::{Handle, NodeError, Observer, Pending};
+pub use handle::{Handle, NodeError, Pending};
 pub use look::Look;
+pub use observers::Observer;
 pub use start::{Node, NodeConfig, run_promptly};
 pub use status::RaftStatus;
 pub use transport::Transport;

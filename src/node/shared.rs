@@ -1,7 +1,7 @@
 //! What the node's threads and its [`super::Handle`]s share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -10,8 +10,9 @@ use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
 use super::mutations::Mutations;
+use super::observers::Observers;
 use super::status::RaftStatus;
-use super::{NodeConfig, Observer, Transport};
+use super::{NodeConfig, Transport};
 use crate::consensus::{Input, ReadGate};
 use crate::fs::Unapplied;
 use crate::store::{Files, RaftLog, State};
@@ -34,7 +35,7 @@ pub(super) struct Shared {
     pub(super) driver: UnboundedSender<ToDriver>,
     pub(super) gate: Gate,
     pub(super) mutations: Mutations,
-    pub(super) observer: OnceLock<Arc<dyn Observer>>,
+    pub(super) observers: Observers,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) state: State,
     pub(super) files: Files,

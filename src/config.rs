@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -29,8 +29,10 @@ pub struct Config {
     #[serde(default)]
     pub log: Option<PathBuf>,
 
-    /// The directory to mount on. No default. It must exist, and nothing may be mounted there.
-    pub mount: PathBuf,
+    /// The directory to mount on at start. Default: none, which leaves mounting to fstab and `quorumfs
+    /// mount`. It must exist, and nothing may be mounted there.
+    #[serde(default)]
+    pub mount: Option<PathBuf>,
 
     /// Address and port for peers, `quorumfs status` and joining nodes. No default.
     pub listen: SocketAddr,
@@ -52,7 +54,7 @@ pub struct Config {
     #[serde(default)]
     pub peers: Vec<String>,
 
-    /// How fresh reads of this mount are: `"strong"`, `"bounded=SECONDS"` or `"eventual"`. Default:
+    /// How fresh reads of this daemon's mounts are, unless a mount's own option says otherwise: `"strong"`, `"bounded=SECONDS"` or `"eventual"`. Default:
     /// strong.
     #[serde(default)]
     pub read: ReadMode,
@@ -184,7 +186,7 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let base = base.parent().unwrap_or(Path::new("/"));
         config.data = base.join(&config.data);
-        config.mount = base.join(&config.mount);
+        config.mount = config.mount.map(|mount| base.join(mount));
         config.log = config.log.map(|log| base.join(log));
         config
             .validate()
@@ -198,12 +200,25 @@ impl Config {
         self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
     }
 
+    /// Where programs of this machine reach the daemon.
+    #[must_use]
+    pub fn local_address(&self) -> SocketAddr {
+        let host = match self.listen.ip() {
+            IpAddr::V4(host) if host.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(host) if host.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            host => host,
+        };
+        SocketAddr::new(host, self.listen.port())
+    }
+
     /// Checks what the values mean together.
     ///
     /// # Errors
     /// The first mistake found.
     pub fn validate(&self) -> Result<(), Mistake> {
-        if self.data.starts_with(&self.mount) || self.mount.starts_with(&self.data) {
+        if let Some(mount) = &self.mount
+            && (self.data.starts_with(mount) || mount.starts_with(&self.data))
+        {
             return Err(Mistake::Nested);
         }
         if self.advertise.is_none() && self.listen.ip().is_unspecified() {
@@ -384,6 +399,10 @@ mod tests {
         assert_eq!((config.snapshot_min_log, config.inline_max), (64 << 20, 64 << 10));
         assert_eq!((config.read, config.insecure), (ReadMode::Strong, false));
         assert_eq!(config.address(), "127.0.0.1:7401");
+        assert_eq!(config.local_address(), config.listen);
+        let unmounted = LEAST.replace("mount = '/mnt/q'\n", "");
+        let config: Config = toml::from_str(&unmounted).expect("a mount is not needed");
+        assert_eq!((config.validate(), config.mount), (Ok(()), None));
     }
 
     #[test]
@@ -436,6 +455,7 @@ mod tests {
         config = parse("").expect("it parses");
         config.listen = "0.0.0.0:7401".parse().expect("valid");
         assert!(matches!(config.validate(), Err(Mistake::Unreachable(_))));
+        assert_eq!(config.local_address().to_string(), "127.0.0.1:7401");
     }
 
     #[test]

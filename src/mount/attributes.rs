@@ -57,6 +57,7 @@ impl Core {
         ino: Ino,
         change: AttributeChange,
     ) -> Result<FileAttr, OpError> {
+        self.writable()?;
         if let Some(seen) = self.put_off(ino, change).await? {
             return self.file_attr(&seen);
         }

@@ -4,10 +4,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
+
 use super::errors::OpError;
 use super::kernel_cache::{Grant, KernelCache, outlives_lease};
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
+use super::options::MountFlags;
+use super::root::Root;
+use super::times;
 use crate::fs::proto;
 use crate::node::{Handle, Look, NodeError};
 use crate::store::StateRead;
@@ -18,6 +23,10 @@ use crate::types::{Ino, LogIndex};
 pub(super) struct Core {
     pub(super) node: Handle,
     pub(super) runtime: tokio::runtime::Handle,
+    /// What the mount shows.
+    pub(super) root: Root,
+    /// How it behaves; a remount changes that.
+    pub(super) flags: RwLock<MountFlags>,
     pub(super) open: OpenTable,
     pub(super) cache: KernelCache,
     /// What the buffers of the whole mount weigh.
@@ -35,10 +44,17 @@ pub(super) struct Caller {
 }
 
 impl Core {
-    pub(super) fn new(node: Handle, runtime: tokio::runtime::Handle, inline_max: usize) -> Self {
+    pub(super) fn new(
+        node: Handle,
+        runtime: tokio::runtime::Handle,
+        flags: MountFlags,
+        inline_max: usize,
+    ) -> Self {
         Self {
             node,
             runtime,
+            root: Root::WHOLE,
+            flags: RwLock::new(flags),
             open: OpenTable::default(),
             cache: KernelCache::default(),
             buffered: AtomicUsize::new(0),
@@ -87,6 +103,22 @@ impl Core {
         }
     }
 
+    /// EROFS where nothing may be changed through this mount. The kernel says so first, unless somebody
+    /// has told it otherwise.
+    pub(super) fn writable(&self) -> Result<(), OpError> {
+        if self.flags.read().read_only { Err(OpError::Errno(libc::EROFS)) } else { Ok(()) }
+    }
+
+    /// relatime's touch at an open with these flags, where the mount wants any.
+    pub(super) fn touch(&self, ino: Ino, inode: &proto::Inode, flags: i32) {
+        let mount = *self.flags.read();
+        let never = mount.no_atime || mount.read_only || flags & libc::O_NOATIME != 0;
+        let now = times::now();
+        if !never && times::wants_touch(inode, now) {
+            self.node.touch(ino, now);
+        }
+    }
+
     /// Proposes a mutation and waits until it may be acknowledged. `touched` is what the kernel's
     /// caches no longer agree with should its outcome stay unknown.
     pub(super) async fn mutate(
@@ -94,6 +126,7 @@ impl Core {
         touched: &[Ino],
         op: proto::command::Op,
     ) -> Result<proto::Outcome, OpError> {
+        self.writable()?;
         let outcome = match self.node.mutate(op).await {
             Ok(outcome) => outcome,
             Err(error) => return Err(self.unknown_outcome(touched, error)),
@@ -111,6 +144,15 @@ impl Core {
         self.cache.doubt(touched);
         self.forget_names();
         error.into()
+    }
+
+    /// The session is over: what is still buffered is committed, and nothing is held any more.
+    pub(super) async fn end(&self) {
+        self.commit_all().await;
+        self.node.ignore();
+        for ino in self.open.close() {
+            self.node.release_orphan(ino);
+        }
     }
 
     /// Ends a hold that did not become an open file.

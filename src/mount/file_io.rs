@@ -63,6 +63,7 @@ impl Core {
         new: NewBytes,
         flags: i32,
     ) -> Result<u32, OpError> {
+        self.writable()?;
         let file = self.file(handle)?;
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);

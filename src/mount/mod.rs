@@ -5,7 +5,8 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `mounting`, `mount_point`, `sys` | mounting, unmounting, what can be wrong with a mount point |
+//! | `mounting`, `options`, `mount_point`, `mount_error`, `sys` | mounting, remounting, unmounting, and what can be wrong |
+//! | `root` | which directory the mount shows as its root |
 //! | `filesystem`, `dispatch` | fuser's trait: decodes a request, runs it, sends the reply |
 //! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `xattrs` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
@@ -28,6 +29,7 @@ mod file_io;
 mod filesystem;
 mod flushing;
 mod kernel_cache;
+mod mount_error;
 mod mount_point;
 mod mounting;
 mod names;
@@ -35,8 +37,13 @@ mod notify;
 mod observer;
 mod open_files;
 mod open_table;
+mod options;
+mod root;
 mod sys;
 mod times;
 mod xattrs;
 
-pub use mounting::{Mount, MountError, MountOptions};
+pub use mount_error::MountError;
+pub use mount_point::absolute;
+pub use mounting::{Mount, MountOptions};
+pub use options::{MountFlags, OptionError, Wanted};

@@ -67,7 +67,11 @@ impl Core {
 
     /// What a name means, and when that last changed: a name comes and goes with a change of its
     /// directory.
-    fn find(&self, look: &Look<'_>, place: &Place) -> Result<(Option<Seen>, LogIndex), OpError> {
+    pub(super) fn find(
+        &self,
+        look: &Look<'_>,
+        place: &Place,
+    ) -> Result<(Option<Seen>, LogIndex), OpError> {
         let Place { parent, name } = place;
         let Some(directory) = query::inode(&look.state, *parent)? else {
             return Ok((None, LogIndex(0)));

@@ -108,7 +108,7 @@ fn is_dead(point: &Path) -> bool {
     std::thread::spawn(move || {
         let error = fs::metadata(point).err().and_then(|error| error.raw_os_error());
         // Nobody listens after the deadline.
-        let _ = answer.send(error == Some(libc::ENOTCONN));
+        let _ = answer.send(matches!(error, Some(libc::ECONNABORTED | libc::ENOTCONN)));
     });
     answered.recv_timeout(PROBE_DEADLINE).unwrap_or(false)
 }

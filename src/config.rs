@@ -54,8 +54,10 @@ pub struct Config {
     #[serde(default)]
     pub peers: Vec<String>,
 
-    /// How fresh reads of this daemon's mounts are, unless a mount's own option says otherwise: `"strong"`, `"bounded=SECONDS"` or `"eventual"`. Default:
-    /// strong.
+    /// How fresh reads of this daemon's mounts are, unless a mount's own option says otherwise:
+    /// `"strong"`, `"bounded=SECONDS"` or `"eventual"`. Default: strong. Minimum of a bound:
+    /// `session_ttl`. Where it is not strong no writer waits for this daemon, and none of its
+    /// mounts can read strongly.
     #[serde(default)]
     pub read: ReadMode,
 
@@ -248,8 +250,13 @@ impl Config {
     }
 
     fn validate_bounds(&self) -> Result<(), Mistake> {
+        let bounded = match self.read {
+            ReadMode::Bounded(age) => age >= self.session_ttl,
+            ReadMode::Strong | ReadMode::Eventual => true,
+        };
         let bounds = [
             ("session_ttl", "at least 0.5 s", self.session_ttl >= Duration::from_millis(500)),
+            ("read", "bounded by at least session_ttl", bounded),
             ("op_timeout", "at least twice session_ttl", self.op_timeout >= 2 * self.session_ttl),
             ("snapshot_min_log", "at least 1 MiB", self.snapshot_min_log >= 1 << 20),
             ("inline_max", "from 4 KiB to 1 MiB", (4 << 10..=1 << 20).contains(&self.inline_max)),
@@ -448,6 +455,7 @@ mod tests {
         assert_eq!(mistake("peers = ['localhost:1']"), Mistake::PeersWithoutCluster);
         assert!(matches!(mistake("session_ttl = 100"), Mistake::Bounds { .. }));
         assert!(matches!(mistake("inline_max = '2MiB'"), Mistake::Bounds { .. }));
+        assert!(matches!(mistake("read = 'bounded=1'"), Mistake::Bounds { field: "read", .. }));
         assert!(matches!(mistake("advertise = 'node1'"), Mistake::Address { .. }));
         let mut config = parse("").expect("it parses");
         config.data = "/mnt/q/data".into();

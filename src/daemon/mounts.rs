@@ -164,14 +164,20 @@ impl Shared {
         mount.remount(flags).await.map_err(|error| failed(&error))
     }
 
+    /// Only a session of the roster reads strongly, and nobody hears of the leader all the time.
     fn check_read(&self, read: ReadMode) -> Result<(), MountsError> {
-        if read != self.config.read {
-            return Err(MountsError::Usage(format!(
-                "read={read} cannot be had from a daemon that is configured with read = \"{}\"",
+        let (strong, least) = (self.config.read == ReadMode::Strong, self.config.session_ttl);
+        match read {
+            ReadMode::Strong if !strong => Err(MountsError::Usage(format!(
+                "read=strong cannot be had from a daemon whose configuration says read = \"{}\"",
                 self.config.read
-            )));
+            ))),
+            ReadMode::Bounded(age) if age < least => Err(MountsError::Usage(format!(
+                "read={read} cannot be kept: a bound is at least session_ttl, {} s",
+                least.as_secs_f64()
+            ))),
+            ReadMode::Strong | ReadMode::Bounded(_) | ReadMode::Eventual => Ok(()),
         }
-        Ok(())
     }
 
     async fn unmount(self: Arc<Self>, point: PathBuf, lazy: bool) -> Result<(), MountsError> {

@@ -13,10 +13,11 @@ use super::open_table::{OpenTable, Released};
 use super::options::MountFlags;
 use super::root::Root;
 use super::times;
+use crate::config::ReadMode;
 use crate::fs::proto;
 use crate::node::{Handle, Look, NodeError};
 use crate::store::StateRead;
-use crate::types::{Ino, LogIndex};
+use crate::types::{Ino, LogIndex, SessionId};
 
 /// Everything that a mount keeps between operations.
 #[derive(Debug)]
@@ -80,6 +81,36 @@ impl Core {
         read(&self.node.state())
     }
 
+    /// Waits until reads of this mount may look at the state: where they are bounded, until it is fresh
+    /// enough.
+    pub(super) async fn until_fresh(&self) -> Result<(), OpError> {
+        let read = self.flags.read().read;
+        match read {
+            ReadMode::Bounded(age) => Ok(self.node.until_fresh(age).await?),
+            ReadMode::Strong | ReadMode::Eventual => Ok(()),
+        }
+    }
+
+    /// Whether this mount may show what was last changed at `mod_index`, and was looked at in `session`.
+    pub(super) fn may_serve(&self, mod_index: LogIndex, session: SessionId) -> bool {
+        let read = self.flags.read().read;
+        match read {
+            // In another session changes may have been acknowledged without us in between.
+            ReadMode::Strong => self.node.may_serve(mod_index) && self.node.session() == session,
+            ReadMode::Bounded(_) | ReadMode::Eventual => true,
+        }
+    }
+
+    /// For how long the kernel may cache what it is told now: no longer than the lease, so that nothing has to
+    /// reach it that cannot, and no longer than a bounded mount may show it.
+    fn cacheable(&self) -> Duration {
+        let (read, lease) = (self.flags.read().read, self.node.lease_left());
+        match read {
+            ReadMode::Bounded(age) => lease.min(self.node.fresh_left(age)),
+            ReadMode::Strong | ReadMode::Eventual => lease,
+        }
+    }
+
     /// Reads what may be served: `read` answers with the index at which its answer last changed, or will
     /// have changed by entries that are here already, and is asked again until that is stable and the lease
     /// live. Entries that come while it waits do not concern it: it began before them.
@@ -90,10 +121,10 @@ impl Core {
         let deadline = Instant::now() + self.node.op_timeout();
         let since = self.node.received();
         loop {
+            self.until_fresh().await?;
             let session = self.node.session();
             let (answer, mod_index) = read(&self.node.look(since))?;
-            // In another session changes may have been acknowledged without us in between.
-            if self.node.may_serve(mod_index) && self.node.session() == session {
+            if self.may_serve(mod_index, session) {
                 return Ok(answer);
             }
             if Instant::now() >= deadline {
@@ -169,7 +200,7 @@ impl Core {
 
     /// Registers that attributes of `ino` are going to be given.
     pub(super) fn give_attributes(&self, ino: Ino) -> Grant {
-        self.cache.give_attributes(ino, Instant::now(), self.node.lease_left())
+        self.cache.give_attributes(ino, Instant::now(), self.cacheable())
     }
 
     /// Registers that a name of `directory` is going to be given.
@@ -177,31 +208,31 @@ impl Core {
         if !self.kernel().has_epochs() {
             return Grant::NONE;
         }
-        self.cache.give_name(directory, Instant::now(), self.node.lease_left())
+        self.cache.give_name(directory, Instant::now(), self.cacheable())
     }
 
     /// A rename is going to take a name, with its TTL, into `directory`.
     pub(super) fn name_moves(&self, directory: Ino) {
         if self.kernel().has_epochs() {
-            self.cache.move_name(directory, Instant::now(), self.node.lease_left());
+            self.cache.move_name(directory, Instant::now(), self.cacheable());
         }
     }
 
     /// The TTL for a reply that goes out now.
     pub(super) fn ttl(&self, grant: Grant) -> Duration {
-        grant.ttl(Instant::now(), self.node.lease_left())
+        grant.ttl(Instant::now(), self.cacheable())
     }
 
     /// To be called when a reply with an attribute TTL is written.
     pub(super) fn gave_attributes(&self, ino: Ino, ttl: Duration) {
-        if outlives_lease(ttl, self.node.lease_left()) {
+        if outlives_lease(ttl, self.cacheable()) {
             self.kernel().drop_attributes(ino);
         }
     }
 
     /// To be called when a reply with an entry TTL is written.
     pub(super) fn gave_name(&self, ttl: Duration) {
-        if outlives_lease(ttl, self.node.lease_left()) {
+        if outlives_lease(ttl, self.cacheable()) {
             self.forget_names();
         }
     }

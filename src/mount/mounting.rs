@@ -21,7 +21,7 @@ use super::options::MountFlags;
 use super::root::Root;
 use super::{mount_point, sys};
 use crate::fs::proto::Kind;
-use crate::node::Handle;
+use crate::node::{Handle, Observer};
 
 /// Two threads are best on two cores, and more gain nothing: no operation blocks one.
 const SESSION_THREADS: usize = 2;
@@ -136,6 +136,10 @@ impl Mount {
         let error = match result.map_err(|_| MountError::Stopping)? {
             Ok(()) => {
                 *self.core.flags.write() = flags;
+                if flags.read != before.read {
+                    // What it was told while less was promised.
+                    self.core.lease_lost();
+                }
                 return Ok(());
             }
             Err(error) => error,

@@ -231,6 +231,20 @@ impl Handle {
         self.until(|| self.may_serve(mod_index) || self.0.received.replaced() != replaced).await
     }
 
+    /// For how long from now this node's state is at most `age` old.
+    #[must_use]
+    pub fn fresh_left(&self, age: Duration) -> Duration {
+        self.0.gate.get().fresh_left(clock::monotonic(), self.0.config.core.session_ttl, age)
+    }
+
+    /// Waits until this node's state is at most `age` old.
+    ///
+    /// # Errors
+    /// [`NodeError::Deadline`] after `op_timeout`.
+    pub async fn until_fresh(&self, age: Duration) -> Result<(), NodeError> {
+        self.until(|| !self.fresh_left(age).is_zero()).await
+    }
+
     /// What is left of the lease, less a margin: the longest TTL to give to the kernel. Zero where
     /// nothing may be cached.
     #[must_use]

@@ -102,7 +102,9 @@ impl AdminService {
             problems.push("no leader is known: writes and strong reads wait".to_owned());
         }
         if self.handle.lease_left().is_zero() {
-            problems.push("this mount has no lease: its reads wait".to_owned());
+            problems.push(
+                "this node has no lease: strong reads wait, and bounded ones soon".to_owned(),
+            );
         }
         for (node, _, _) in &raft.members {
             if *node != self.handle.node() && !self.handle.is_connected(*node) {

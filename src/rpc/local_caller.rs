@@ -21,7 +21,7 @@ fn find(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
 
 /// `0100007F:1CE9`: 32-bit words as this machine stores them, then the port.
 fn address(text: &str) -> Option<SocketAddr> {
-    let (host, port) = text.split_once(':')?;
+    let (host, port) = text.split_once(':').filter(|(host, _)| [8, 32].contains(&host.len()))?;
     let words: Option<Vec<[u8; 4]>> = host
         .as_bytes()
         .chunks(8)

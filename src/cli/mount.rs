@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use crate::cli::client::Admin;
-use crate::cli::{args, mountpoint};
+use crate::cli::{args, mountpoint, probe};
 use crate::rpc::admin::MountRequest;
 
 /// The port where none is given, as in the example of a configuration.
@@ -81,7 +81,8 @@ pub(crate) async fn umount(args: &UmountArgs) -> Result<()> {
     let (address, _) = parse_spec(&mounted.source)?;
     match Admin::connect(&address).await {
         Ok(mut admin) => admin.unmount(&dir, args.lazy).await,
-        Err(_) => mountpoint::unmount(&dir),
+        Err(_) if probe::probe(&dir).await? == probe::Finding::Dead => mountpoint::unmount(&dir),
+        Err(error) => Err(error),
     }
 }
 

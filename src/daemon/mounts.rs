@@ -1,9 +1,10 @@
 //! The mounts of a daemon: the one of its configuration, and those that it is asked for while it runs.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -14,6 +15,9 @@ use crate::node::Handle;
 use crate::rpc::admin::{MountInfo, MountRequest};
 use crate::rpc::{Mounts, MountsError};
 use crate::store;
+
+/// A mount takes no longer to be made, unless there is no quorum.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -71,10 +75,13 @@ impl MountTable {
 
     /// Commits what is buffered, and unmounts everything.
     pub(super) async fn stop(&self) -> Result<(), MountError> {
+        // A mount that is being made is waited for; one that takes longer takes itself away again.
+        let _turn = tokio::time::timeout(STOP_PATIENCE, self.0.turn.acquire()).await;
         self.0.turn.close();
         let mounts = self.0.known.lock().mounts.clone();
         let mut result = Ok(());
-        for mount in mounts {
+        // The last one first: it may be inside of another.
+        for mount in mounts.into_iter().rev() {
             result = mount.stop().await.and(result);
         }
         self.0.record().await;
@@ -117,6 +124,10 @@ impl Shared {
             shared.known.lock().mounts.retain(|mount| !Arc::ptr_eq(mount, &watched));
             shared.record().await;
         });
+        if self.turn.is_closed() {
+            mount.stop().await?;
+            return Err(MountError::Stopping);
+        }
         Ok(mount)
     }
 
@@ -134,10 +145,15 @@ impl Shared {
     }
 
     /// The mount that is in the tree at `point`.
-    fn find(&self, point: &Path) -> Option<Arc<Mount>> {
-        let point = mount::absolute(point).ok()?;
+    async fn find(&self, point: PathBuf) -> Result<Arc<Mount>, MountsError> {
         let mounts = self.known.lock().mounts.clone();
-        mounts.into_iter().rfind(|mount| mount.point() == point && mount.is_attached())
+        let unknown = MountsError::Unknown(point.clone());
+        // The way to it may lead through another of our mounts.
+        let finding = tokio::task::spawn_blocking(move || {
+            let point = mount::absolute(&point).ok()?;
+            mounts.into_iter().rfind(|mount| mount.point() == point && mount.is_attached())
+        });
+        finding.await.ok().flatten().ok_or(unknown)
     }
 
     async fn mount(self: Arc<Self>, request: MountRequest) -> Result<(), MountsError> {
@@ -158,7 +174,7 @@ impl Shared {
                 .map(drop)
                 .map_err(|error| failed(&error));
         }
-        let mount = self.find(&point).ok_or(MountsError::Unknown(point))?;
+        let mount = self.find(point).await?;
         let flags = mount.flags().with(&options, sloppy).map_err(usage)?.flags;
         self.check_read(flags.read)?;
         mount.remount(flags).await.map_err(|error| failed(&error))
@@ -181,7 +197,7 @@ impl Shared {
     }
 
     async fn unmount(self: Arc<Self>, point: PathBuf, lazy: bool) -> Result<(), MountsError> {
-        let mount = self.find(&point).ok_or(MountsError::Unknown(point))?;
+        let mount = self.find(point).await?;
         mount.unmount(lazy).await.map_err(|error| failed(&error))
     }
 }

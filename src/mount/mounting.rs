@@ -25,8 +25,8 @@ use crate::node::{Handle, Observer};
 
 /// Two threads are best on two cores, and more gain nothing: no operation blocks one.
 const SESSION_THREADS: usize = 2;
-/// A connection that was aborted ends within this.
-const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A mount that nobody uses ends within this after it was unmounted.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What to mount where, and how.
 #[derive(Clone, Debug)]
@@ -172,7 +172,8 @@ impl Mount {
             })?;
         }
         if !lazily {
-            self.ended().await;
+            self.core.commit_all().await;
+            self.until_ended().await;
         }
         Ok(())
     }
@@ -184,24 +185,34 @@ impl Mount {
     pub async fn stop(&self) -> Result<(), MountError> {
         self.core.commit_all().await;
         // Politely first: what is written until then still arrives.
-        let attached = self.is_attached();
-        if attached {
-            match self.unmount(false).await {
-                Err(MountError::Busy { .. }) => {}
-                result => return result,
-            }
+        let busy = self.is_attached()
+            && match self.unmount(false).await {
+                Err(MountError::Busy { .. }) => true,
+                result => result.map(|()| false)?,
+            };
+        if self.has_ended() {
+            return Ok(());
         }
         let (point, device) = (self.point.clone(), self.device.clone());
         let aborting = spawn_blocking(move || {
             mount_point::abort(&device);
-            if attached { sys::detach(&point, true) } else { Ok(()) }
+            if busy { sys::detach(&point, true) } else { Ok(()) }
         });
         let aborted = aborting.await.map_err(|_| MountError::Stopping)?;
         aborted.map_err(|source| MountError::Unmount { path: self.point.clone(), source })?;
-        if tokio::time::timeout(ABORT_TIMEOUT, self.ended()).await.is_err() {
-            tracing::warn!(path = %self.point.display(), "programs hold on to the mount");
-        }
+        self.until_ended().await;
         Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Waits for the end, but not for programs that hold on to the mount in namespaces of their own.
+    async fn until_ended(&self) {
+        if tokio::time::timeout(END_TIMEOUT, self.ended()).await.is_err() {
+            tracing::info!(path = %self.point.display(), "somebody holds on to the mount");
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -29,8 +29,10 @@ pub struct Config {
     #[serde(default)]
     pub log: Option<PathBuf>,
 
-    /// The directory to mount on. No default. It must exist, and nothing may be mounted there.
-    pub mount: PathBuf,
+    /// The directory to mount on at start. Default: none, which leaves mounting to fstab and `quorumfs
+    /// mount`. It must exist, and nothing may be mounted there.
+    #[serde(default)]
+    pub mount: Option<PathBuf>,
 
     /// Address and port for peers, `quorumfs status` and joining nodes. No default.
     pub listen: SocketAddr,
@@ -52,8 +54,10 @@ pub struct Config {
     #[serde(default)]
     pub peers: Vec<String>,
 
-    /// How fresh reads of this mount are: `"strong"`, `"bounded=SECONDS"` or `"eventual"`. Default:
-    /// strong.
+    /// How fresh reads of this daemon's mounts are, unless a mount's own option says otherwise:
+    /// `"strong"`, `"bounded=SECONDS"` or `"eventual"`. Default: strong. Minimum of a bound:
+    /// `session_ttl`. Where it is not strong no writer waits for this daemon, and none of its
+    /// mounts can read strongly.
     #[serde(default)]
     pub read: ReadMode,
 
@@ -190,7 +194,7 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let base = base.parent().unwrap_or(Path::new("/"));
         config.data = base.join(&config.data);
-        config.mount = base.join(&config.mount);
+        config.mount = config.mount.map(|mount| base.join(mount));
         config.log = config.log.map(|log| base.join(log));
         config
             .validate()
@@ -204,12 +208,25 @@ impl Config {
         self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
     }
 
+    /// Where programs of this machine reach the daemon.
+    #[must_use]
+    pub fn local_address(&self) -> SocketAddr {
+        let host = match self.listen.ip() {
+            IpAddr::V4(host) if host.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(host) if host.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            host => host,
+        };
+        SocketAddr::new(host, self.listen.port())
+    }
+
     /// Checks what the values mean together.
     ///
     /// # Errors
     /// The first mistake found.
     pub fn validate(&self) -> Result<(), Mistake> {
-        if self.data.starts_with(&self.mount) || self.mount.starts_with(&self.data) {
+        if let Some(mount) = &self.mount
+            && (self.data.starts_with(mount) || mount.starts_with(&self.data))
+        {
             return Err(Mistake::Nested);
         }
         if self.advertise.is_none() && self.listen.ip().is_unspecified() {
@@ -239,8 +256,13 @@ impl Config {
     }
 
     fn validate_bounds(&self) -> Result<(), Mistake> {
+        let bounded = match self.read {
+            ReadMode::Bounded(age) => age >= self.session_ttl,
+            ReadMode::Strong | ReadMode::Eventual => true,
+        };
         let bounds = [
             ("session_ttl", "at least 0.5 s", self.session_ttl >= Duration::from_millis(500)),
+            ("read", "bounded by at least session_ttl", bounded),
             ("op_timeout", "at least twice session_ttl", self.op_timeout >= 2 * self.session_ttl),
             ("snapshot_min_log", "at least 1 MiB", self.snapshot_min_log >= 1 << 20),
             ("reserve", "at least 16 MiB", self.reserve >= 16 << 20),
@@ -396,6 +418,10 @@ mod tests {
         assert_eq!(config.reserve, 256 << 20);
         assert_eq!((config.read, config.insecure), (ReadMode::Strong, false));
         assert_eq!(config.address(), "127.0.0.1:7401");
+        assert_eq!(config.local_address(), config.listen);
+        let unmounted = LEAST.replace("mount = '/mnt/q'\n", "");
+        let config: Config = toml::from_str(&unmounted).expect("a mount is not needed");
+        assert_eq!((config.validate(), config.mount), (Ok(()), None));
     }
 
     #[test]
@@ -442,6 +468,7 @@ mod tests {
         assert!(matches!(mistake("session_ttl = 100"), Mistake::Bounds { .. }));
         assert!(matches!(mistake("inline_max = '2MiB'"), Mistake::Bounds { .. }));
         assert!(matches!(mistake("reserve = '15MiB'"), Mistake::Bounds { .. }));
+        assert!(matches!(mistake("read = 'bounded=1'"), Mistake::Bounds { field: "read", .. }));
         assert!(matches!(mistake("advertise = 'node1'"), Mistake::Address { .. }));
         let mut config = parse("").expect("it parses");
         config.data = "/mnt/q/data".into();
@@ -449,6 +476,7 @@ mod tests {
         config = parse("").expect("it parses");
         config.listen = "0.0.0.0:7401".parse().expect("valid");
         assert!(matches!(config.validate(), Err(Mistake::Unreachable(_))));
+        assert_eq!(config.local_address().to_string(), "127.0.0.1:7401");
     }
 
     #[test]

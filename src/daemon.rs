@@ -1,7 +1,8 @@
 //! One daemon: puts the store, the node, the services and the mount together.
 
+mod mounts;
+
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::Rng;
@@ -9,12 +10,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, ReadMode};
 use crate::consensus::CoreConfig;
-use crate::mount::{Mount, MountOptions};
 use crate::node::{Node, NodeConfig};
-use crate::rpc::{self, AdminService, MountStatus, PeerService, Peers};
+use crate::rpc::{self, AdminService, PeerService, Peers};
 use crate::store::{self, DataDir, Identity, LogOptions};
 use crate::telemetry;
 use crate::types::{ClusterId, NodeId};
+
+use self::mounts::MountTable;
 
 /// What `cluster init` made, and what the others need to join.
 #[derive(Clone, Debug)]
@@ -92,30 +94,26 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
 
-    let mount_status =
-        MountStatus { path: config.mount.display().to_string(), ..MountStatus::default() };
+    let mounts = MountTable::new(handle.clone(), config);
     let peer_service = PeerService::new(identity.cluster, handle.clone(), genesis);
-    let admin = AdminService::new(identity.cluster, handle.clone(), mount_status.clone());
+    let admin = AdminService::new(identity.cluster, handle, Arc::new(mounts.clone()));
     let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
     let server = streams.spawn(rpc::serve(listener, peer_service, admin, async move {
         let _ = server_stopped.await;
     }));
 
     telemetry::notify_status("waiting for a quorum");
-    let mount = tokio::select! {
+    let serving = tokio::select! {
         () = node.until_serving() => {
-            let options = mount_options(config);
-            let mount = Mount::start(handle.clone(), options, tokio::runtime::Handle::current())?;
-            mount_status.epochs.store(mount.has_epochs(), Ordering::Relaxed);
-            mount_status.mounted.store(true, Ordering::Relaxed);
+            mounts.mount_configured().await?;
             telemetry::notify_ready();
-            tracing::info!(mount = %config.mount.display(), "serving");
-            Some(mount)
+            tracing::info!("serving");
+            true
         }
-        () = &mut stopping => None,
-        _ = fatal.wait_for(Option::is_some) => None,
+        () = &mut stopping => false,
+        _ = fatal.wait_for(Option::is_some) => false,
     };
-    if mount.is_some() {
+    if serving {
         tokio::select! {
             () = &mut stopping => {}
             _ = fatal.wait_for(Option::is_some) => {}
@@ -124,10 +122,7 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
 
     telemetry::notify_stopping();
     tracing::info!("stopping");
-    if let Some(mount) = mount {
-        mount_status.mounted.store(false, Ordering::Relaxed);
-        mount.stop().await?;
-    }
+    mounts.stop().await?;
     let reason = fatal.borrow().clone();
     if let Some(reason) = reason {
         bail!("{reason}");
@@ -175,11 +170,6 @@ fn node_config(config: &Config, identity: &Identity, directory: &DataDir) -> Nod
         reserve: config.reserve,
         strong: config.read == ReadMode::Strong,
     }
-}
-
-fn mount_options(config: &Config) -> MountOptions {
-    let inline_max = usize::try_from(config.inline_max).expect("validated: at most 1 MiB");
-    MountOptions { mount_point: config.mount.clone(), inline_max }
 }
 
 /// The data directory of an existing member, or that of a new one that has just joined.

@@ -51,7 +51,7 @@
 //!
 //! | word | meaning |
 //! |---|---|
-//! | session | what a mount is to the cluster: opened through the log, kept alive by heartbeats |
+//! | session | what a daemon and its mounts are to the cluster: opened through the log, kept alive by heartbeats |
 //! | roster | the sessions whose mounts read strongly |
 //! | lease | the time during which a session cannot have been expired; counted by its own node |
 //! | applied index | the last entry in this replica's state |

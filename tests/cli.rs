@@ -370,10 +370,10 @@ fn data_of_another_node() {
 }
 
 #[test]
-fn a_read_mode_that_is_not_served_yet() {
+fn a_read_mode_that_cannot_be_kept() {
     let bench = Bench::new();
-    bench.configure("read = 'eventual'");
-    bench.refuses(&["eventual", "strong"]);
+    bench.configure("read = 'bounded=0.1'");
+    bench.refuses(&["read must be", "session_ttl"]);
 }
 
 #[test]

@@ -137,6 +137,16 @@ fn files_say_what_they_are_for_and_are_not_too_long() {
     assert!(problems.is_empty(), "{problems:#?}");
 }
 
+/// The kernel calls the root of every mount inode 1: who takes its number for one of ours without
+/// `mount/root.rs` shows the wrong directory in mounts of subtrees.
+#[test]
+fn inode_numbers_of_the_kernel_are_translated() {
+    let filesystem = root_dir().join("src/mount/filesystem.rs");
+    let code = strip(&fs::read_to_string(filesystem).expect("it is there"));
+    let numbers = code.match_indices("Ino(").filter(|(at, _)| !code[..*at].ends_with(is_of_word));
+    assert_eq!(numbers.count(), 0, "use QuorumFs::ino");
+}
+
 #[test]
 fn mod_files_only_explain_and_re_export() {
     for source in sources() {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::cli::{cleanup, cluster, dev, leader, probe, serve, status};
+use crate::cli::{cleanup, cluster, dev, leader, mount, probe, serve, status};
 
 /// A file system that replicates what programs write through Raft.
 #[derive(Debug, Parser)]
@@ -32,6 +32,10 @@ enum Command {
     /// Runs a whole cluster on this machine, to try things out.
     #[command(subcommand)]
     Dev(dev::Command),
+    /// Mounts the file system, or a directory of it, through this machine's daemon.
+    Mount(mount::MountArgs),
+    /// Unmounts it.
+    Umount(mount::UmountArgs),
     /// Unmounts what a dead daemon left mounted.
     Cleanup(ConfigArgs),
     /// Says by its exit code whether a mount serves.
@@ -49,12 +53,17 @@ pub(crate) struct ConfigArgs {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    if mount::is_helper() {
+        return mount::helper();
+    }
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(&args),
         Command::Cluster(command) => cluster::run(&command),
         Command::Status(args) => block_on(status::run(&args)),
         Command::Leader(command) => block_on(leader::run(&command)),
         Command::Dev(command) => block_on(dev::run(command)),
+        Command::Mount(args) => block_on(mount::mount(&args)),
+        Command::Umount(args) => block_on(mount::umount(&args)),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Probe(args) => return probe::run(&args),
     };
@@ -67,7 +76,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+pub(crate) fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -76,7 +85,7 @@ fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
 }
 
 /// The chain of causes on one line, without what a cause repeats of its effect.
-fn sentence(error: &anyhow::Error) -> String {
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,17 +1,23 @@
 //! The client of a daemon's admin service.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::rpc::admin::admin_client::AdminClient;
-use crate::rpc::admin::{StatusReply, StatusRequest, TransferLeaderRequest};
+use crate::rpc::admin::{
+    MountRequest, StatusReply, StatusRequest, TransferLeaderRequest, UnmountRequest,
+};
 use crate::types::NodeId;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A daemon that is stopped or wedged accepts connections and says nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// A daemon that has just started may wait for a quorum first, and one that unmounts for what was written.
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(90);
 /// Handing over takes an election.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -43,6 +49,32 @@ impl Admin {
             .with_context(|| format!("the daemon at {} does not answer", self.address))?
             .map(tonic::Response::into_inner)
             .map_err(|status| refusal(&self.address, &status))
+    }
+
+    /// Mounts, or changes a mount. An error says whether what was asked for makes no sense.
+    pub(crate) async fn mount(
+        &mut self,
+        request: MountRequest,
+    ) -> Result<(), (bool, anyhow::Error)> {
+        let answer = tokio::time::timeout(MOUNT_TIMEOUT, self.client.mount(request)).await;
+        let silent = || anyhow::anyhow!("the daemon at {} does not answer", self.address);
+        let reply = answer.map_err(|_| (false, silent()))?;
+        reply.map(drop).map_err(|status| {
+            let is_usage = matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied);
+            (is_usage, anyhow::anyhow!("{}", status.message()))
+        })
+    }
+
+    /// Takes a mount away.
+    pub(crate) async fn unmount(&mut self, point: &Path, lazy: bool) -> Result<()> {
+        let point = point.as_os_str().as_encoded_bytes().to_vec().into();
+        let request = UnmountRequest { point, lazy };
+        tokio::time::timeout(MOUNT_TIMEOUT, self.client.unmount(request))
+            .await
+            .ok()
+            .with_context(|| format!("the daemon at {} does not answer", self.address))?
+            .map(drop)
+            .map_err(|status| anyhow::anyhow!("{}", status.message()))
     }
 
     /// Hands leadership over to `node`, or to any voter. Answers who leads then.

@@ -17,6 +17,7 @@ use crate::cli::sys;
 pub(crate) struct Mount {
     pub(crate) path: PathBuf,
     pub(crate) kind: String,
+    pub(crate) source: String,
 }
 
 /// All mounts, in the order in which they were made.
@@ -78,12 +79,14 @@ fn unmount_as_user(path: &Path) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// One line of `proc_pid_mountinfo(5)`: the path is the fifth field, the type follows a lone `-`.
+/// One line of `proc_pid_mountinfo(5)`: the path is the fifth field, type and source follow a lone `-`.
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let path = unescape(fields.nth(4)?);
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mount { path, kind: String::from_utf8_lossy(kind).into_owned() })
+    let mut after = fields.skip_while(|field| *field != b"-").skip(1);
+    let kind = String::from_utf8_lossy(after.next()?).into_owned();
+    let source = unescape(after.next()?).to_string_lossy().into_owned();
+    Some(Mount { path, kind, source })
 }
 
 /// Blanks, tabs, newlines and backslashes are written as `\` and three octal digits.
@@ -107,8 +110,9 @@ mod tests {
 
     #[test]
     fn lines_are_read_whatever_is_in_the_path() {
-        let line = b"36 35 98:0 / /mnt/a\\040b rw,noatime master:1 shared:2 - fuse.quorumfs q rw";
-        let mount = Mount { path: "/mnt/a b".into(), kind: "fuse.quorumfs".into() };
+        let line = b"36 35 98:0 / /mnt/a\\040b rw,noatime master:1 shared:2 - fuse.quorumfs h:1:/x\\040y rw";
+        let (kind, source) = ("fuse.quorumfs".into(), "h:1:/x y".into());
+        let mount = Mount { path: "/mnt/a b".into(), kind, source };
         assert_eq!(parse(line), Some(mount));
         assert_eq!(parse(b""), None);
         let plain = parse(b"36 35 98:0 / /mnt\\x rw - ext4 /dev/sda rw").expect("a mount");

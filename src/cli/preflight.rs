@@ -9,13 +9,18 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cli::{mountpoint, probe};
+use crate::cli::{cleanup, mountpoint};
 use crate::config::Config;
 
-/// Checks the machine for what `config` asks of it, and removes a dead mount of an earlier run.
+/// Checks the machine for what `config` asks of it, and removes the dead mounts of an earlier run.
 pub(crate) fn check(config: &Config) -> Result<()> {
     check_fuse()?;
-    free_mount_point(&config.mount)?;
+    for mount in cleanup::remove_dead(&config.data, config.mount.as_deref())? {
+        tracing::info!(mount = %mount.display(), "removed the dead mount of an earlier run");
+    }
+    if let Some(mount) = &config.mount {
+        check_mount_point(mount)?;
+    }
     check_port(config)
 }
 
@@ -43,13 +48,9 @@ fn check_fuse() -> Result<()> {
     Ok(())
 }
 
-/// An empty place to mount on. A mount whose daemon is gone is ours to remove; a live one is not.
-fn free_mount_point(mount: &Path) -> Result<()> {
+/// An empty place to mount on. A mount whose daemon is gone was ours to remove; a live one is not.
+fn check_mount_point(mount: &Path) -> Result<()> {
     let mount = &mountpoint::resolve(mount)?;
-    if mountpoint::is_fuse(mount)? && probe::probe_blocking(mount)? == probe::Finding::Dead {
-        mountpoint::unmount(mount)?;
-        tracing::info!(mount = %mount.display(), "removed the dead mount of an earlier run");
-    }
     ensure!(
         !mountpoint::is_mounted(mount)?,
         "something is mounted on {} already: unmount it or choose another mount point",

@@ -37,8 +37,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> ExitCode {
     match fs::metadata(&args.dir).and_then(|_| fs::read_dir(&args.dir)) {
         Ok(_) => ExitCode::from(SERVES),
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => ExitCode::from(DEAD),
-        Err(_) => ExitCode::FAILURE,
+        // Aborted just now, or before.
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ECONNABORTED | libc::ENOTCONN) => ExitCode::from(DEAD),
+            _ => ExitCode::FAILURE,
+        },
     }
 }
 

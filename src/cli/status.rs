@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::client;
-use crate::rpc::admin::{MemberStatus, SessionStatus, StatusReply};
+use crate::rpc::admin::{MemberStatus, MountInfo, SessionStatus, StatusReply};
 use crate::types::ClusterId;
 
 /// Which daemon to ask.
@@ -48,6 +48,15 @@ struct Status {
     members: Vec<Member>,
     sessions: Vec<Session>,
     problems: Vec<String>,
+    mounts: Vec<Mount>,
+}
+
+#[derive(Debug, Serialize)]
+struct Mount {
+    point: String,
+    source: String,
+    options: String,
+    attached: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,13 +106,23 @@ fn print(status: &Status) {
         status.last_index
     );
     println!(
-        "mount {} ({}), session {} with {} ms left, kernel epochs: {}",
-        status.mount,
-        if status.mounted { "serving" } else { "not mounted" },
+        "session {} with {} ms left, kernel epochs: {}",
         status.session,
         status.lease_ms,
         if status.epochs { "yes" } else { "no" }
     );
+    if !status.mounted && !status.mount.is_empty() {
+        println!("mount {}: not mounted", status.mount);
+    }
+    for mount in &status.mounts {
+        println!(
+            "mount {}: {} ({}){}",
+            mount.point,
+            mount.source,
+            mount.options,
+            if mount.attached { "" } else { ", unmounted, still in use" }
+        );
+    }
     for member in &status.members {
         println!(
             "member {} {} at {} ({}), matched {}, lag {}",
@@ -126,6 +145,13 @@ fn print(status: &Status) {
     }
     for problem in &status.problems {
         println!("problem: {problem}");
+    }
+}
+
+impl From<MountInfo> for Mount {
+    fn from(mount: MountInfo) -> Self {
+        let MountInfo { point, source, options, attached } = mount;
+        Self { point: String::from_utf8_lossy(&point).into_owned(), source, options, attached }
     }
 }
 
@@ -154,6 +180,7 @@ impl From<StatusReply> for Status {
             members: reply.members.into_iter().map(Member::from).collect(),
             sessions: reply.sessions.into_iter().map(Session::from).collect(),
             problems: reply.problems,
+            mounts: reply.mounts.into_iter().map(Mount::from).collect(),
         }
     }
 }

@@ -7,16 +7,21 @@ use super::applied::Change;
 use super::proto::{self, command::Op};
 use super::query;
 use super::record::Records;
-use crate::types::{Ino, LogIndex, NodeId};
+use crate::types::{Ino, LogIndex, MountId};
 
 /// Inodes and names that entries which are not applied yet may change, each with the indexes of those
 /// entries.
 #[derive(Clone, Debug, Default)]
 pub struct Unapplied {
-    inodes: BTreeMap<Ino, Vec<LogIndex>>,
-    /// Of these, the mount of this node has the bytes anyway, unless it gave them up.
-    own_writes: BTreeMap<Ino, Vec<LogIndex>>,
+    inodes: BTreeMap<Ino, Vec<Mark>>,
     names: BTreeMap<Ino, BTreeMap<Vec<u8>, UnappliedName>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    index: LogIndex,
+    /// It only writes bytes, which this mount of ours shows already.
+    writer: Option<MountId>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -28,9 +33,8 @@ struct UnappliedName {
 
 impl Unapplied {
     /// Takes in a command that was received at `index`, over the state as far as it is applied. Answers
-    /// what a cache may hold of what it may change: more rather than less. Bytes that `own` writes are
-    /// left out, and kept apart: its mount shows them already, or its session is another now and begins
-    /// after them, or it does not know that they are still coming.
+    /// what a cache may hold of what it may change: more rather than less. `proposer` is the mount of this
+    /// node that proposed it, where one still waits for it.
     ///
     /// # Errors
     /// When this replica cannot read its own state.
@@ -39,10 +43,9 @@ impl Unapplied {
         view: &V,
         index: LogIndex,
         command: &proto::Command,
-        own: NodeId,
+        proposer: Option<MountId>,
     ) -> Result<Vec<Change>, V::Error> {
-        let mut marks = Marks { unapplied: self, index, changes: Vec::new() };
-        let is_own = command.node == own.0;
+        let mut marks = Marks { unapplied: self, index, writer: None, changes: Vec::new() };
         match command.op.as_ref() {
             Some(Op::Make(op)) => {
                 marks.name(op.parent, &op.name, false);
@@ -60,8 +63,10 @@ impl Unapplied {
             Some(Op::SetAttr(op)) => marks.inode(op.ino),
             Some(Op::SetXattr(op)) => marks.inode(op.ino),
             Some(Op::RemoveXattr(op)) => marks.inode(op.ino),
-            Some(Op::Write(op)) if is_own => marks.own_write(op.ino),
-            Some(Op::Write(op)) => marks.inode(op.ino),
+            Some(Op::Write(op)) => {
+                marks.writer = proposer;
+                marks.inode(op.ino);
+            }
             Some(Op::Allocate(op)) => marks.inode(op.ino),
             Some(Op::CopyRange(op)) => marks.inode(op.ino),
             Some(Op::Touch(op)) => op.inodes.iter().for_each(|touched| marks.inode(touched.ino)),
@@ -92,23 +97,20 @@ impl Unapplied {
         self.retain(|unapplied| unapplied > index);
     }
 
-    /// The last entry up to `since` that may change an inode; 0 where there is none.
+    /// The last entry up to `since` that may change what `reader` shows of an inode; 0 where there is
+    /// none. Bytes that a mount is writing it shows already.
     #[must_use]
-    pub fn of_inode(&self, ino: Ino, since: LogIndex) -> LogIndex {
-        last(self.inodes.get(&ino), since)
-    }
-
-    /// The last entry up to `since` that brings bytes of the own mount to an inode; 0 where there is none.
-    #[must_use]
-    pub fn of_own_writes(&self, ino: Ino, since: LogIndex) -> LogIndex {
-        last(self.own_writes.get(&ino), since)
+    pub fn of_inode(&self, ino: Ino, since: LogIndex, reader: Option<MountId>) -> LogIndex {
+        let marks = self.inodes.get(&ino).into_iter().flatten();
+        let shown = |mark: &Mark| mark.writer.is_some() && mark.writer == reader;
+        last(marks.filter(|mark| !shown(mark)).map(|mark| mark.index), since)
     }
 
     /// The last entry up to `since` that may change what a name means; 0 where there is none.
     #[must_use]
     pub fn of_name(&self, parent: Ino, name: &[u8], since: LogIndex) -> LogIndex {
         let name = self.names.get(&parent).and_then(|names| names.get(name));
-        last(name.map(|name| &name.indexes), since)
+        last(name.into_iter().flat_map(|name| &name.indexes).copied(), since)
     }
 
     /// Whether what the entry at `index` did was marked: an invariant.
@@ -116,11 +118,11 @@ impl Unapplied {
     pub fn covers(&self, index: LogIndex, change: &Change) -> bool {
         match change {
             Change::Attributes { ino } | Change::Bytes { ino, .. } | Change::Orphaned { ino } => {
-                self.of_inode(*ino, index).max(self.of_own_writes(*ino, index)) == index
+                self.of_inode(*ino, index, None) == index
             }
             Change::Name { parent, name, .. } => {
                 self.of_name(*parent, name, index) == index
-                    && self.of_inode(*parent, index) == index
+                    && self.of_inode(*parent, index, None) == index
             }
             // Nobody sees an inode without a name that nobody holds.
             Change::Removed { .. }
@@ -139,8 +141,10 @@ impl Unapplied {
             indexes.retain(|index| keep(*index));
             !indexes.is_empty()
         };
-        self.inodes.retain(|_, indexes| keep_some(indexes));
-        self.own_writes.retain(|_, indexes| keep_some(indexes));
+        self.inodes.retain(|_, marks| {
+            marks.retain(|mark| keep(mark.index));
+            !marks.is_empty()
+        });
         self.names.retain(|_, names| {
             names.retain(|_, name| keep_some(&mut name.indexes));
             !names.is_empty()
@@ -161,8 +165,7 @@ impl Unapplied {
     }
 }
 
-fn last(indexes: Option<&Vec<LogIndex>>, since: LogIndex) -> LogIndex {
-    let indexes = indexes.into_iter().flatten().copied();
+fn last(indexes: impl Iterator<Item = LogIndex>, since: LogIndex) -> LogIndex {
     indexes.filter(|index| *index <= since).max().unwrap_or_default()
 }
 
@@ -170,17 +173,15 @@ fn last(indexes: Option<&Vec<LogIndex>>, since: LogIndex) -> LogIndex {
 struct Marks<'a> {
     unapplied: &'a mut Unapplied,
     index: LogIndex,
+    writer: Option<MountId>,
     changes: Vec<Change>,
 }
 
 impl Marks<'_> {
     fn inode(&mut self, ino: u64) {
-        self.unapplied.inodes.entry(Ino(ino)).or_default().push(self.index);
+        let mark = Mark { index: self.index, writer: self.writer };
+        self.unapplied.inodes.entry(Ino(ino)).or_default().push(mark);
         self.changes.push(Change::Attributes { ino: Ino(ino) });
-    }
-
-    fn own_write(&mut self, ino: u64) {
-        self.unapplied.own_writes.entry(Ino(ino)).or_default().push(self.index);
     }
 
     /// A name may change, and with it its directory.

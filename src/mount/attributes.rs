@@ -1,7 +1,5 @@
 //! GETATTR, SETATTR and STATFS; what this mount sees of an inode: its record and what is buffered.
 
-use std::time::Instant;
-
 use fuser::{FileAttr, FileType, INodeNo};
 
 use super::buffer::BufferedAttributes;
@@ -59,6 +57,7 @@ impl Core {
         ino: Ino,
         change: AttributeChange,
     ) -> Result<FileAttr, OpError> {
+        self.writable()?;
         if let Some(seen) = self.put_off(ino, change).await? {
             return self.file_attr(&seen);
         }
@@ -98,11 +97,12 @@ impl Core {
     pub(super) async fn seen(&self, ino: Ino) -> Result<Seen, OpError> {
         let seen = self.read_stable(|look| {
             let seen = self.see(&look.state, ino)?;
-            let mut changed = seen.as_ref().map_or(LogIndex(0), |seen| seen.changed(look));
-            if self.cache.is_doubtful(ino) {
-                // Bytes that were given up are not shown, but they may come yet.
-                changed = changed.max(look.own_writes(ino));
-            }
+            let mod_index = seen.as_ref().map_or(0, |seen| seen.inode.mod_index);
+            let changed = match &seen {
+                Some(seen) if !self.cache.is_doubtful(ino) => seen.changed(look),
+                Some(_) => look.doubtful_inode_changed(ino, mod_index),
+                None => LogIndex(0),
+            };
             Ok((seen, changed))
         });
         seen.await?.ok_or(OpError::Errno(libc::ESTALE))
@@ -117,12 +117,6 @@ impl Core {
             inode.atime = Some(times::later(inode.atime.unwrap_or_default(), touched));
         }
         Ok(inode.map(|inode| Seen { ino, inode, buffered }))
-    }
-
-    /// Renews an access time, which this mount shows at once.
-    pub(super) fn touch(&self, ino: Ino) {
-        self.node.touch(ino, times::now());
-        self.attributes_changed(ino, Instant::now());
     }
 
     /// Commits appended bytes, of which nobody knows where they will stand. Answers whether there

@@ -4,20 +4,30 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
+
 use super::errors::OpError;
 use super::kernel_cache::{Grant, KernelCache, outlives_lease};
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
+use super::options::MountFlags;
+use super::root::Root;
+use super::times;
+use crate::config::ReadMode;
 use crate::fs::proto;
 use crate::node::{Handle, Look, NodeError};
 use crate::store::StateRead;
-use crate::types::{Ino, LogIndex};
+use crate::types::{Ino, LogIndex, SessionId};
 
 /// Everything that a mount keeps between operations.
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) node: Handle,
     pub(super) runtime: tokio::runtime::Handle,
+    /// What the mount shows.
+    pub(super) root: Root,
+    /// How it behaves; a remount changes that.
+    pub(super) flags: RwLock<MountFlags>,
     pub(super) open: OpenTable,
     pub(super) cache: KernelCache,
     /// What the buffers of the whole mount weigh.
@@ -37,10 +47,17 @@ pub(super) struct Caller {
 }
 
 impl Core {
-    pub(super) fn new(node: Handle, runtime: tokio::runtime::Handle, inline_max: usize) -> Self {
+    pub(super) fn new(
+        node: Handle,
+        runtime: tokio::runtime::Handle,
+        flags: MountFlags,
+        inline_max: usize,
+    ) -> Self {
         Self {
             node,
             runtime,
+            root: Root::WHOLE,
+            flags: RwLock::new(flags),
             open: OpenTable::default(),
             cache: KernelCache::default(),
             buffered: AtomicUsize::new(0),
@@ -66,6 +83,36 @@ impl Core {
         read(&self.node.state())
     }
 
+    /// Waits until reads of this mount may look at the state: where they are bounded, until it is fresh
+    /// enough.
+    pub(super) async fn until_fresh(&self) -> Result<(), OpError> {
+        let read = self.flags.read().read;
+        match read {
+            ReadMode::Bounded(age) => Ok(self.node.until_fresh(age).await?),
+            ReadMode::Strong | ReadMode::Eventual => Ok(()),
+        }
+    }
+
+    /// Whether this mount may show what was last changed at `mod_index`, and was looked at in `session`.
+    pub(super) fn may_serve(&self, mod_index: LogIndex, session: SessionId) -> bool {
+        let read = self.flags.read().read;
+        match read {
+            // In another session changes may have been acknowledged without us in between.
+            ReadMode::Strong => self.node.may_serve(mod_index) && self.node.session() == session,
+            ReadMode::Bounded(_) | ReadMode::Eventual => true,
+        }
+    }
+
+    /// For how long the kernel may cache what it is told now: no longer than the lease, so that nothing has to
+    /// reach it that cannot, and no longer than a bounded mount may show it.
+    fn cacheable(&self) -> Duration {
+        let (read, lease) = (self.flags.read().read, self.node.lease_left());
+        match read {
+            ReadMode::Bounded(age) => lease.min(self.node.fresh_left(age)),
+            ReadMode::Strong | ReadMode::Eventual => lease,
+        }
+    }
+
     /// Reads what may be served: `read` answers with the index at which its answer last changed, or will
     /// have changed by entries that are here already, and is asked again until that is stable and the lease
     /// live. Entries that come while it waits do not concern it: it began before them.
@@ -76,16 +123,33 @@ impl Core {
         let deadline = Instant::now() + self.node.op_timeout();
         let since = self.node.received();
         loop {
+            self.until_fresh().await?;
             let session = self.node.session();
             let (answer, mod_index) = read(&self.node.look(since))?;
-            // In another session changes may have been acknowledged without us in between.
-            if self.node.may_serve(mod_index) && self.node.session() == session {
+            if self.may_serve(mod_index, session) {
                 return Ok(answer);
             }
             if Instant::now() >= deadline {
                 return Err(NodeError::Deadline.into());
             }
             self.node.until_servable(mod_index).await?;
+        }
+    }
+
+    /// EROFS where nothing may be changed through this mount. The kernel says so first, unless somebody
+    /// has told it otherwise.
+    pub(super) fn writable(&self) -> Result<(), OpError> {
+        if self.flags.read().read_only { Err(OpError::Errno(libc::EROFS)) } else { Ok(()) }
+    }
+
+    /// relatime's touch at an open with these flags, where the mount wants any.
+    pub(super) fn touch(&self, ino: Ino, inode: &proto::Inode, flags: i32) {
+        let mount = *self.flags.read();
+        let never = mount.no_atime || mount.read_only || flags & libc::O_NOATIME != 0;
+        let now = times::now();
+        if !never && times::wants_touch(inode, now) {
+            self.node.touch(ino, now);
+            self.attributes_changed(ino, Instant::now());
         }
     }
 
@@ -96,6 +160,7 @@ impl Core {
         touched: &[Ino],
         op: proto::command::Op,
     ) -> Result<proto::Outcome, OpError> {
+        self.writable()?;
         self.take_space_for(&op)?;
         let outcome = match self.node.mutate(op).await {
             Ok(outcome) => outcome,
@@ -116,6 +181,15 @@ impl Core {
         error.into()
     }
 
+    /// The session is over: what is still buffered is committed, and nothing is held any more.
+    pub(super) async fn end(&self) {
+        self.commit_all().await;
+        self.node.ignore();
+        for ino in self.open.close() {
+            self.node.release_orphan(ino);
+        }
+    }
+
     /// Ends a hold that did not become an open file.
     pub(super) fn unhold(&self, ino: Ino) {
         self.released(ino, self.open.unhold(ino));
@@ -130,7 +204,7 @@ impl Core {
 
     /// Registers that attributes of `ino` are going to be given.
     pub(super) fn give_attributes(&self, ino: Ino) -> Grant {
-        self.cache.give_attributes(ino, Instant::now(), self.node.lease_left())
+        self.cache.give_attributes(ino, Instant::now(), self.cacheable())
     }
 
     /// Registers that a name of `directory` is going to be given.
@@ -138,31 +212,31 @@ impl Core {
         if !self.kernel().has_epochs() {
             return Grant::NONE;
         }
-        self.cache.give_name(directory, Instant::now(), self.node.lease_left())
+        self.cache.give_name(directory, Instant::now(), self.cacheable())
     }
 
     /// A rename is going to take a name, with its TTL, into `directory`.
     pub(super) fn name_moves(&self, directory: Ino) {
         if self.kernel().has_epochs() {
-            self.cache.move_name(directory, Instant::now(), self.node.lease_left());
+            self.cache.move_name(directory, Instant::now(), self.cacheable());
         }
     }
 
     /// The TTL for a reply that goes out now.
     pub(super) fn ttl(&self, grant: Grant) -> Duration {
-        grant.ttl(Instant::now(), self.node.lease_left())
+        grant.ttl(Instant::now(), self.cacheable())
     }
 
     /// To be called when a reply with an attribute TTL is written.
     pub(super) fn gave_attributes(&self, ino: Ino, ttl: Duration) {
-        if outlives_lease(ttl, self.node.lease_left()) {
+        if outlives_lease(ttl, self.cacheable()) {
             self.kernel().drop_attributes(ino);
         }
     }
 
     /// To be called when a reply with an entry TTL is written.
     pub(super) fn gave_name(&self, ttl: Duration) {
-        if outlives_lease(ttl, self.node.lease_left()) {
+        if outlives_lease(ttl, self.cacheable()) {
             self.forget_names();
         }
     }

@@ -9,7 +9,7 @@ use fuser::{INodeNo, ReplyDirectory};
 use super::attributes::file_type;
 use super::core::Core;
 use super::errors::OpError;
-use super::times;
+use super::root::Root;
 use crate::fs::proto::Kind;
 use crate::fs::query::{self, DirEntry};
 use crate::node::Look;
@@ -28,9 +28,7 @@ impl Core {
         if seen.inode.kind() != Kind::Directory {
             return Err(OpError::Errno(libc::ENOTDIR));
         }
-        if flags & libc::O_NOATIME == 0 && times::wants_touch(&seen.inode, times::now()) {
-            self.touch(ino);
-        }
+        self.touch(ino, &seen.inode, flags);
         Ok(())
     }
 
@@ -42,11 +40,12 @@ impl Core {
         mut reply: ReplyDirectory,
     ) -> Result<ReplyDirectory, (ReplyDirectory, OpError)> {
         loop {
-            let entries = match self.read_stable(|look| names_after(look, ino, cookie)).await {
-                Ok(Some(entries)) => entries,
-                Ok(None) => return Err((reply, OpError::Errno(libc::ENOENT))),
-                Err(error) => return Err((reply, error)),
-            };
+            let entries =
+                match self.read_stable(|look| names_after(look, self.root, ino, cookie)).await {
+                    Ok(Some(entries)) => entries,
+                    Ok(None) => return Err((reply, OpError::Errno(libc::ENOENT))),
+                    Err(error) => return Err((reply, error)),
+                };
             let is_last = entries.is_empty();
             for DirEntry { cookie: next, name, ino, kind } in entries {
                 if reply.add(INodeNo(ino.0), next, file_type(kind), OsStr::from_bytes(&name)) {
@@ -64,12 +63,13 @@ impl Core {
 /// Some names after a cookie, and when the directory last changed; `None` where it is gone.
 fn names_after(
     look: &Look<'_>,
+    root: Root,
     ino: Ino,
     cookie: u64,
 ) -> Result<(Option<Vec<DirEntry>>, LogIndex), OpError> {
     let state = &look.state;
     let Some(directory) = query::inode(state, ino)? else { return Ok((None, LogIndex(0))) };
-    let dots = [(DOT, &b"."[..], ino), (DOT_DOT, b"..", parent_of(ino, directory.parent))];
+    let dots = [(DOT, &b"."[..], ino), (DOT_DOT, b"..", parent_of(root, ino, directory.parent))];
     let mut entries: Vec<DirEntry> = dots
         .into_iter()
         .filter(|(dot, ..)| *dot > cookie)
@@ -84,6 +84,6 @@ fn names_after(
     Ok((Some(entries), look.inode_changed(ino, directory.mod_index)))
 }
 
-fn parent_of(ino: Ino, parent: u64) -> Ino {
-    if ino == Ino::ROOT || parent == 0 { ino } else { Ino(parent) }
+fn parent_of(root: Root, ino: Ino, parent: u64) -> Ino {
+    if ino == root.0 || parent == 0 { ino } else { Ino(parent) }
 }

@@ -34,13 +34,15 @@ impl Core {
         self.settle_appends(file.buffer.ino).await;
         let deadline = Instant::now() + self.node.op_timeout();
         loop {
+            self.until_fresh().await?;
+            let session = self.node.session();
             let cuts = self.node.cuts();
             if cuts.is_some() {
                 let source = self.source(&file, ByteRange::at(offset, u64::from(size)))?;
                 // Without the lease others may have changed them. Bytes that others may not show yet
                 // would be seen, and then not be seen elsewhere.
                 let version = LogIndex(source.seen.inode.data_version);
-                if !self.node.may_serve(version) {
+                if !self.may_serve(version, session) {
                     self.node.until_servable(version).await?;
                     continue;
                 }
@@ -66,6 +68,7 @@ impl Core {
         mut new: NewBytes,
         flags: i32,
     ) -> Result<u32, OpError> {
+        self.writable()?;
         let file = self.file(handle)?;
         let end = new.offset.unwrap_or(0).saturating_add(new.data.len() as u64);
         if end > SIZE_MAX {

@@ -25,7 +25,7 @@ use super::dispatch::{poll_first, run};
 use super::errors::OpError;
 use super::names::{NewInode, Place, kind_of_mode};
 use super::requests::{
-    GENERATION, asker, bytes_of, caller, parents, place, send_entry, send_ok, wanted_lock,
+    GENERATION, asker, bytes_of, caller, parents, send_entry, send_ok, wanted_lock,
 };
 use super::space::{BLOCK, Room};
 use super::times;
@@ -58,6 +58,14 @@ const WANTED: [InitFlags; 10] = [
 pub(super) struct QuorumFs(pub(super) Arc<Core>);
 
 impl QuorumFs {
+    fn ino(&self, node: INodeNo) -> Ino {
+        self.0.root.ino(node)
+    }
+
+    fn place(&self, parent: INodeNo, name: &OsStr) -> Result<Place, OpError> {
+        Place::new(self.ino(parent), name.as_bytes())
+    }
+
     /// MKNOD, MKDIR, SYMLINK.
     fn make(
         &self,
@@ -104,20 +112,21 @@ impl Filesystem for QuorumFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (core, place) = (self.0.clone(), place(parent, name));
+        let (core, place) = (self.0.clone(), self.place(parent, name));
         let directories = parents(&[&place]);
         run(&self.0, &directories, reply, async move { core.lookup(place?).await }, send_entry);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
         // Without an inode there are no pages; the next OPEN then starts afresh.
-        if self.0.cache.forget_inode(Ino(ino.0)) {
-            self.0.kernel().drop_attributes(Ino(ino.0));
+        let ino = self.ino(ino);
+        if self.0.cache.forget_inode(ino) {
+            self.0.kernel().drop_attributes(ino);
         }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let (core, ino) = (self.0.clone(), Ino(ino.0));
+        let (core, ino) = (self.0.clone(), self.ino(ino));
         let work = async move { core.getattr(ino).await };
         run(&self.0, &[], reply, work, move |core, reply, (attr, grant)| {
             let ttl = core.ttl(grant);
@@ -150,7 +159,7 @@ impl Filesystem for QuorumFs {
         };
         let (atime, mtime) = (atime.map(time), mtime.map(time));
         let change = AttributeChange { mode, uid, gid, size, atime, mtime };
-        let (core, caller, ino) = (self.0.clone(), caller(req), Ino(ino.0));
+        let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
         let work = async move { core.setattr(caller, ino, change).await };
         run(&self.0, &[ino], reply, work, |_, reply, attr: FileAttr| {
             reply.attr(&Duration::ZERO, &attr);
@@ -158,8 +167,8 @@ impl Filesystem for QuorumFs {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let core = self.0.clone();
-        let work = async move { core.readlink(Ino(ino.0)).await };
+        let (core, ino) = (self.0.clone(), self.ino(ino));
+        let work = async move { core.readlink(ino).await };
         run(&self.0, &[], reply, work, |_, reply, target| reply.data(&target));
     }
 
@@ -180,7 +189,7 @@ impl Filesystem for QuorumFs {
             rdev,
             target: Bytes::new(),
         });
-        self.make(req, place(parent, name), new, reply);
+        self.make(req, self.place(parent, name), new, reply);
     }
 
     fn mkdir(
@@ -193,7 +202,7 @@ impl Filesystem for QuorumFs {
         reply: ReplyEntry,
     ) {
         let new = NewInode { kind: Kind::Directory, mode, umask, rdev: 0, target: Bytes::new() };
-        self.make(req, place(parent, name), Ok(new), reply);
+        self.make(req, self.place(parent, name), Ok(new), reply);
     }
 
     fn symlink(
@@ -206,24 +215,24 @@ impl Filesystem for QuorumFs {
     ) {
         let target = Bytes::copy_from_slice(target.as_os_str().as_bytes());
         let new = NewInode { kind: Kind::Symlink, mode: 0o777, umask: 0, rdev: 0, target };
-        self.make(req, place(parent, name), Ok(new), reply);
+        self.make(req, self.place(parent, name), Ok(new), reply);
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (core, place) = (self.0.clone(), place(parent, name));
+        let (core, ino, place) = (self.0.clone(), self.ino(ino), self.place(parent, name));
         let directories = parents(&[&place]);
-        let work = async move { core.link(Ino(ino.0), place?).await };
+        let work = async move { core.link(ino, place?).await };
         run(&self.0, &directories, reply, work, send_entry);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (core, place) = (self.0.clone(), place(parent, name));
+        let (core, place) = (self.0.clone(), self.place(parent, name));
         let directories = parents(&[&place]);
         run(&self.0, &directories, reply, async move { core.unlink(place?).await }, send_ok);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (core, place) = (self.0.clone(), place(parent, name));
+        let (core, place) = (self.0.clone(), self.place(parent, name));
         let directories = parents(&[&place]);
         run(&self.0, &directories, reply, async move { core.rmdir(place?).await }, send_ok);
     }
@@ -238,7 +247,7 @@ impl Filesystem for QuorumFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (from, to) = (place(parent, name), place(new_parent, new_name));
+        let (from, to) = (self.place(parent, name), self.place(new_parent, new_name));
         let (core, directories) = (self.0.clone(), parents(&[&from, &to]));
         let work = async move { core.rename(from?, to?, flags.bits()).await };
         run(&self.0, &directories, reply, work, send_ok);
@@ -254,7 +263,7 @@ impl Filesystem for QuorumFs {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (core, caller, place) = (self.0.clone(), caller(req), place(parent, name));
+        let (core, caller, place) = (self.0.clone(), caller(req), self.place(parent, name));
         let directories = parents(&[&place]);
         let work = async move { core.create(caller, place?, (mode, umask), flags).await };
         run(&self.0, &directories, reply, work, |_, reply, (attr, opened)| {
@@ -265,8 +274,8 @@ impl Filesystem for QuorumFs {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (core, caller) = (self.0.clone(), caller(req));
-        let work = async move { core.open_file(caller, Ino(ino.0), flags.0).await };
+        let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
+        let work = async move { core.open_file(caller, ino, flags.0).await };
         run(&self.0, &[], reply, work, |_, reply, opened| {
             reply.opened(FileHandle(opened.handle), opened.flags);
         });
@@ -355,8 +364,8 @@ impl Filesystem for QuorumFs {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let core = self.0.clone();
-        let work = async move { core.opendir(Ino(ino.0), flags.0).await };
+        let (core, ino) = (self.0.clone(), self.ino(ino));
+        let work = async move { core.opendir(ino, flags.0).await };
         run(&self.0, &[], reply, work, |_, reply, ()| {
             reply.opened(FileHandle(0), fuser::FopenFlags::empty());
         });
@@ -370,7 +379,7 @@ impl Filesystem for QuorumFs {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let (core, ino) = (self.0.clone(), Ino(ino.0));
+        let (core, ino) = (self.0.clone(), self.ino(ino));
         core.cache.enter(&[ino]);
         poll_first(&self.0.runtime, async move {
             match core.readdir(ino, offset, reply).await {
@@ -423,7 +432,7 @@ impl Filesystem for QuorumFs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let (core, caller, ino) = (self.0.clone(), caller(req), Ino(ino.0));
+        let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
         let (name, value) = (bytes_of(name), Bytes::copy_from_slice(value));
         let flags = u32::try_from(flags).unwrap_or(0);
         let work = async move { core.setxattr(caller, ino, name, value, flags).await };
@@ -431,17 +440,17 @@ impl Filesystem for QuorumFs {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let (core, name) = (self.0.clone(), bytes_of(name));
-        self.xattr(size, reply, async move { core.getxattr(Ino(ino.0), name).await });
+        let (core, ino, name) = (self.0.clone(), self.ino(ino), bytes_of(name));
+        self.xattr(size, reply, async move { core.getxattr(ino, name).await });
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let (core, caller) = (self.0.clone(), caller(req));
-        self.xattr(size, reply, async move { core.listxattr(caller, Ino(ino.0)).await });
+        let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
+        self.xattr(size, reply, async move { core.listxattr(caller, ino).await });
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (core, ino, name) = (self.0.clone(), Ino(ino.0), bytes_of(name));
+        let (core, ino, name) = (self.0.clone(), self.ino(ino), bytes_of(name));
         let work = async move { core.removexattr(ino, name).await };
         run(&self.0, &[ino], reply, work, send_ok);
     }

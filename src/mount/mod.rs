@@ -5,7 +5,8 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `mounting`, `mount_point`, `sys` | mounting, unmounting, what can be wrong with a mount point |
+//! | `mounting`, `options`, `mount_point`, `mount_error`, `sys` | mounting, remounting, unmounting, and what can be wrong |
+//! | `root` | which directory the mount shows as its root |
 //! | `filesystem`, `requests`, `dispatch` | fuser's trait: decodes a request, runs it, sends the reply |
 //! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `space`, `xattrs`, `locks` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
@@ -30,6 +31,7 @@ mod filesystem;
 mod flushing;
 mod kernel_cache;
 mod locks;
+mod mount_error;
 mod mount_point;
 mod mounting;
 mod names;
@@ -37,10 +39,15 @@ mod notify;
 mod observer;
 mod open_files;
 mod open_table;
+mod options;
 mod requests;
+mod root;
 mod space;
 mod sys;
 mod times;
 mod xattrs;
 
-pub use mounting::{Mount, MountError, MountOptions};
+pub use mount_error::MountError;
+pub use mount_point::absolute;
+pub use mounting::{Mount, MountOptions};
+pub use options::{MountFlags, OptionError, Wanted};

@@ -6,12 +6,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::mounting::MountError;
+use super::mount_error::MountError;
 use super::sys;
 
-/// How the kernel's table names the source of our mounts. Their type is `fuse`, or `fuse.quorumfs`
-/// where fusermount3 mounted.
-pub(super) const SOURCE: &str = "quorumfs";
+/// What kind of FUSE mount ours are.
+pub(super) const SUBTYPE: &str = "quorumfs";
+/// The type of our mounts in the kernel's table.
+pub(super) const FS_TYPE: &str = "fuse.quorumfs";
 /// A mount that answers nothing for so long is alive and stuck.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// Cuts read requests fourfold against the default of 128.
@@ -24,7 +25,6 @@ struct MountLine {
     device: String,
     point: PathBuf,
     fs_type: String,
-    source: String,
 }
 
 /// Makes sure that something can be mounted at `path`, and answers its absolute form. What an
@@ -52,10 +52,28 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     Ok(point)
 }
 
+/// What the kernel calls the uppermost mount at `point`.
+pub(super) fn device(point: &Path) -> Option<String> {
+    find(point).map(|mounted| mounted.device)
+}
+
+/// Whether the uppermost mount at `point` is that one.
+pub(super) fn is_there(point: &Path, device: &str) -> bool {
+    find(point).is_some_and(|mounted| mounted.device == device)
+}
+
+/// Breaks the connection of a mount: whatever waits for it fails. Only where fusectl is mounted.
+pub(super) fn abort(device: &str) {
+    let Some((_, minor)) = device.split_once(':') else { return };
+    let setting = format!("/sys/fs/fuse/connections/{minor}/abort");
+    if let Err(error) = fs::write(&setting, "1") {
+        tracing::debug!(%setting, %error, "the connection lives until its last file is closed");
+    }
+}
+
 /// Lets the kernel read further ahead; where it may not, everything works, slower.
-pub(super) fn raise_read_ahead(point: &Path) {
-    let Some(mounted) = find(point) else { return };
-    let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device);
+pub(super) fn raise_read_ahead(device: &str) {
+    let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = fs::write(&setting, READ_AHEAD_KIB) {
         tracing::info!(%setting, %error, "read-ahead stays small");
     }
@@ -63,12 +81,15 @@ pub(super) fn raise_read_ahead(point: &Path) {
 
 impl MountLine {
     fn is_ours(&self) -> bool {
-        self.fs_type.starts_with("fuse") && self.source == SOURCE
+        self.fs_type == FS_TYPE
     }
 }
 
-/// The absolute path, without asking what is mounted there: a dead mount answers nothing.
-fn absolute(path: &Path) -> io::Result<PathBuf> {
+/// The absolute path of a mount point, without asking what is mounted there: a dead mount answers nothing.
+///
+/// # Errors
+/// When its parent cannot be found.
+pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
     match (path.file_name(), path.parent()) {
         (Some(name), Some(parent)) if !is_link => {
@@ -87,7 +108,7 @@ fn is_dead(point: &Path) -> bool {
     std::thread::spawn(move || {
         let error = fs::metadata(point).err().and_then(|error| error.raw_os_error());
         // Nobody listens after the deadline.
-        let _ = answer.send(error == Some(libc::ENOTCONN));
+        let _ = answer.send(matches!(error, Some(libc::ECONNABORTED | libc::ENOTCONN)));
     });
     answered.recv_timeout(PROBE_DEADLINE).unwrap_or(false)
 }
@@ -102,9 +123,8 @@ fn parse(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
     let point = unescape(fields.nth(1)?);
-    let mut after = fields.skip_while(|field| *field != b"-").skip(1);
-    let mut next = || after.next().map(|field| String::from_utf8_lossy(field).into_owned());
-    Some(MountLine { device, point, fs_type: next()?, source: next()? })
+    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
+    Some(MountLine { device, point, fs_type: String::from_utf8_lossy(fs_type).into_owned() })
 }
 
 /// Blanks and backslashes are written in octal, as `\040`.
@@ -127,17 +147,17 @@ fn unescape(field: &[u8]) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::{MountError, MountLine, Path, SOURCE, fs, parse, prepare};
+    use super::{FS_TYPE, MountError, MountLine, Path, fs, parse, prepare};
 
     /// The line that a dead mount is recognised by, with and without optional fields.
     #[test]
     fn mountinfo() {
-        let line = br"98 29 0:52 / /mnt/my\040data rw,relatime shared:33 - fuse quorumfs rw";
+        let line =
+            br"98 29 0:52 / /mnt/my\040data rw,relatime shared:33 - fuse.quorumfs 127.0.0.1:1:/ rw";
         let wanted = MountLine {
             device: "0:52".into(),
             point: "/mnt/my data".into(),
-            fs_type: "fuse".into(),
-            source: SOURCE.into(),
+            fs_type: FS_TYPE.into(),
         };
         assert!(wanted.is_ours());
         assert_eq!(parse(line), Some(wanted));

@@ -1,107 +1,46 @@
-//! Mounting, serving, unmounting.
+//! Mounting, serving, remounting, unmounting.
 
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use fuser::{Config, MountOption, Session, SessionACL};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 
 use super::core::Core;
+use super::errors::OpError;
 use super::filesystem::QuorumFs;
+use super::mount_error::MountError;
+use super::names::Place;
 use super::notify::Kernel;
+use super::options::MountFlags;
+use super::root::Root;
 use super::{mount_point, sys};
-use crate::node::Handle;
+use crate::fs::proto::Kind;
+use crate::node::{Handle, Observer};
 
 /// Two threads are best on two cores, and more gain nothing: no operation blocks one.
 const SESSION_THREADS: usize = 2;
+/// A mount that nobody uses ends within this after it was unmounted.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How to mount.
+/// What to mount where, and how.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
     /// An existing directory at which nothing is mounted.
     pub mount_point: PathBuf,
+    /// What the kernel's table is to name as the source: `ADDR:/SUBTREE`.
+    pub source: String,
+    /// The directory of the file system that becomes the root: names separated by `/`, none for all.
+    pub subtree: String,
+    /// How the mount behaves at first.
+    pub flags: MountFlags,
     /// The most bytes of one flush that travel inside a command of the log.
     pub inline_max: usize,
-}
-
-/// Why a mount could not be made or unmade.
-#[derive(Debug, thiserror::Error)]
-pub enum MountError {
-    /// The directory is not there.
-    #[error("the mount point {} cannot be used: create the directory first", path.display())]
-    MissingMountPoint {
-        /// As it was given.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// It is something else.
-    #[error("the mount point {} is not a directory", path.display())]
-    NotADirectory {
-        /// The mount point.
-        path: PathBuf,
-    },
-    /// Something is there already.
-    #[error("a file system ({fs_type}) is already mounted at {}: unmount it first", path.display())]
-    AlreadyMounted {
-        /// The mount point.
-        path: PathBuf,
-        /// The type of what is there.
-        fs_type: String,
-    },
-    /// The remains of an earlier daemon cannot be removed.
-    #[error("a dead quorumfs mount at {} cannot be removed: run 'umount -l' on it", path.display())]
-    DeadMount {
-        /// The mount point.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// No FUSE.
-    #[error(
-        "/dev/fuse cannot be opened: load the kernel module fuse, or give the container access"
-    )]
-    NoFuseDevice {
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel refused the mount.
-    #[error(
-        "cannot mount at {}: run as root, or install fusermount3 and set user_allow_other in \
-         /etc/fuse.conf",
-        path.display()
-    )]
-    Refused {
-        /// The mount point.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// A thread or a descriptor could not be had.
-    #[error("cannot serve the mount at {}", path.display())]
-    Serve {
-        /// The mount point.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The mount could not be taken away.
-    #[error("cannot unmount {}: run 'umount -l' on it", path.display())]
-    Unmount {
-        /// The mount point.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// A mount that is being served. Dropping it without [`Mount::stop`] leaves it to serve on.
@@ -109,37 +48,57 @@ pub enum MountError {
 pub struct Mount {
     core: Arc<Core>,
     point: PathBuf,
-    unmounter: SessionUnmounter,
+    /// As `/proc/self/mountinfo` names it.
+    device: String,
+    source: String,
+    ended: watch::Receiver<bool>,
+}
+
+/// What a mount's blocking start answers.
+struct Started {
+    point: PathBuf,
+    device: String,
     ended: watch::Receiver<bool>,
 }
 
 impl Mount {
-    /// Mounts, and serves until [`Self::stop`] or until somebody unmounts. Blocks for a moment.
+    /// Mounts, and serves until somebody unmounts. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// One sentence for each thing that can be wrong with the mount point or the system.
-    pub fn start(
-        handle: Handle,
-        options: MountOptions,
-        runtime: tokio::runtime::Handle,
-    ) -> Result<Self, MountError> {
-        let MountOptions { mount_point, inline_max } = options;
-        let point = mount_point::prepare(&mount_point)?;
-        let refused = |source| MountError::Refused { path: point.clone(), source };
-        let serve = |source| MountError::Serve { path: point.clone(), source };
-        let core = Arc::new(Core::new(handle, runtime, inline_max));
-        let mut session =
-            Session::new(QuorumFs(core.clone()), &point, &config()).map_err(refused)?;
-        let device = session.as_fd().try_clone_to_owned().map_err(serve)?;
-        core.set_kernel(Kernel::start(session.notifier(), device).map_err(serve)?);
-        core.node.observe(core.clone());
-        core.runtime.spawn(Core::commit_aged(Arc::downgrade(&core)));
-        let unmounter = session.unmount_callable();
-        let ended = serve_session(session).map_err(serve)?;
-        mount_point::raise_read_ahead(&point);
+    /// One sentence for each thing that can be wrong with the mount point, the subtree or the system.
+    pub async fn start(handle: &Handle, options: MountOptions) -> Result<Self, MountError> {
+        let MountOptions { mount_point, source, subtree, flags, inline_max } = options;
+        let runtime = tokio::runtime::Handle::current();
+        let mut core = Core::new(handle.for_mount(), runtime, flags, inline_max);
+        core.root = core.find_root(&subtree).await?;
+        let core = Arc::new(core);
+        let starting = {
+            let (core, source) = (core.clone(), source.clone());
+            spawn_blocking(move || begin(&core, &mount_point, &source, flags))
+        };
+        let Started { point, device, ended } =
+            starting.await.map_err(|_| MountError::Stopping)??;
         let epochs = core.kernel().has_epochs();
-        tracing::info!(path = %point.display(), epochs, "mounted");
-        Ok(Self { core, point, unmounter, ended })
+        tracing::info!(path = %point.display(), source, epochs, "mounted");
+        Ok(Self { core, point, device, source, ended })
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn point(&self) -> &Path {
+        &self.point
+    }
+
+    /// What the kernel's table names as its source.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// How it behaves now.
+    #[must_use]
+    pub fn flags(&self) -> MountFlags {
+        *self.core.flags.read()
     }
 
     /// Whether the kernel has dentry epochs; without them it caches no names.
@@ -148,55 +107,231 @@ impl Mount {
         self.core.kernel().has_epochs()
     }
 
-    /// Waits until nothing is served any more: somebody unmounted, or the connection broke.
-    pub async fn ended(&mut self) {
+    /// Whether it is still in the tree of this process; it goes on serving what programs hold of it
+    /// where it was unmounted lazily.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        mount_point::is_there(&self.point, &self.device)
+    }
+
+    /// Waits until nothing is served any more, because somebody unmounted or the connection broke, and
+    /// everything that was written has been committed.
+    pub async fn ended(&self) {
         // The sender goes only after it has sent.
-        let _ = self.ended.wait_for(|ended| *ended).await;
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Changes how it behaves.
+    ///
+    /// # Errors
+    /// [`MountError::Busy`] where files are open for writing that could not be written any more.
+    pub async fn remount(&self, flags: MountFlags) -> Result<(), MountError> {
+        let before = self.flags();
+        // Whoever is refused is refused by the kernel first.
+        if !flags.read_only {
+            *self.core.flags.write() = flags;
+        }
+        let point = self.point.clone();
+        let result = spawn_blocking(move || sys::remount(&point, flags)).await;
+        let error = match result.map_err(|_| MountError::Stopping)? {
+            Ok(()) => {
+                *self.core.flags.write() = flags;
+                if flags.read != before.read {
+                    // What it was told while less was promised.
+                    self.core.lease_lost();
+                }
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        *self.core.flags.write() = before;
+        let path = self.point.clone();
+        Err(match error.raw_os_error() {
+            Some(libc::EBUSY) => MountError::Busy { path },
+            _ => MountError::Remount { path, source: error },
+        })
+    }
+
+    /// Unmounts, and waits until what was written has been committed; or, `lazily`, takes the mount out of the
+    /// tree and lets programs go on with what they have open.
+    ///
+    /// # Errors
+    /// [`MountError::Busy`] where programs use it, unless `lazily`.
+    pub async fn unmount(&self, lazily: bool) -> Result<(), MountError> {
+        if self.is_attached() {
+            let point = self.point.clone();
+            let unmounting = spawn_blocking(move || {
+                if lazily { sys::detach(&point, false) } else { sys::unmount(&point) }
+            });
+            let path = || self.point.clone();
+            unmounting.await.map_err(|_| MountError::Stopping)?.map_err(|source| {
+                match source.raw_os_error() {
+                    Some(libc::EBUSY) => MountError::Busy { path: path() },
+                    _ => MountError::Unmount { path: path(), source },
+                }
+            })?;
+        }
+        if !lazily {
+            self.core.commit_all().await;
+            self.until_ended().await;
+        }
+        Ok(())
     }
 
     /// Commits what is buffered, and unmounts. Programs that still use the mount get errors.
     ///
     /// # Errors
     /// When the mount cannot be taken away.
-    pub async fn stop(mut self) -> Result<(), MountError> {
+    pub async fn stop(&self) -> Result<(), MountError> {
         self.core.commit_all().await;
-        let (point, mut unmounter) = (self.point.clone(), self.unmounter);
-        let detached = tokio::task::spawn_blocking(move || {
-            // Politely first: what is written until then still arrives.
-            unmounter.unmount().or_else(|_| sys::detach(&point, true))
-        });
-        if let Ok(Err(source)) = detached.await {
-            return Err(MountError::Unmount { path: self.point, source });
+        // Politely first: what is written until then still arrives.
+        let busy = self.is_attached()
+            && match self.unmount(false).await {
+                Err(MountError::Busy { .. }) => true,
+                result => result.map(|()| false)?,
+            };
+        if self.has_ended() {
+            return Ok(());
         }
-        let _ = self.ended.wait_for(|ended| *ended).await;
+        let (point, device) = (self.point.clone(), self.device.clone());
+        let aborting = spawn_blocking(move || {
+            mount_point::abort(&device);
+            if busy { sys::detach(&point, true) } else { Ok(()) }
+        });
+        let aborted = aborting.await.map_err(|_| MountError::Stopping)?;
+        aborted.map_err(|source| MountError::Unmount { path: self.point.clone(), source })?;
+        self.until_ended().await;
         Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Waits for the end, but not for programs that hold on to the mount in namespaces of their own.
+    async fn until_ended(&self) {
+        if tokio::time::timeout(END_TIMEOUT, self.ended()).await.is_err() {
+            tracing::info!(path = %self.point.display(), "somebody holds on to the mount");
+        }
     }
 }
 
-fn config() -> Config {
-    let mut options = vec![
-        MountOption::FSName(mount_point::SOURCE.into()),
-        MountOption::Subtype("quorumfs".into()),
+impl Core {
+    /// The directory that a path of names leads to.
+    async fn find_root(&self, subtree: &str) -> Result<Root, MountError> {
+        let missing = || MountError::NoSubtree { subtree: subtree.to_owned() };
+        let mut root = Root::WHOLE;
+        for name in subtree.split('/').filter(|name| !name.is_empty()) {
+            let found = async {
+                let place = Place::new(root.0, name.as_bytes())?;
+                self.read_stable(|look| self.find(look, &place)).await
+            };
+            root = match found.await {
+                Ok(Some(seen)) if seen.inode.kind() == Kind::Directory => Root(seen.ino),
+                Ok(_) | Err(OpError::Errno(_)) => return Err(missing()),
+                Err(error) => return Err(MountError::NoAnswer { reason: error.to_string() }),
+            };
+        }
+        // The mount is to serve when this returns.
+        match self.seen(root.0).await {
+            Ok(_) => Ok(root),
+            Err(OpError::Errno(_)) => Err(missing()),
+            Err(error) => Err(MountError::NoAnswer { reason: error.to_string() }),
+        }
+    }
+}
+
+/// Mounts and starts the session threads. Blocks for a moment.
+fn begin(
+    core: &Arc<Core>,
+    mount_point: &Path,
+    source: &str,
+    flags: MountFlags,
+) -> Result<Started, MountError> {
+    let point = mount_point::prepare(mount_point)?;
+    let refused = |source| MountError::Refused { path: point.clone(), source };
+    let serve = |source| MountError::Serve { path: point.clone(), source };
+    let session = mount(core.clone(), &point, source, flags).map_err(refused)?;
+    let started = serve_session(core, session).map_err(serve);
+    let device = mount_point::device(&point).unwrap_or_default();
+    if started.is_err() {
+        // It would answer nothing.
+        let _ = sys::detach(&point, true);
+    }
+    let ended = started?;
+    mount_point::raise_read_ahead(&device);
+    Ok(Started { point, device, ended })
+}
+
+/// Mounts by ourselves, because the library cannot set the type; where only fusermount3 may mount, it has
+/// that do it.
+fn mount(
+    core: Arc<Core>,
+    point: &Path,
+    source: &str,
+    flags: MountFlags,
+) -> io::Result<Session<QuorumFs>> {
+    let device = match sys::mount(point, source, flags) {
+        Ok(device) => device,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            return Session::new(QuorumFs(core), point, &config(source, flags));
+        }
+        Err(error) => return Err(error),
+    };
+    let session = Session::from_fd(QuorumFs(core), device, SessionACL::All, config(source, flags));
+    if session.is_err() {
+        // What is mounted without a session answers nothing.
+        let _ = sys::detach(point, true);
+    }
+    session
+}
+
+fn config(source: &str, flags: MountFlags) -> Config {
+    let MountFlags { read_only, no_atime, no_suid, no_dev, no_exec, read: _ } = flags;
+    let either = |is_on, on, off| if is_on { on } else { off };
+    let mut config = Config::default();
+    config.mount_options = vec![
+        // fusermount3 ends an option at a comma.
+        MountOption::FSName(source.replace(',', "_")),
+        MountOption::Subtype(mount_point::SUBTYPE.into()),
         MountOption::DefaultPermissions,
+        either(read_only, MountOption::RO, MountOption::RW),
+        either(no_atime, MountOption::NoAtime, MountOption::Atime),
+        either(no_exec, MountOption::NoExec, MountOption::Exec),
     ];
     if sys::is_root() {
-        options.extend([MountOption::Dev, MountOption::Suid]);
+        config.mount_options.push(either(no_suid, MountOption::NoSuid, MountOption::Suid));
+        config.mount_options.push(either(no_dev, MountOption::NoDev, MountOption::Dev));
     }
-    let mut config = Config::default();
-    config.mount_options = options;
     config.acl = SessionACL::All;
     config.n_threads = Some(SESSION_THREADS);
     config
 }
 
-/// Starts the session threads. What is answered becomes true when they have ended.
-fn serve_session(session: Session<QuorumFs>) -> io::Result<watch::Receiver<bool>> {
+/// Starts the session threads. What is answered becomes true when they have ended and the mount has let go
+/// of everything.
+fn serve_session(
+    core: &Arc<Core>,
+    session: Session<QuorumFs>,
+) -> io::Result<watch::Receiver<bool>> {
+    let device = session.as_fd().try_clone_to_owned()?;
+    core.set_kernel(Kernel::start(session.notifier(), device, core.root)?);
+    // Before the first request is answered: nothing that the kernel is given escapes it.
+    core.node.observe(core.clone());
+    core.runtime.spawn(Core::commit_aged(Arc::downgrade(core)));
     let (ended, has_ended) = watch::channel(false);
-    thread::Builder::new().name("fuse-session".into()).spawn(move || {
+    let serving = core.clone();
+    let body = move || {
         if let Err(error) = session.run() {
             tracing::error!(%error, "the FUSE session failed");
         }
+        let runtime = serving.runtime.clone();
+        runtime.block_on(serving.end());
         ended.send_replace(true);
-    })?;
+    };
+    if let Err(error) = thread::Builder::new().name("fuse-session".into()).spawn(body) {
+        core.node.ignore();
+        return Err(error);
+    }
     Ok(has_ended)
 }

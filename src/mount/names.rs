@@ -7,7 +7,6 @@ use super::attributes::{NAME_MAX, Seen};
 use super::core::{Caller, Core};
 use super::errors::OpError;
 use super::kernel_cache::Grant;
-use super::times;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Kind};
 use crate::fs::query;
@@ -69,7 +68,11 @@ impl Core {
 
     /// What a name means, and when that last changed: a name comes and goes with a change of its
     /// directory.
-    fn find(&self, look: &Look<'_>, place: &Place) -> Result<(Option<Seen>, LogIndex), OpError> {
+    pub(super) fn find(
+        &self,
+        look: &Look<'_>,
+        place: &Place,
+    ) -> Result<(Option<Seen>, LogIndex), OpError> {
         let Place { parent, name } = place;
         let Some(directory) = query::inode(&look.state, *parent)? else {
             return Ok((None, LogIndex(0)));
@@ -149,9 +152,7 @@ impl Core {
         let seen = self.seen(ino).await?;
         match seen.inode.kind() {
             Kind::Symlink => {
-                if times::wants_touch(&seen.inode, times::now()) {
-                    self.touch(ino);
-                }
+                self.touch(ino, &seen.inode, 0);
                 Ok(seen.inode.target)
             }
             _ => Err(OpError::Errno(libc::EINVAL)),

@@ -17,10 +17,11 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use fuser::{INodeNo, Notifier};
+use fuser::Notifier;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
+use super::root::Root;
 use crate::types::{ByteRange, Ino};
 
 /// `FUSE_NOTIFY_INC_EPOCH`, kernel 6.16.
@@ -37,6 +38,7 @@ pub(super) type Name = (Ino, Vec<u8>);
 #[derive(Debug)]
 pub(super) struct Kernel {
     notifier: Notifier,
+    root: Root,
     device: File,
     epochs: bool,
     names: Sender<NamesJob>,
@@ -70,20 +72,20 @@ struct Wanted {
 
 impl Kernel {
     /// Starts the threads, and tries whether the kernel has epochs.
-    pub(super) fn start(notifier: Notifier, device: OwnedFd) -> io::Result<Self> {
+    pub(super) fn start(notifier: Notifier, device: OwnedFd, root: Root) -> io::Result<Self> {
         let (names, jobs) = bounded(1);
         let names_busy = Arc::new(AtomicBool::new(false));
         let pages = Arc::new(Pages::default());
         let (name_notifier, busy) = (notifier.clone(), names_busy.clone());
         thread::Builder::new()
             .name("fuse-names".into())
-            .spawn(move || drop_names(&name_notifier, &jobs, &busy))?;
+            .spawn(move || drop_names(&name_notifier, root, &jobs, &busy))?;
         let (page_notifier, wanted) = (notifier.clone(), pages.clone());
         thread::Builder::new()
             .name("fuse-pages".into())
-            .spawn(move || drop_pages(&page_notifier, &wanted))?;
+            .spawn(move || drop_pages(&page_notifier, root, &wanted))?;
         let device = device.into();
-        let mut kernel = Self { notifier, device, epochs: true, names, names_busy, pages };
+        let mut kernel = Self { notifier, root, device, epochs: true, names, names_busy, pages };
         kernel.epochs = kernel.bump_epoch();
         Ok(kernel)
     }
@@ -106,7 +108,7 @@ impl Kernel {
 
     /// Drops the cached attributes of an inode. Takes no lock (negative offset: no pages).
     pub(super) fn drop_attributes(&self, ino: Ino) {
-        ignore_gone(self.notifier.inval_inode(INodeNo(ino.0), -1, 0));
+        ignore_gone(self.notifier.inval_inode(self.root.node(ino), -1, 0));
     }
 
     /// Drops names, and waits until it is done. False where that would take too long: the caller
@@ -158,11 +160,11 @@ impl Drop for Kernel {
     }
 }
 
-fn drop_names(notifier: &Notifier, jobs: &Receiver<NamesJob>, busy: &AtomicBool) {
+fn drop_names(notifier: &Notifier, root: Root, jobs: &Receiver<NamesJob>, busy: &AtomicBool) {
     for NamesJob { names, done } in jobs {
         for (parent, name) in names {
             let name = OsString::from_vec(name);
-            ignore_gone(notifier.inval_entry(INodeNo(parent.0), &name));
+            ignore_gone(notifier.inval_entry(root.node(parent), &name));
         }
         busy.store(false, Ordering::Release);
         // Nobody listens where it took too long.
@@ -170,12 +172,12 @@ fn drop_names(notifier: &Notifier, jobs: &Receiver<NamesJob>, busy: &AtomicBool)
     }
 }
 
-fn drop_pages(notifier: &Notifier, pages: &Pages) {
+fn drop_pages(notifier: &Notifier, root: Root, pages: &Pages) {
     while let Some((ino, range)) = next_pages(pages) {
         let offset = i64::try_from(range.start).unwrap_or(i64::MAX);
         // 0 means: to the end of the file.
         let len = i64::try_from(range.end - range.start).unwrap_or(0);
-        ignore_gone(notifier.inval_inode(INodeNo(ino.0), offset, len));
+        ignore_gone(notifier.inval_inode(root.node(ino), offset, len));
     }
 }
 

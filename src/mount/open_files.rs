@@ -9,7 +9,6 @@ use super::core::{Caller, Core};
 use super::errors::OpError;
 use super::names::{NewInode, Place, make};
 use super::open_table::OpenMode;
-use super::times;
 use crate::fs::proto::{Inode, Kind};
 use crate::types::{Ino, LogIndex};
 
@@ -57,6 +56,9 @@ impl Core {
         ino: Ino,
         flags: i32,
     ) -> Result<Opened, OpError> {
+        if writes(flags) {
+            self.writable()?;
+        }
         let buffer = self.open.hold(ino);
         let inode = match self.inode_to_open(caller, ino, flags).await {
             Ok(inode) => inode,
@@ -67,8 +69,8 @@ impl Core {
         };
         let fopen = self.fopen_flags(&buffer, &inode, flags);
         let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
-        if reads && flags & libc::O_NOATIME == 0 && times::wants_touch(&inode, times::now()) {
-            self.touch(ino);
+        if reads {
+            self.touch(ino, &inode, flags);
         }
         let handle = self.open.open(buffer, open_mode(flags, fopen));
         Ok(Opened { handle, flags: fopen })

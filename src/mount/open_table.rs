@@ -53,6 +53,8 @@ struct Tables {
     inodes: HashMap<Ino, HeldInode>,
     files: HashMap<u64, Arc<OpenFile>>,
     last_handle: u64,
+    /// The mount is gone: nothing is held by it from now on.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -173,11 +175,21 @@ impl OpenTable {
     /// Whether the inode is held; asked when its last name is gone, and remembered.
     pub(super) fn promise(&self, ino: Ino) -> bool {
         let mut tables = self.tables.lock();
-        let inode = tables.inodes.get_mut(&ino);
+        let is_open = !tables.closed;
+        let inode = tables.inodes.get_mut(&ino).filter(|_| is_open);
         inode.is_some_and(|inode| {
             inode.promised = true;
             true
         })
+    }
+
+    /// The mount is gone: answers of which inodes the cluster waits to hear that they are no longer held.
+    pub(super) fn close(&self) -> Vec<Ino> {
+        let mut tables = self.tables.lock();
+        tables.closed = true;
+        tables.files.clear();
+        let held = std::mem::take(&mut tables.inodes);
+        held.into_iter().filter(|(_, inode)| inode.promised).map(|(ino, _)| ino).collect()
     }
 
     /// Whether the inode is held.
@@ -222,6 +234,18 @@ mod tests {
         let only = table.open(table.hold(Ino(9)), READS);
         assert_eq!(table.release(only), Released::Nothing);
         assert!(!table.promise(Ino(9)));
+    }
+
+    /// What is still open when the mount goes is let go, once.
+    #[test]
+    fn a_mount_that_is_gone_holds_nothing() {
+        let table = OpenTable::default();
+        let handles = [Ino(5), Ino(6)].map(|ino| table.open(table.hold(ino), READS));
+        assert!(table.promise(Ino(5)));
+        assert_eq!(table.close(), [Ino(5)]);
+        assert_eq!(handles.map(|handle| table.release(handle)), [Released::Nothing; 2]);
+        table.hold(Ino(6));
+        assert!(!table.promise(Ino(6)), "an operation that came too late");
     }
 
     /// A create holds its inode before it is proposed, and lets go when it fails.

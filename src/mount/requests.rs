@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{FileHandle, Generation, INodeNo, LockOwner, ReplyEmpty, ReplyEntry, Request};
+use fuser::{FileHandle, Generation, LockOwner, ReplyEmpty, ReplyEntry, Request};
 
 use super::core::{Caller, Core};
 use super::errors::OpError;
@@ -31,10 +31,6 @@ pub(super) fn wanted_lock(owner: LockOwner, (start, end): (u64, u64), typ: i32, 
     let end = if end >= i64::MAX.cast_unsigned() { WHOLE_FILE } else { end };
     let exclusive = typ == libc::F_WRLCK;
     Lock { session: 0, owner: owner.0, start, end, exclusive, pid }
-}
-
-pub(super) fn place(parent: INodeNo, name: &OsStr) -> Result<Place, OpError> {
-    Place::new(Ino(parent.0), name.as_bytes())
 }
 
 /// The directories that the kernel may hold the locks of.

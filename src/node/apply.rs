@@ -10,10 +10,10 @@ use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 
 use super::shared::Shared;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
-use crate::fs::proto;
+use crate::fs::proto::{self, command::Op};
 use crate::fs::{self, Applied, Change, Overlay};
 use crate::store::{AppliedPoint, StoreError};
-use crate::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId};
+use crate::types::{LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId};
 
 /// At most this many entries go into one round.
 const ROUND: usize = 512;
@@ -83,8 +83,8 @@ struct Round {
     commands: Vec<(ProposalKey, LogIndex)>,
     sessions: Vec<SessionChange>,
     members: Vec<(NodeId, String)>,
-    /// Index, session that proposed it, changes.
-    changes: Vec<(LogIndex, SessionId, Vec<Change>)>,
+    /// Index, mount that proposed it, changes.
+    changes: Vec<(LogIndex, Option<MountId>, Vec<Change>)>,
 }
 
 /// Runs until the driver is gone, or until this replica cannot go on.
@@ -136,21 +136,26 @@ fn invalidate(shared: &Shared, entries: &[Received]) -> Result<(), ApplyError> {
         shared.received.replace(first.position.index);
         shared.gate.look_again();
     }
-    let own = shared.mutations.session();
     let mut sessions = BTreeSet::new();
     let mut changes = Vec::new();
     for Received { position, data } in entries.iter().filter(|entry| !entry.data.is_empty()) {
         let command = decode(position.index, data)?;
         sessions.insert(SessionId(command.session));
-        let is_own = command.session == own.0;
+        let proposer = shared.mutations.proposer(key_of(&command));
         let mut unapplied = shared.received.unapplied.write();
-        let marked = unapplied.receive(&shared.state, position.index, &command, shared.node)?;
-        changes.push((is_own, marked));
+        let marked = unapplied.receive(&shared.state, position.index, &command, proposer)?;
+        let writes = matches!(command.op, Some(Op::Write(_)));
+        changes.push((proposer, writes, marked));
     }
     shared.received.up_to(last.position.index);
-    if let Some(observer) = shared.observer.get() {
-        for (is_own, changes) in &changes {
-            observer.received(*is_own, changes);
+    // Whoever begins to observe after this finds the marks.
+    for (mount, observer) in shared.observers.all().iter() {
+        for (proposer, writes, changes) in &changes {
+            let own = *proposer == Some(*mount);
+            // It shows the bytes that it writes.
+            if !(own && *writes) {
+                observer.received(own, changes);
+            }
         }
     }
     shared.input(Input::Invalidated { last: last.position, sessions });
@@ -177,7 +182,7 @@ fn apply_round(
     if round.cutting {
         shared.cuts.end();
     }
-    tell_mount(shared, &round);
+    tell_mounts(shared, &round);
     for (node, address) in &round.members {
         shared.transport.learn(*node, address);
     }
@@ -206,6 +211,10 @@ fn answer(shared: &Shared, stable: LogIndex, commands: &[(ProposalKey, LogIndex)
     ANSWERS.set(false);
 }
 
+fn key_of(command: &proto::Command) -> ProposalKey {
+    ProposalKey { session: SessionId(command.session), seq: Seq(command.seq) }
+}
+
 fn decode(index: LogIndex, data: &bytes::Bytes) -> Result<proto::Command, ApplyError> {
     fs::decode(data.clone()).map_err(|source| ApplyError::Undecodable { index, source })
 }
@@ -227,19 +236,18 @@ fn apply_entry(
         }
         shared.files.carry_out(effect).map_err(ApplyError::of_effect)?;
     }
-    let session = SessionId(command.session);
     debug_assert!(
         changes.iter().all(|c| shared.received.unapplied.read().covers(index, c)),
         "{command:?} changed what was not marked: {changes:?}"
     );
-    let key = ProposalKey { session, seq: Seq(command.seq) };
-    shared.mutations.applied(key, &outcome);
+    let key = key_of(&command);
+    let proposer = shared.mutations.applied(key, &outcome);
     round.commands.push((key, index));
     for change in &changes {
         round.note(change);
     }
     if !changes.is_empty() {
-        round.changes.push((index, session, changes));
+        round.changes.push((index, proposer, changes));
     }
     Ok(())
 }
@@ -269,12 +277,12 @@ impl Round {
 }
 
 /// Before others may hear that this node has applied the round, its kernel must serve nothing older.
-fn tell_mount(shared: &Shared, round: &Round) {
+fn tell_mounts(shared: &Shared, round: &Round) {
     let own = shared.mutations.session();
-    let observer = shared.observer.get();
-    for (index, session, changes) in &round.changes {
-        if let Some(observer) = observer {
-            observer.applied(*index, *session == own, changes);
+    let observers = shared.observers.all();
+    for (index, proposer, changes) in &round.changes {
+        for (mount, observer) in observers.iter() {
+            observer.applied(*index, *proposer == Some(*mount), changes);
         }
         for change in changes {
             shared.locks.applied(change);
@@ -285,7 +293,7 @@ fn tell_mount(shared: &Shared, round: &Round) {
         }
         for change in changes {
             if let Change::Orphaned { ino } = change
-                && !observer.is_some_and(|observer| observer.holds(*ino))
+                && !shared.observers.hold(*ino)
             {
                 shared.released.lock().push(ino.0);
             }

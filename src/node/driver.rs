@@ -90,7 +90,8 @@ impl Driver {
         let live = clock::monotonic() < self.core.gate().lease_until;
         if self.lease_was_live && !live {
             tracing::warn!("this mount's lease has lapsed: reads wait until the leader renews it");
-            if let Some(observer) = self.shared.observer.get().cloned() {
+            for (_, observer) in self.shared.observers.all().iter() {
+                let observer = observer.clone();
                 std::thread::spawn(move || observer.lease_lost());
             }
         }

@@ -12,14 +12,15 @@ use tokio::sync::{oneshot, watch};
 use super::clock;
 use super::look::Look;
 use super::mutations::{Answer, Number};
+use super::observers::Observer;
 use super::shared::{Shared, ToDriver};
 use super::space::SpaceReport;
 use super::status::RaftStatus;
 use super::transport::ToPeer;
 use crate::consensus::{Input, Wait};
-use crate::fs::{Change, proto};
+use crate::fs::proto;
 use crate::store::{Files, StateRead, StoreError};
-use crate::types::{Ino, LogIndex, NodeId, SessionId};
+use crate::types::{Ino, LogIndex, MountId, NodeId, SessionId};
 
 /// What is taken off the lease before the kernel may rely on it: replies take time to arrive.
 const TTL_MARGIN: Duration = Duration::from_millis(100);
@@ -66,34 +67,9 @@ impl Future for Pending {
     }
 }
 
-/// What a mount is told before this node tells others that it has received or applied something. Both calls
-/// must return only once this mount's kernel serves nothing older, and must not wait for a kernel lock that
-/// an operation can hold: every writer of the cluster waits for them.
-pub trait Observer: Send + Sync {
-    /// Attributes and names may change so (`own` where this mount's session proposed it). Reads of them
-    /// wait from now on until it is applied.
-    fn received(&self, own: bool, changes: &[Change]);
-
-    /// These changes were applied at `index`.
-    fn applied(&self, index: LogIndex, own: bool, changes: &[Change]);
-
-    /// The lease lapsed: drop whatever the kernel may serve by itself.
-    fn lease_lost(&self);
-
-    /// The mount's session is another now (the first one, or after the last was expired).
-    fn session_changed(&self, session: SessionId);
-
-    /// Whether this mount has the inode open. Asked when its last name is gone.
-    fn holds(&self, ino: Ino) -> bool;
-
-    /// Commits what was written to an inode, and waits until others may see it: its locks are about to be
-    /// another's. What cannot be committed is for those who wrote it to report.
-    fn flush(self: Arc<Self>, ino: Ino) -> Pin<Box<dyn Future<Output = ()> + Send>>;
-}
-
-/// The face of a running node. Cheap to clone.
+/// The face of a running node, for one of its mounts or for the services. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle(pub(super) Arc<Shared>);
+pub struct Handle(pub(super) Arc<Shared>, pub(super) Option<MountId>);
 
 impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -108,16 +84,32 @@ impl Handle {
         self.0.node
     }
 
-    /// The mount's present session; [`SessionId::CLUSTER`] before the first.
+    /// The same for a new mount: what is proposed through it is that mount's own.
+    #[must_use]
+    pub fn for_mount(&self) -> Self {
+        Self(self.0.clone(), Some(self.0.observers.new_mount()))
+    }
+
+    /// The mounts' present session; [`SessionId::CLUSTER`] before the first.
     #[must_use]
     pub fn session(&self) -> SessionId {
         self.0.mutations.session()
     }
 
-    /// Names the mount that is to be told of changes. Called once, before the mount serves.
+    /// Has this mount told of changes. Called once, before it serves.
+    ///
+    /// # Panics
+    /// Where this is not the handle of a mount.
     pub fn observe(&self, observer: Arc<dyn Observer>) {
-        let first = self.0.observer.set(observer).is_ok();
-        debug_assert!(first, "a node has one mount");
+        self.0.observers.add(self.1.expect("only a mount observes"), observer);
+    }
+
+    /// The mount serves nothing any more. It may still be told of changes that are under way.
+    ///
+    /// # Panics
+    /// Where this is not the handle of a mount.
+    pub fn ignore(&self) {
+        self.0.observers.remove(self.1.expect("only a mount observes"));
     }
 
     /// Proposes a mutation that resolves once it may be acknowledged: committed, applied here, and
@@ -180,7 +172,7 @@ impl Handle {
         time: Option<proto::Time>,
     ) -> Pending {
         let hlc = self.0.clock.next();
-        let (answer, number, input) = self.0.mutations.submit(only_in, op, wait, time, hlc);
+        let (answer, number, input) = self.0.mutations.submit(only_in, op, wait, time, hlc, self.1);
         if let Some(input) = input {
             self.0.input(input);
         }
@@ -245,7 +237,7 @@ impl Handle {
     #[must_use]
     pub fn look(&self, since: LogIndex) -> Look<'_> {
         let state = self.state();
-        Look { state, unapplied: self.0.received.unapplied.read(), since }
+        Look { state, unapplied: self.0.received.unapplied.read(), since, reader: self.1 }
     }
 
     /// Whether what was last changed at `mod_index` may be served now: the lease is live and the
@@ -266,6 +258,20 @@ impl Handle {
         }
         let replaced = self.0.received.replaced();
         self.until(|| self.may_serve(mod_index) || self.0.received.replaced() != replaced).await
+    }
+
+    /// For how long from now this node's state is at most `age` old.
+    #[must_use]
+    pub fn fresh_left(&self, age: Duration) -> Duration {
+        self.0.gate.get().fresh_left(clock::monotonic(), self.0.config.core.session_ttl, age)
+    }
+
+    /// Waits until this node's state is at most `age` old.
+    ///
+    /// # Errors
+    /// [`NodeError::Deadline`] after `op_timeout`.
+    pub async fn until_fresh(&self, age: Duration) -> Result<(), NodeError> {
+        self.until(|| !self.fresh_left(age).is_zero()).await
     }
 
     /// What is left of the lease, less a margin: the longest TTL to give to the kernel. Zero where
@@ -302,7 +308,10 @@ impl Handle {
 
     /// The mount no longer holds an inode whose last name is gone. Batched; nobody waits.
     pub fn release_orphan(&self, ino: Ino) {
-        self.0.released.lock().push(ino.0);
+        // Whoever holds it still is asked again here, and says so when it lets go.
+        if !self.0.observers.hold(ino) {
+            self.0.released.lock().push(ino.0);
+        }
     }
 
     /// relatime's touch: replicated in batches that nobody waits for.

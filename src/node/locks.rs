@@ -33,7 +33,7 @@ pub struct Locked {
     pub conflict: Option<proto::Lock>,
     /// The session that has the lock, where it was granted: it ends with that.
     pub session: SessionId,
-    /// It was decided here: the one who had it before was of this node too.
+    /// Nobody but this mount had it before.
     pub here: bool,
 }
 
@@ -168,7 +168,9 @@ impl Handle {
             let (session, turn) = match place.await? {
                 Place::Here(answer, conflict) => {
                     let session = self.session();
-                    return Ok(Locked { answer, conflict, session, here: true });
+                    let others =
+                        answer == LockAnswer::Granted && self.flush_other_mounts(ino).await;
+                    return Ok(Locked { answer, conflict, session, here: !others });
                 }
                 Place::InTheLog(session, turn) => (session, turn),
             };
@@ -239,6 +241,17 @@ impl Handle {
     #[must_use]
     pub fn decides_locks(&self, ino: Ino) -> bool {
         self.0.locks.inner.lock().delegations.decides(ino)
+    }
+
+    /// While locks are decided here, unlocking commits nothing: what other mounts of this node wrote under
+    /// them has to be seen now. Answers whether there are others.
+    async fn flush_other_mounts(&self, ino: Ino) -> bool {
+        let observers = self.0.observers.all();
+        let others = || observers.iter().filter(|(mount, _)| Some(*mount) != self.1);
+        for (_, observer) in others() {
+            observer.clone().flush(ino).await;
+        }
+        others().next().is_some()
     }
 
     /// Finds out where an operation is to be done, and does it if that is here.
@@ -427,8 +440,8 @@ pub(super) async fn give_back(handle: Handle, mut recalled: UnboundedReceiver<(S
 }
 
 async fn return_locks(handle: Handle, session: SessionId, ino: Ino) {
-    if let Some(observer) = handle.0.observer.get().cloned() {
-        observer.flush(ino).await;
+    for (_, observer) in handle.0.observers.all().iter() {
+        observer.clone().flush(ino).await;
     }
     loop {
         let command = {

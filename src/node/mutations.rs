@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::{NodeError, clock};
 use crate::consensus::{Input, Wait};
 use crate::fs::proto::{Command, Outcome, Time, command::Op};
-use crate::types::{Ino, Monotonic, NodeId, ProposalKey, Seq, SessionId, VolumeId};
+use crate::types::{Ino, Monotonic, MountId, NodeId, ProposalKey, Seq, SessionId, VolumeId};
 
 /// Unanswered numbers span at most this much, so that the replicas' window (1,024) is never left.
 const WINDOW: u64 = 1000;
@@ -66,6 +66,7 @@ struct Queued {
     /// The command's time; the moment of proposing where it is absent.
     time: Option<Time>,
     number: Number,
+    proposer: Option<MountId>,
     answer: Answering,
 }
 
@@ -73,6 +74,8 @@ struct Queued {
 struct Waiting {
     since: Monotonic,
     outcome: Option<Outcome>,
+    /// The mount whose change it is.
+    proposer: Option<MountId>,
     answer: Answering,
 }
 
@@ -120,6 +123,7 @@ impl Mutations {
         wait: Wait,
         time: Option<Time>,
         hlc: u64,
+        proposer: Option<MountId>,
     ) -> (Answer, Number, Option<Input>) {
         let (answer, receiver) = oneshot::channel();
         let number = Number::default();
@@ -128,8 +132,8 @@ impl Mutations {
             // Dropped, which says it.
             return (receiver, number, None);
         }
-        let since = clock::monotonic();
-        let queued = Queued { since, op, wait, time, number: number.clone(), answer };
+        let (since, of) = (clock::monotonic(), number.clone());
+        let queued = Queued { since, op, wait, time, number: of, proposer, answer };
         if inner.has_room() {
             (receiver, number, Some(inner.propose(self.node, queued, hlc)))
         } else {
@@ -143,16 +147,24 @@ impl Mutations {
         let (answer, receiver) = oneshot::channel();
         let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(name) };
         let data = encode(self.node, key, 0, op, None, hlc);
-        let waiting = Waiting { since: clock::monotonic(), outcome: None, answer };
+        let since = clock::monotonic();
+        let waiting = Waiting { since, outcome: None, proposer: None, answer };
         self.inner.lock().waiting.insert(key, waiting);
         (receiver, Input::Propose { key, data, wait: Wait::Here })
     }
 
-    /// A command was applied here; its proposer is told once the core says so.
-    pub(super) fn applied(&self, key: ProposalKey, outcome: &Outcome) {
-        if let Some(waiting) = self.inner.lock().waiting.get_mut(&key) {
-            waiting.outcome.get_or_insert_with(|| outcome.clone());
-        }
+    /// The mount that proposed a command and waits for it still: to all others it is foreign, and to that
+    /// one too once it has given up.
+    pub(super) fn proposer(&self, key: ProposalKey) -> Option<MountId> {
+        self.inner.lock().waiting.get(&key)?.proposer
+    }
+
+    /// A command was applied here; its proposer is told once the core says so. Answers who that is.
+    pub(super) fn applied(&self, key: ProposalKey, outcome: &Outcome) -> Option<MountId> {
+        let mut inner = self.inner.lock();
+        let waiting = inner.waiting.get_mut(&key)?;
+        waiting.outcome.get_or_insert_with(|| outcome.clone());
+        waiting.proposer
     }
 
     /// The proposer may be told. Returns what the window has room for now.
@@ -208,13 +220,13 @@ impl Inner {
     }
 
     fn propose(&mut self, node: NodeId, queued: Queued, hlc: u64) -> Input {
-        let Queued { since, op, wait, time, number, answer } = queued;
+        let Queued { since, op, wait, time, number, proposer, answer } = queued;
         self.last_seq += 1;
         number.0.store(self.last_seq, Ordering::Release);
         self.unanswered.insert(self.last_seq);
         let lowest = *self.unanswered.first().expect("one was just inserted");
         let key = ProposalKey { session: self.session, seq: Seq(self.last_seq) };
-        self.waiting.insert(key, Waiting { since, outcome: None, answer });
+        self.waiting.insert(key, Waiting { since, outcome: None, proposer, answer });
         Input::Propose { key, data: encode(node, key, lowest, op, time, hlc), wait }
     }
 
@@ -259,14 +271,14 @@ mod tests {
     use std::sync::Arc;
     use std::task::{Context, Poll, Wake, Waker};
 
-    use super::{Mutations, NodeId, Op, Outcome, ProposalKey, Seq, SessionId, Wait};
+    use super::{MountId, Mutations, NodeId, Op, Outcome, ProposalKey, Seq, SessionId, Wait};
     use crate::fs::proto::Touch;
 
     struct SubmitsMore(Arc<Mutations>);
 
     impl Wake for SubmitsMore {
         fn wake(self: Arc<Self>) {
-            let (_, _, input) = self.0.submit(None, touch(), Wait::Here, None, 0);
+            let (_, _, input) = self.0.submit(None, touch(), Wait::Here, None, 0, None);
             assert!(input.is_some(), "there is room");
         }
     }
@@ -280,15 +292,18 @@ mod tests {
     fn whoever_is_answered_may_submit_at_once() {
         let mutations = Arc::new(Mutations::new(NodeId(1)));
         mutations.begin(SessionId(7), None);
-        let (answer, _, _) = mutations.submit(None, touch(), Wait::Here, None, 0);
+        let mount = Some(MountId(3));
+        let (answer, _, _) = mutations.submit(None, touch(), Wait::Here, None, 0, mount);
         let mut answer = pin!(answer);
         let waker = Waker::from(Arc::new(SubmitsMore(mutations.clone())));
         let mut context = Context::from_waker(&waker);
         assert!(answer.as_mut().poll(&mut context).is_pending());
         let key = ProposalKey { session: SessionId(7), seq: Seq(1) };
-        mutations.applied(key, &Outcome::default());
+        assert_eq!(mutations.proposer(key), mount);
+        assert_eq!(mutations.applied(key, &Outcome::default()), mount);
         assert!(mutations.acknowledge(key, || 0).is_empty());
         assert!(matches!(answer.poll(&mut context), Poll::Ready(Ok(Ok(_)))));
         assert_eq!(mutations.inner.lock().last_seq, 2);
+        assert_eq!(mutations.proposer(key), None, "nobody waits for it any more");
     }
 }

@@ -50,7 +50,7 @@ async fn open(handle: &Handle) -> Result<SessionId, NodeError> {
     shared.input(Input::OwnSession { session: Some(session) });
     shared.session.send_replace(Some(session));
     release_unheld(handle, session)?;
-    if let Some(observer) = shared.observer.get() {
+    for (_, observer) in shared.observers.all().iter() {
         observer.session_changed(session);
     }
     // It may have been ended between its opening and the line above.
@@ -63,7 +63,6 @@ async fn open(handle: &Handle) -> Result<SessionId, NodeError> {
 
 /// Inodes that lost their last name before this node knew of its session.
 fn release_unheld(handle: &Handle, session: SessionId) -> Result<(), NodeError> {
-    let observer = handle.0.observer.get();
     let mut after = Ino(0);
     loop {
         let page = query::orphans(&handle.state(), after, PER_COMMAND)?;
@@ -71,7 +70,7 @@ fn release_unheld(handle: &Handle, session: SessionId) -> Result<(), NodeError> 
         after = *last;
         for (ino, orphan) in page {
             let asked = orphan.holders.contains(&session.0);
-            if asked && !observer.is_some_and(|observer| observer.holds(ino)) {
+            if asked {
                 handle.release_orphan(ino);
             }
         }

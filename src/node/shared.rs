@@ -1,7 +1,7 @@
 //! What the node's threads and its [`super::Handle`]s share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -11,10 +11,11 @@ use tokio::sync::watch;
 use super::clock::{self, HybridClock};
 use super::locks::Locks;
 use super::mutations::Mutations;
+use super::observers::Observers;
 use super::space::Space;
 use super::status::RaftStatus;
 use super::touches::Touches;
-use super::{NodeConfig, Observer, Transport};
+use super::{NodeConfig, Transport};
 use crate::consensus::{Input, ReadGate};
 use crate::fs::Unapplied;
 use crate::store::{Files, RaftLog, State};
@@ -38,7 +39,7 @@ pub(super) struct Shared {
     pub(super) gate: Gate,
     pub(super) mutations: Mutations,
     pub(super) locks: Locks,
-    pub(super) observer: OnceLock<Arc<dyn Observer>>,
+    pub(super) observers: Observers,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) state: State,
     pub(super) files: Files,

@@ -1,8 +1,8 @@
 //! Puts a node together, and takes it apart again.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::clock::HybridClock;
 use super::driver::Driver;
 use super::locks::Locks;
 use super::mutations::Mutations;
+use super::observers::Observers;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
 use super::space::{self, Space};
 use super::{Handle, Transport, apply, locks, log_writer, session, snapshots};
@@ -95,7 +96,7 @@ impl Node {
             gate: Gate::new(),
             mutations: Mutations::new(node),
             locks,
-            observer: OnceLock::new(),
+            observers: Observers::default(),
             transport,
             clock: HybridClock::default(),
             session: watch::channel(None).0,
@@ -129,7 +130,7 @@ impl Node {
         threads.push(thread("apply", move || apply::run(&of_apply, &mut apply_inbox, &due))?);
         let of_snapshot = shared.clone();
         threads.push(thread("snapshot", move || snapshots::run(&of_snapshot, &mut snapshot_due))?);
-        let handle = Handle(shared);
+        let handle = Handle(shared, None);
         let tasks = vec![
             tokio::spawn(session::keep_open(handle.clone())),
             tokio::spawn(session::housekeep(handle.clone())),

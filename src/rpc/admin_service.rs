@@ -1,47 +1,42 @@
 //! What people and scripts ask of a daemon.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tonic::{Request, Response, Status};
 
 use super::admin::admin_server::Admin;
 use super::admin::{
-    MemberStatus, SessionStatus, StatusReply, StatusRequest, TransferLeaderReply,
-    TransferLeaderRequest,
+    ListMountsReply, ListMountsRequest, MemberStatus, MountInfo, MountReply, MountRequest,
+    SessionStatus, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
+    UnmountReply, UnmountRequest,
 };
+use super::{Mounts, MountsError, local_caller};
 use crate::consensus::Role;
 use crate::fs::query;
 use crate::node::{Handle, RaftStatus};
 use crate::types::{ClusterId, NodeId};
 
-/// What the daemon knows of its mount.
-#[derive(Clone, Debug, Default)]
-pub struct MountStatus {
-    /// Where.
-    pub path: String,
-    /// Whether it serves.
-    pub mounted: Arc<AtomicBool>,
-    /// Whether the kernel has dentry epochs.
-    pub epochs: Arc<AtomicBool>,
-}
-
 /// Serves `proto/admin.proto` for one node.
-#[derive(Debug)]
 pub struct AdminService {
     cluster: ClusterId,
     handle: Handle,
-    mount: MountStatus,
+    mounts: Arc<dyn Mounts>,
 }
 
 impl AdminService {
     /// A service for `handle`'s node.
     #[must_use]
-    pub fn new(cluster: ClusterId, handle: Handle, mount: MountStatus) -> Self {
-        Self { cluster, handle, mount }
+    pub fn new(cluster: ClusterId, handle: Handle, mounts: Arc<dyn Mounts>) -> Self {
+        Self { cluster, handle, mounts }
     }
 
-    fn reply(&self, raft: &RaftStatus) -> Result<StatusReply, crate::store::StoreError> {
+    fn reply(
+        &self,
+        raft: &RaftStatus,
+        mounts: Vec<MountInfo>,
+    ) -> Result<StatusReply, crate::store::StoreError> {
         let handle = &self.handle;
         let state = handle.state();
         let known = query::members(&state)?;
@@ -71,6 +66,7 @@ impl AdminService {
                 visible: shown.0,
             })
             .collect();
+        let (mount, mounted) = self.mounts.configured().unwrap_or_default();
         Ok(StatusReply {
             cluster: self.cluster.0.to_vec().into(),
             node: handle.node().0,
@@ -84,15 +80,16 @@ impl AdminService {
             stable: handle.stable_index().0,
             first_index: handle.first_index().0,
             last_index: raft.last_index.0,
-            mount: self.mount.path.clone(),
-            mounted: self.mount.mounted.load(Ordering::Relaxed),
+            mount: mount.display().to_string(),
+            mounted,
             session: handle.session().0,
             lease_ms: u64::try_from(handle.lease_left().as_millis()).unwrap_or(u64::MAX),
             members,
             sessions,
             problems: self.problems(raft),
             digest: state.digest().to_string(),
-            epochs: self.mount.epochs.load(Ordering::Relaxed),
+            epochs: self.mounts.has_epochs(),
+            mounts,
         })
     }
 
@@ -105,7 +102,9 @@ impl AdminService {
             problems.push("no leader is known: writes and strong reads wait".to_owned());
         }
         if self.handle.lease_left().is_zero() {
-            problems.push("this mount has no lease: its reads wait".to_owned());
+            problems.push(
+                "this node has no lease: strong reads wait, and bounded ones soon".to_owned(),
+            );
         }
         for (node, _, _) in &raft.members {
             if *node != self.handle.node() && !self.handle.is_connected(*node) {
@@ -120,7 +119,8 @@ impl AdminService {
 impl Admin for AdminService {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let raft = self.handle.raft_status().await.map_err(unavailable)?;
-        Ok(Response::new(self.reply(&raft).map_err(unavailable)?))
+        let mounts = self.mounts.list().await;
+        Ok(Response::new(self.reply(&raft, mounts).map_err(unavailable)?))
     }
 
     async fn transfer_leader(
@@ -141,6 +141,54 @@ impl Admin for AdminService {
             Ok(Ok(now)) => Ok(Response::new(TransferLeaderReply { leader: now.0 })),
             _ => Err(Status::unavailable("leadership was not taken over within 5 s")),
         }
+    }
+
+    async fn mount(&self, request: Request<MountRequest>) -> Result<Response<MountReply>, Status> {
+        check_caller(&request).await?;
+        self.mounts.mount(request.into_inner()).await.map_err(|error| refusal(&error))?;
+        Ok(Response::new(MountReply {}))
+    }
+
+    async fn unmount(
+        &self,
+        request: Request<UnmountRequest>,
+    ) -> Result<Response<UnmountReply>, Status> {
+        check_caller(&request).await?;
+        let UnmountRequest { point, lazy } = request.into_inner();
+        let point = OsString::from_vec(point.into()).into();
+        self.mounts.unmount(point, lazy).await.map_err(|error| refusal(&error))?;
+        Ok(Response::new(UnmountReply {}))
+    }
+
+    async fn list_mounts(
+        &self,
+        _: Request<ListMountsRequest>,
+    ) -> Result<Response<ListMountsReply>, Status> {
+        Ok(Response::new(ListMountsReply { mounts: self.mounts.list().await }))
+    }
+}
+
+/// The daemon mounts where it is told, as root: only root of its own machine may tell it.
+async fn check_caller<T: Sync>(request: &Request<T>) -> Result<(), Status> {
+    let addresses = request.remote_addr().zip(request.local_addr());
+    let user = tokio::task::spawn_blocking(move || {
+        addresses.and_then(|(caller, own)| local_caller::user_of(caller, own))
+    });
+    match user.await.map_err(unavailable)? {
+        Some(user) if user == 0 || user == rustix::process::geteuid().as_raw() => Ok(()),
+        Some(_) => Err(Status::permission_denied("only root may mount and unmount")),
+        None => Err(Status::permission_denied(
+            "this daemon runs on another machine: give the address of the one on this machine",
+        )),
+    }
+}
+
+fn refusal(error: &MountsError) -> Status {
+    let sentence = error.to_string();
+    match error {
+        MountsError::Usage(_) => Status::invalid_argument(sentence),
+        MountsError::Failed(_) => Status::failed_precondition(sentence),
+        MountsError::Unknown(_) => Status::not_found(sentence),
     }
 }
 

@@ -6,6 +6,8 @@
 mod admin_service;
 mod envelope;
 mod join;
+mod local_caller;
+mod mounts;
 mod peer_service;
 mod peers;
 mod server;
@@ -22,8 +24,9 @@ pub mod peer {
     tonic::include_proto!("quorumfs.peer.v1");
 }
 
-pub use admin_service::{AdminService, MountStatus};
+pub use admin_service::AdminService;
 pub use join::{JoinError, Joined, join};
+pub use mounts::{Mounts, MountsError};
 pub use peer_service::PeerService;
 pub use peers::Peers;
 pub use server::{ServeError, bind, serve};

@@ -37,6 +37,10 @@ id!(
     SessionId
 );
 id!(
+    /// One of the mounts that a daemon serves, from 1; numbers are not used again while it runs.
+    MountId
+);
+id!(
     /// Number of a command within its session, from 1.
     Seq
 );

@@ -5,8 +5,8 @@ mod range;
 mod time;
 
 pub use ids::{
-    ClusterId, Generation, Ino, LogIndex, NodeId, Position, ProposalKey, Seq, SessionId, Term,
-    VolumeId,
+    ClusterId, Generation, Ino, LogIndex, MountId, NodeId, Position, ProposalKey, Seq, SessionId,
+    Term, VolumeId,
 };
 pub use range::ByteRange;
 pub use time::{Monotonic, Timestamp};

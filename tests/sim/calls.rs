@@ -2,10 +2,13 @@
 
 use quorumfs::fs::proto::{self, command::Op};
 use quorumfs::fs::{Change, Unapplied, query};
-use quorumfs::types::{Ino, LogIndex};
+use quorumfs::types::{Ino, LogIndex, MountId};
 
 use crate::history::{Answer, Call, Name, Subject};
 use crate::state::View;
+
+/// The one mount of each node.
+pub const MOUNT: MountId = MountId(1);
 
 /// Whether a change concerns what a read found.
 pub fn is_touched(subject: Subject, call: Call, change: &Change) -> bool {
@@ -73,13 +76,15 @@ pub fn will_change(
         (Subject::Names { directory, round }, Call::Lookup(name)) => {
             let name = unapplied.of_name(directory, &spell(round, name), since);
             match answer {
-                Answer::Entry(Some((ino, _))) => name.max(unapplied.of_inode(Ino(ino), since)),
+                Answer::Entry(Some((ino, _))) => {
+                    name.max(unapplied.of_inode(Ino(ino), since, Some(MOUNT)))
+                }
                 _ => name,
             }
         }
         (Subject::Register { file, .. } | Subject::Log { file }, _) => {
             // A mount commits what was appended before it says how long the file is.
-            unapplied.of_inode(file, since).max(unapplied.of_own_writes(file, since))
+            unapplied.of_inode(file, since, None)
         }
         (Subject::Names { .. }, _) => unreachable!("no such read: {call:?} of {subject:?}"),
     }

@@ -6,6 +6,7 @@ use quorumfs::consensus::{Committed, Effect, Input, PeerMessage, Received, Role,
 use quorumfs::fs::{self, proto, proto::command::Op};
 use quorumfs::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId, Term};
 
+use crate::calls::MOUNT;
 use crate::clock::{MICRO, MILLI, Nanos};
 use crate::node::{NodeEvent, Round};
 use crate::world::{Event, World};
@@ -213,7 +214,6 @@ impl World {
             let last = entries.last().expect("there are some").position;
             replaced |= !daemon.invalidated.split_off(&first).is_empty();
             daemon.unapplied.replace(first);
-            let own = target.id;
             let mut sessions = BTreeSet::new();
             for Received { position, data } in entries {
                 daemon.invalidated.insert(position.index, position.term);
@@ -223,8 +223,13 @@ impl World {
                 let command = fs::decode(data).expect("only commands are proposed");
                 sessions.insert(SessionId(command.session));
                 let view = &target.state.view;
-                let changes = daemon.unapplied.receive(view, position.index, &command, own);
-                daemon.mount.invalidate(&changes.expect("nothing rots here"));
+                let proposer = (command.node == target.id.0).then_some(MOUNT);
+                let changes = daemon.unapplied.receive(view, position.index, &command, proposer);
+                let changes = changes.expect("nothing rots here");
+                // The mount shows the bytes that it writes.
+                if proposer.is_none() || !matches!(command.op, Some(Op::Write(_))) {
+                    daemon.mount.invalidate(&changes);
+                }
             }
             daemon.inbox.push_back(Input::Invalidated { last, sessions });
         }

@@ -96,6 +96,13 @@ impl Cluster {
         })
     }
 
+    /// Where a node's daemon listens.
+    pub fn address(&self, node: u64) -> String {
+        let nodes = self.status().nodes;
+        let node = nodes.into_iter().find(|known| known.id == node).expect("a node of the cluster");
+        node.address
+    }
+
     /// Some node that does not lead.
     pub fn follower(&self) -> u64 {
         if self.leader() == 1 { 2 } else { 1 }

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::dev::layout::NodeDir;
-use crate::cli::mountpoint;
 use crate::cli::sys::PidFd;
+use crate::cli::{cleanup, mountpoint};
 
 /// A daemon stops cleanly within seconds: it hands leadership over and writes back.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -145,6 +145,7 @@ pub(crate) async fn stop(nodes: &[NodeDir]) -> Result<()> {
         }
     }
     for node in nodes {
+        cleanup::remove_dead(&node.data(), None)?;
         mountpoint::unmount(&node.mount())?;
         match fs::remove_file(node.pid_file()) {
             Ok(()) => {}

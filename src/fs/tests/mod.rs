@@ -24,4 +24,4 @@ use self::world::{
 };
 use super::proto::command::Op;
 use super::{Applied, Change, Errno, Overlay, Unapplied, apply, check, proto, query};
-use crate::types::{Ino, LogIndex, NodeId};
+use crate::types::{Ino, LogIndex, MountId};

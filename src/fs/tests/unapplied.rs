@@ -1,14 +1,14 @@
 //! What received commands may change.
 
 use super::{
-    Change, Ino, LogIndex, NodeId, Op, ROOT, Unapplied, World, link, proto, rename, unlink, write,
+    Change, Ino, LogIndex, MountId, Op, ROOT, Unapplied, World, link, proto, rename, unlink, write,
 };
 
-const OTHER: NodeId = NodeId(9);
+const READER: Option<MountId> = Some(MountId(9));
 
 fn receive(world: &mut World, unapplied: &mut Unapplied, index: u64, op: Op) -> Vec<Change> {
     let command = world.command(op);
-    unapplied.receive(&world.state, LogIndex(index), &command, OTHER).expect("a map can be read")
+    unapplied.receive(&world.state, LogIndex(index), &command, None).expect("a map can be read")
 }
 
 /// A read waits for the last entry that was there when it began, and for nothing else.
@@ -19,7 +19,8 @@ fn marks() {
     let mut unapplied = Unapplied::default();
     receive(&mut world, &mut unapplied, 50, write(file, 0, "x"));
     receive(&mut world, &mut unapplied, 52, write(file, 0, "y"));
-    let of = |unapplied: &Unapplied, ino, since| unapplied.of_inode(Ino(ino), LogIndex(since)).0;
+    let of =
+        |unapplied: &Unapplied, ino, since| unapplied.of_inode(Ino(ino), LogIndex(since), READER).0;
     assert_eq!(of(&unapplied, file, 49), 0, "it began before");
     assert_eq!(of(&unapplied, file, 51), 50);
     assert_eq!(of(&unapplied, file, 60), 52);
@@ -46,13 +47,17 @@ fn names_through_unapplied_entries() {
         assert!(changes.contains(&Change::Attributes { ino: Ino(ino) }));
     }
     receive(&mut world, &mut unapplied, 51, unlink(ROOT, "two"));
-    assert_eq!(unapplied.of_inode(Ino(one), LogIndex(60)), LogIndex(51), "renamed there before");
+    assert_eq!(
+        unapplied.of_inode(Ino(one), LogIndex(60), READER),
+        LogIndex(51),
+        "renamed there before"
+    );
     let make = world.make_op(proto::Kind::Regular, ROOT, "new");
     let new = make.ino;
     receive(&mut world, &mut unapplied, 52, Op::Make(make));
     receive(&mut world, &mut unapplied, 53, link(new, ROOT, "again"));
     receive(&mut world, &mut unapplied, 54, unlink(ROOT, "again"));
-    assert_eq!(unapplied.of_inode(Ino(new), LogIndex(60)), LogIndex(54));
+    assert_eq!(unapplied.of_inode(Ino(new), LogIndex(60), READER), LogIndex(54));
 }
 
 /// What a copy reads stays as it is.
@@ -66,29 +71,29 @@ fn space_of_the_file_that_changes() {
         let mut unapplied = Unapplied::default();
         let command = world.command(op);
         // Also where the mount itself asks for it: it shows it only when it is applied.
-        let own = NodeId(command.node);
+        let own = Some(MountId(1));
         let changes = unapplied.receive(&world.state, LogIndex(index), &command, own);
         assert_eq!(changes.expect("a map can be read"), [Change::Attributes { ino: Ino(file) }]);
-        assert_eq!(unapplied.of_inode(Ino(file), LogIndex(60)), LogIndex(index));
-        assert_eq!(unapplied.of_inode(Ino(source), LogIndex(60)), LogIndex(0));
+        assert_eq!(unapplied.of_inode(Ino(file), LogIndex(60), own), LogIndex(index));
+        assert_eq!(unapplied.of_inode(Ino(source), LogIndex(60), own), LogIndex(0));
     }
 }
 
-/// A mount shows the bytes that it writes before they are committed, unless it has given them up; its
-/// other changes it does not.
+/// A mount shows the bytes that it writes before they are committed; its other changes it does not, and
+/// other mounts show neither.
 #[test]
-fn own_writes_are_kept_apart() {
+fn own_writes_do_not_wait_for_themselves() {
     let mut world = World::new();
     let file = world.file(ROOT, "file");
-    let mut unapplied = Unapplied::default();
-    for (op, expected) in [(write(file, 0, "x"), 0), (super::resize(file, 9), 50)] {
+    let (writer, other) = (Some(MountId(1)), Some(MountId(2)));
+    for (op, shown) in [(write(file, 0, "x"), 0), (super::resize(file, 9), 50)] {
+        let mut unapplied = Unapplied::default();
         let command = world.command(op);
-        let own = NodeId(command.node);
-        let received = unapplied.receive(&world.state, LogIndex(50), &command, own);
-        assert_eq!(received.expect("a map can be read").is_empty(), expected == 0);
-        assert_eq!(unapplied.of_inode(Ino(file), LogIndex(50)), LogIndex(expected));
-        assert_eq!(unapplied.of_own_writes(Ino(file), LogIndex(50)), LogIndex(50));
+        let received = unapplied.receive(&world.state, LogIndex(50), &command, writer);
+        let changes = received.expect("a map can be read");
+        assert_eq!(changes, [Change::Attributes { ino: Ino(file) }]);
+        let of = |reader| unapplied.of_inode(Ino(file), LogIndex(50), reader);
+        assert_eq!(of(writer), LogIndex(shown));
+        assert_eq!([of(other), of(None)], [LogIndex(50); 2]);
     }
-    unapplied.applied(LogIndex(50));
-    assert_eq!(unapplied.of_own_writes(Ino(file), LogIndex(50)), LogIndex(0));
 }

@@ -8,9 +8,13 @@ use quorumfs::types::{LogIndex, Term};
 /// Backing files, by inode and generation.
 pub type Files = BTreeMap<(u64, u64), Vec<u8>>;
 
+/// What copies read when they were first carried out, by index: a replay reads the same.
+type Stages = BTreeMap<LogIndex, Vec<u8>>;
+
 pub struct Replica {
     pub state: BTreeMap<Vec<u8>, Vec<u8>>,
     pub files: Files,
+    stages: Stages,
     /// What its nodes would propose next.
     pub proposers: [Proposer; 2],
     /// Commands that were answered, and can come again.
@@ -35,6 +39,7 @@ impl Replica {
         Self {
             state,
             files: Files::new(),
+            stages: Stages::new(),
             effects: Vec::new(),
             proposers: Default::default(),
             history: Vec::new(),
@@ -50,7 +55,7 @@ impl Replica {
         self.digest.merge(batch.digest);
         batch.write_to(&mut self.state);
         for effect in &applied.effects {
-            carry_out(&mut self.files, effect);
+            carry_out(&mut self.files, &mut self.stages, effect);
         }
         self.effects.extend(applied.effects.iter().cloned());
         applied
@@ -65,9 +70,9 @@ impl Replica {
     pub fn check_history(&self) {
         assert_eq!(self.digest, digest_of(&self.state));
         for first in 0..self.effects.len() {
-            let mut files = self.files.clone();
+            let (mut files, mut stages) = (self.files.clone(), self.stages.clone());
             for effect in &self.effects[first..] {
-                carry_out(&mut files, effect);
+                carry_out(&mut files, &mut stages, effect);
             }
             assert_eq!(files, self.files, "carried out again from effect {first}");
         }
@@ -83,7 +88,7 @@ impl Replica {
     }
 }
 
-fn carry_out(files: &mut Files, effect: &FileEffect) {
+fn carry_out(files: &mut Files, stages: &mut Stages, effect: &FileEffect) {
     match effect {
         FileEffect::Write { ino, generation, offset, data } => {
             let file = files.entry((ino.0, generation.0)).or_default();
@@ -103,15 +108,18 @@ fn carry_out(files: &mut Files, effect: &FileEffect) {
                 file[start..end].fill(0);
             }
         }
-        FileEffect::Copy { source, source_generation, range, ino, generation, offset, .. } => {
-            let mut source =
-                files.get(&(source.0, source_generation.0)).cloned().unwrap_or_default();
+        FileEffect::Copy { index, source, source_generation, range, ino, generation, offset } => {
             let [start, end, offset] =
                 [range.start, range.end, *offset].map(|at| usize::try_from(at).expect("small"));
-            source.resize(source.len().max(end), 0);
+            let copied = stages.entry(*index).or_insert_with(|| {
+                let mut source =
+                    files.get(&(source.0, source_generation.0)).cloned().unwrap_or_default();
+                source.resize(source.len().max(end), 0);
+                source[start..end].to_vec()
+            });
             let file = files.entry((ino.0, generation.0)).or_default();
-            file.resize(file.len().max(offset + end - start), 0);
-            file[offset..offset + end - start].copy_from_slice(&source[start..end]);
+            file.resize(file.len().max(offset + copied.len()), 0);
+            file[offset..offset + copied.len()].copy_from_slice(copied);
         }
         FileEffect::Remove { ino, generation } => {
             files.remove(&(ino.0, generation.0));

@@ -275,6 +275,27 @@ fn a_busy_mount_can_be_left_behind() {
     assert_eq!(fs::read(cluster.mount(2).join("again")).expect("read"), b"three");
 }
 
+/// A container that has a copy of the table of mounts holds up neither umount nor the daemon's end.
+#[test]
+fn other_namespaces_hold_up_nobody() {
+    let cluster = Cluster::up(1);
+    let second = mount(&cluster, 1, "", "second", "rw");
+    let mut container = Command::new("unshare");
+    let container = container.args(["--mount", "--propagation", "private", "cat"]);
+    let mut container = container.stdin(std::process::Stdio::piped()).spawn().expect("it runs");
+    let table = format!("/proc/{}/comm", container.id());
+    wait_until(PATIENCE, "the container", || {
+        (fs::read_to_string(&table).ok()?.trim() == "cat").then_some(())
+    });
+    write_and_close(&second.join("file"), b"x").expect("write");
+    succeed(quorumfs().arg("umount").arg(&second));
+    assert_eq!(fs::read(cluster.mount(1).join("file")).expect("read"), b"x");
+    assert!(listed(&cluster, 1).contains(&(second, false)), "the container has it still");
+    cluster.down();
+    drop(container.stdin.take());
+    container.wait().expect("it ends");
+}
+
 /// The daemon and its other mounts go on without one.
 #[test]
 fn a_mount_that_is_unmounted_leaves_the_others() {

@@ -5,6 +5,8 @@
 mod acls;
 #[path = "model/actions.rs"]
 mod actions;
+#[path = "model/likeness.rs"]
+mod likeness;
 #[path = "model/replica.rs"]
 mod replica;
 #[path = "model/tree.rs"]

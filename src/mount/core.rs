@@ -184,6 +184,7 @@ impl Core {
     /// The session is over: what is still buffered is committed, and nothing is held any more.
     pub(super) async fn end(&self) {
         self.commit_all().await;
+        self.unlock_everything();
         self.node.ignore();
         for ino in self.open.close() {
             self.node.release_orphan(ino);

@@ -79,6 +79,10 @@ impl Lockers {
         }
     }
 
+    fn owners(&self) -> Vec<u64> {
+        self.owners.lock().iter().map(|locker| locker.owner).collect()
+    }
+
     fn knows(&self, owner: u64) -> bool {
         self.any() && self.owners.lock().iter().any(|locker| locker.owner == owner)
     }
@@ -209,6 +213,16 @@ impl Core {
         for owner in buffer.lockers.close(handle) {
             if let Err(error) = self.node.unlock(buffer.ino, owner, 0, WHOLE_FILE).await {
                 tracing::warn!(ino = %buffer.ino, owner, %error, "the locks of a closed file stay for now");
+            }
+        }
+    }
+
+    /// The mount goes. Nobody waits: what cannot be said now goes with the session.
+    pub(super) fn unlock_everything(&self) {
+        for buffer in self.open.buffers() {
+            for owner in buffer.lockers.owners() {
+                let (node, ino) = (self.node.clone(), buffer.ino);
+                self.runtime.spawn(async move { node.unlock(ino, owner, 0, WHOLE_FILE).await });
             }
         }
     }

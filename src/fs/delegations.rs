@@ -96,7 +96,7 @@ impl Delegations {
         })
     }
 
-    /// Inodes whose locks are here although nobody has any or wanted any in the last [`IDLE`] calls.
+    /// Inodes whose locks are here although nobody has any or wanted any in the last few calls.
     pub fn grown_idle(&mut self) -> Vec<Ino> {
         let mut idle = Vec::new();
         for (ino, delegation) in &mut self.inodes {

@@ -162,11 +162,18 @@ fn locks_end_with_the_session() {
     let [mut silent, mut bystander, mut next] = programs(&cluster, "file", [node, node, other]);
     assert_eq!(silent.ask("fcntl f w 0 0"), "ok");
     assert_eq!(silent.ask("write f 0 old"), "ok");
+    // What they do first when they are back differs.
+    let [mut asker, mut cutter] = programs(&cluster, "asked", [node, node]);
+    assert_eq!(asker.ask("fcntl f r 0 1"), "ok");
+    assert_eq!(cutter.ask("fcntl f r 1 1"), "ok");
+    assert_eq!(cutter.ask("write f 0 bytes"), "ok");
     cluster.kill(node, "STOP");
     assert_eq!(next.ask("fcntl f w 0 0 wait"), "ok", "once the session is expired");
     assert_eq!(next.ask("write f 0 new"), "ok");
     cluster.kill(node, "CONT");
     assert_eq!(next.ask("fcntl f u 0 0"), "ok");
+    assert_eq!(asker.ask("fcntl f w 0 1"), "EIO", "others may have had it in between");
+    assert_eq!(cutter.ask("truncate f 0"), "EIO");
     for operation in ["read f 0 3", "write f 0 xxx", "sync f", "fcntl f w 0 0", "fcntl f u 0 0"] {
         assert_eq!(silent.ask(operation), "EIO", "{operation}");
     }

@@ -33,7 +33,7 @@ pub const GRANTS_KEPT: usize = 16;
 /// One past the largest inode number: bit 63 belongs to the mount's aliases.
 pub const INO_END: u64 = 1 << 63;
 /// Locks of an inode, and requests that wait for some.
-pub const LOCKS_MAX: usize = 16_384;
+pub const LOCKS_MAX: usize = 4096;
 /// Ended sessions of a node that are remembered, so that no late copy of the command that opened one
 /// opens it again.
 pub const TOMBSTONES_KEPT: usize = 8;

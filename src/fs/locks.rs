@@ -32,6 +32,13 @@ impl LockTable {
         table.is_valid().then_some(table)
     }
 
+    /// What [`Self::into_held`] gave.
+    pub(super) fn stored(held: Vec<Lock>) -> Self {
+        let table = Self { held };
+        debug_assert!(table.is_valid(), "{table:?}");
+        table
+    }
+
     /// The locks, in order.
     #[must_use]
     pub fn held(&self) -> &[Lock] {

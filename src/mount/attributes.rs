@@ -54,10 +54,13 @@ impl Core {
     pub(super) async fn setattr(
         &self,
         caller: Caller,
+        handle: Option<u64>,
         ino: Ino,
         change: AttributeChange,
     ) -> Result<FileAttr, OpError> {
         self.writable()?;
+        let only_in =
+            handle.map(|handle| self.fenced(handle)).transpose()?.and_then(|(_, only)| only);
         if let Some(seen) = self.put_off(ino, change).await? {
             return self.file_attr(&seen);
         }
@@ -71,7 +74,7 @@ impl Core {
         // Bytes that were written before must neither move the times that are set now nor come back
         // after a truncation.
         let outcome = match self.open.buffer(ino) {
-            Some(buffer) => self.set_attr_after_bytes(&buffer, set).await?,
+            Some(buffer) => self.set_attr_after_bytes(&buffer, set, only_in).await?,
             None => self.mutate(&[ino], Op::SetAttr(set)).await?,
         };
         self.file_attr(&Seen::of_outcome(ino, outcome)?)

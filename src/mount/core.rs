@@ -160,9 +160,19 @@ impl Core {
         touched: &[Ino],
         op: proto::command::Op,
     ) -> Result<proto::Outcome, OpError> {
+        self.mutate_in(None, touched, op).await
+    }
+
+    /// The same; it fails where the session is not `only_in` any more.
+    pub(super) async fn mutate_in(
+        &self,
+        only_in: Option<SessionId>,
+        touched: &[Ino],
+        op: proto::command::Op,
+    ) -> Result<proto::Outcome, OpError> {
         self.writable()?;
         self.take_space_for(&op)?;
-        let outcome = match self.node.mutate(op).await {
+        let outcome = match self.node.mutate_in(only_in, op).await {
             Ok(outcome) => outcome,
             Err(error) => return Err(self.unknown_outcome(touched, error)),
         };

@@ -11,7 +11,7 @@ use super::extents::{self, Piece};
 use super::open_table::OpenFile;
 use crate::fs::limits::SIZE_MAX;
 use crate::node::NodeError;
-use crate::types::{ByteRange, Generation, Ino, LogIndex};
+use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
 /// The bits that clear on a write by somebody without privileges.
 const SUID_SGID: u32 = 0o6000;
@@ -69,13 +69,13 @@ impl Core {
         flags: i32,
     ) -> Result<u32, OpError> {
         self.writable()?;
-        let file = self.file(handle)?;
+        let (file, only_in) = self.fenced(handle)?;
+        new.only_in = only_in;
         let end = new.offset.unwrap_or(0).saturating_add(new.data.len() as u64);
         if end > SIZE_MAX {
             return Err(OpError::Errno(libc::EFBIG));
         }
         self.take_space_to_write(file.buffer.ino, &new).await?;
-        new.only_in = file.buffer.lockers.any().then(|| self.node.session());
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
         self.open.go_on_writing(&file);
@@ -116,11 +116,22 @@ impl Core {
 
     /// An open file that is to be used. EIO where its programs believe in locks that others may have.
     pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>, OpError> {
+        self.fenced(handle).map(|(file, _)| file)
+    }
+
+    /// The same for what changes it: where the file is locked through this mount, only this session may make
+    /// the change, since others may have the locks in the next.
+    pub(super) fn fenced(
+        &self,
+        handle: u64,
+    ) -> Result<(Arc<OpenFile>, Option<SessionId>), OpError> {
         let file = self.open_file_of(handle)?;
-        if file.buffer.lockers.are_lost(handle, self.node.session()) {
+        let (session, lockers) = (self.node.session(), &file.buffer.lockers);
+        if lockers.are_lost(handle, session) {
             return Err(OpError::Errno(libc::EIO));
         }
-        Ok(file)
+        let only_in = lockers.any().then_some(session);
+        Ok((file, only_in))
     }
 
     pub(super) fn open_file_of(&self, handle: u64) -> Result<Arc<OpenFile>, OpError> {

@@ -146,7 +146,7 @@ impl Filesystem for QuorumFs {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -160,7 +160,8 @@ impl Filesystem for QuorumFs {
         let (atime, mtime) = (atime.map(time), mtime.map(time));
         let change = AttributeChange { mode, uid, gid, size, atime, mtime };
         let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
-        let work = async move { core.setattr(caller, ino, change).await };
+        let handle = fh.map(|fh| fh.0);
+        let work = async move { core.setattr(caller, handle, ino, change).await };
         run(&self.0, &[ino], reply, work, |_, reply, attr: FileAttr| {
             reply.attr(&Duration::ZERO, &attr);
         });

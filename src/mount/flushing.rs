@@ -12,7 +12,7 @@ use super::times;
 use crate::fs::proto;
 use crate::fs::proto::command::Op;
 use crate::node::{NodeError, Pending};
-use crate::types::{ByteRange, Ino, LogIndex};
+use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 /// An inode with this many buffered bytes is committed in the background.
 const START_BYTES: usize = 1 << 20;
@@ -79,13 +79,14 @@ impl Core {
         &self,
         buffer: &Buffer,
         set: proto::SetAttr,
+        only_in: Option<SessionId>,
     ) -> Result<proto::Outcome, OpError> {
         let turn = buffer.turn.acquire().await.expect("a turn is never closed");
         let batch = buffer.lock().take_carried(buffer.ino, self.inline_max);
         if let Some(batch) = batch {
             let mut carrying = set.clone();
             batch.clone().put_into(&mut carrying);
-            let only_in = batch.only_in;
+            let only_in = batch.only_in.or(only_in);
             match self.node.mutate_here(only_in, Op::SetAttr(carrying), times::now()).await {
                 Ok(outcome) if outcome.errno == 0 => {
                     let index = mod_index(&outcome);
@@ -109,7 +110,7 @@ impl Core {
         }
         drop(turn);
         self.commit(buffer).await;
-        self.mutate(&[buffer.ino], Op::SetAttr(set)).await
+        self.mutate_in(only_in, &[buffer.ino], Op::SetAttr(set)).await
     }
 
     fn settle(&self, buffer: &Buffer, result: Result<LogIndex, i32>) {

@@ -32,8 +32,14 @@ struct Locker {
     owner: u64,
     /// The handles that it used.
     handles: Vec<u64>,
-    /// Where its locks are; `None` where nobody knows which of them it has.
+    /// Whether it has, or had, any locks.
+    holds: bool,
+    /// Where they are; `None` where nobody knows which of them it has.
     session: Option<SessionId>,
+    /// Requests under way.
+    asking: usize,
+    /// How often it was granted one.
+    grants: u64,
 }
 
 impl Lockers {
@@ -44,52 +50,73 @@ impl Lockers {
 
     /// Whether locks that were taken with this handle are not what its programs believe.
     pub(super) fn are_lost(&self, handle: u64, session: SessionId) -> bool {
-        self.any()
-            && self
-                .owners
-                .lock()
-                .iter()
-                .any(|locker| locker.session != Some(session) && locker.handles.contains(&handle))
+        let lost = |locker: &Locker| {
+            locker.holds && locker.session != Some(session) && locker.handles.contains(&handle)
+        };
+        self.any() && self.owners.lock().iter().any(lost)
     }
 
     /// An owner is going to ask for a lock with this handle.
-    fn enter(&self, owner: u64, handle: u64, session: SessionId) {
-        let mut owners = self.owners.lock();
-        self.any.store(true, Ordering::Relaxed);
-        match owners.iter_mut().find(|locker| locker.owner == owner) {
-            Some(locker) if locker.handles.contains(&handle) => {}
-            Some(locker) => locker.handles.push(handle),
-            None => owners.push(Locker { owner, handles: vec![handle], session: Some(session) }),
-        }
+    fn enter(&self, owner: u64, handle: u64) {
+        self.with(owner, |locker| {
+            locker.asking += 1;
+            if !locker.handles.contains(&handle) {
+                locker.handles.push(handle);
+            }
+        });
     }
 
-    /// It was granted a lock in this session. One that has locks of an earlier session stays lost.
-    fn granted(&self, owner: u64, asked_in: SessionId, granted_in: SessionId) {
-        for locker in self.owners.lock().iter_mut().filter(|locker| locker.owner == owner) {
-            if locker.session == Some(asked_in) {
-                locker.session = Some(granted_in);
+    /// It has its answer: where the lock is, if it was granted. One that has locks of an earlier session
+    /// stays lost.
+    fn answered(&self, owner: u64, handle: u64, granted_in: Option<SessionId>) {
+        self.with(owner, |locker| {
+            locker.asking = locker.asking.saturating_sub(1);
+            if let Some(session) = granted_in {
+                if !locker.holds {
+                    locker.session = Some(session);
+                }
+                locker.holds = true;
+                locker.grants += 1;
+                // A close may have come in between.
+                if !locker.handles.contains(&handle) {
+                    locker.handles.push(handle);
+                }
             }
-        }
+        });
+        self.retain(|locker| locker.holds || locker.asking > 0);
     }
 
     /// Nobody knows what it has.
     fn doubt(&self, owner: u64) {
-        for locker in self.owners.lock().iter_mut().filter(|locker| locker.owner == owner) {
+        self.with(owner, |locker| {
+            locker.holds = true;
             locker.session = None;
-        }
-    }
-
-    fn owners(&self) -> Vec<u64> {
-        self.owners.lock().iter().map(|locker| locker.owner).collect()
+        });
     }
 
     fn knows(&self, owner: u64) -> bool {
         self.any() && self.owners.lock().iter().any(|locker| locker.owner == owner)
     }
 
-    /// It has no locks any more. One that lost some stays, for its handles to say so.
-    fn leave(&self, owner: u64, session: SessionId) {
-        self.retain(|locker| locker.owner != owner || locker.session != Some(session));
+    fn owners(&self) -> Vec<u64> {
+        self.owners.lock().iter().map(|locker| locker.owner).collect()
+    }
+
+    /// How often an owner was granted a lock so far.
+    fn grants(&self, owner: u64) -> u64 {
+        let owners = self.owners.lock();
+        owners.iter().find(|locker| locker.owner == owner).map_or(0, |locker| locker.grants)
+    }
+
+    /// It has no locks any more, but for those that it was granted after its first `grants`. One that lost
+    /// some stays, for its handles to say so.
+    fn leave(&self, owner: u64, session: SessionId, grants: u64) {
+        self.with(owner, |locker| {
+            if locker.session == Some(session) && locker.grants == grants {
+                locker.holds = false;
+            }
+        });
+        self.retain(|locker| locker.holds || locker.asking > 0);
     }
 
     /// A handle is gone: the owners that used it.
@@ -102,9 +129,28 @@ impl Lockers {
                 // What it took with others is gone too, and if it was lost, they still have to say so.
                 locker.handles.retain(|other| *other != handle);
             }
-            !used || (locker.session.is_none() && !locker.handles.is_empty())
+            let is_lost = locker.session.is_none() && !locker.handles.is_empty();
+            !used || locker.asking > 0 || (locker.holds && is_lost)
         });
         closed
+    }
+
+    fn with(&self, owner: u64, change: impl FnOnce(&mut Locker)) {
+        let mut owners = self.owners.lock();
+        self.any.store(true, Ordering::Relaxed);
+        let place = owners.iter().position(|locker| locker.owner == owner);
+        let place = place.unwrap_or_else(|| {
+            owners.push(Locker {
+                owner,
+                handles: Vec::new(),
+                holds: false,
+                session: None,
+                asking: 0,
+                grants: 0,
+            });
+            owners.len() - 1
+        });
+        change(&mut owners[place]);
     }
 
     fn retain(&self, keep: impl FnMut(&mut Locker) -> bool) {
@@ -137,32 +183,29 @@ impl Core {
             // It may have been exclusive before.
             self.flush_before_unlock(&file).await?;
         }
-        let session = self.node.session();
-        lockers.enter(asker.owner, asker.handle, session);
-        let interrupted = || is_interrupted(asker.thread);
+        lockers.enter(asker.owner, asker.handle);
+        let interrupted = || self.open.is_closed() || is_interrupted(asker.thread);
         let locked = match self.node.request_lock(ino, wanted, mode, interrupted).await {
             Ok(locked) => locked,
             Err(error) => {
                 lockers.doubt(asker.owner);
+                lockers.answered(asker.owner, asker.handle, None);
                 return Err(error.into());
             }
         };
-        let errno = match locked.answer {
-            LockAnswer::Granted => {
-                lockers.granted(asker.owner, session, locked.session);
-                if !locked.here {
-                    // What the one before wrote must be seen.
-                    self.kernel().until_pages_dropped(ino).await;
-                }
-                return self.file(asker.handle).map(drop);
-            }
-            LockAnswer::Refused | LockAnswer::Free | LockAnswer::Queued => libc::EAGAIN,
-            LockAnswer::Deadlock => libc::EDEADLK,
-            LockAnswer::TooMany => libc::ENOLCK,
-            LockAnswer::Cancelled => libc::EINTR,
-            LockAnswer::Unspecified => libc::ESTALE,
-        };
-        Err(OpError::Errno(errno))
+        let is_granted = locked.answer == LockAnswer::Granted;
+        lockers.answered(asker.owner, asker.handle, is_granted.then_some(locked.session));
+        if !is_granted {
+            return Err(OpError::Errno(errno_of(locked.answer)));
+        }
+        // What the one before wrote must be seen.
+        self.kernel().until_pages_dropped(ino).await;
+        let kept = self.file(asker.handle);
+        if self.open_file_of(asker.handle).is_err() {
+            // Nobody is left who could unlock it.
+            self.unlock_all(&file.buffer, asker.owner).await?;
+        }
+        kept.map(drop)
     }
 
     /// GETLK: the lock that is in the way of this one.
@@ -176,6 +219,10 @@ impl Core {
             .node
             .request_lock(file.buffer.ino, wanted, LockMode::Test, || is_interrupted(asker.thread));
         let locked = asked.await?;
+        match locked.answer {
+            LockAnswer::Free | LockAnswer::Refused => {}
+            answer => return Err(OpError::Errno(errno_of(answer))),
+        }
         let session = self.node.session();
         Ok(locked.conflict.map(|lock| {
             // A process of another machine has no number here.
@@ -213,26 +260,28 @@ impl Core {
         for owner in buffer.lockers.close(handle) {
             if let Err(error) = self.node.unlock(buffer.ino, owner, 0, WHOLE_FILE).await {
                 tracing::warn!(ino = %buffer.ino, owner, %error, "the locks of a closed file stay for now");
+                self.node.unlock_later(buffer.ino, owner);
             }
         }
     }
 
-    /// The mount goes. Nobody waits: what cannot be said now goes with the session.
+    /// The mount goes. Nobody waits: what cannot be said now is said later, or goes with the session.
     pub(super) fn unlock_everything(&self) {
         for buffer in self.open.buffers() {
             for owner in buffer.lockers.owners() {
-                let (node, ino) = (self.node.clone(), buffer.ino);
-                self.runtime.spawn(async move { node.unlock(ino, owner, 0, WHOLE_FILE).await });
+                self.node.unlock_later(buffer.ino, owner);
             }
         }
     }
 
     async fn unlock_all(&self, buffer: &Buffer, owner: u64) -> Result<(), NodeError> {
-        let session = self.node.session();
+        let (session, grants) = (self.node.session(), buffer.lockers.grants(owner));
         let unlocked = self.node.unlock(buffer.ino, owner, 0, WHOLE_FILE).await;
-        match unlocked {
-            Ok(()) => buffer.lockers.leave(owner, session),
-            Err(_) => buffer.lockers.doubt(owner),
+        if unlocked.is_ok() {
+            buffer.lockers.leave(owner, session, grants);
+        } else {
+            buffer.lockers.doubt(owner);
+            self.node.unlock_later(buffer.ino, owner);
         }
         unlocked
     }
@@ -244,6 +293,19 @@ impl Core {
             return Ok(());
         }
         self.commit_and_acknowledge(&file.buffer).await
+    }
+}
+
+/// What a program is told whose request was not granted.
+fn errno_of(answer: LockAnswer) -> i32 {
+    match answer {
+        LockAnswer::Deadlock => libc::EDEADLK,
+        LockAnswer::TooMany => libc::ENOLCK,
+        LockAnswer::Cancelled => libc::EINTR,
+        LockAnswer::Unspecified => libc::ESTALE,
+        LockAnswer::Granted | LockAnswer::Refused | LockAnswer::Free | LockAnswer::Queued => {
+            libc::EAGAIN
+        }
     }
 }
 
@@ -290,32 +352,55 @@ mod tests {
     }
 
     /// Whoever had locks in a session that ended finds out with whichever handle it used, until that is
-    /// closed; others don't.
+    /// closed; others don't, nor does whoever only asked.
     #[test]
     fn lost_with_the_session() {
         let lockers = Lockers::default();
         assert!(!lockers.any());
-        lockers.enter(7, 70, ONE);
-        lockers.enter(7, 71, ONE);
-        lockers.enter(8, 80, ONE);
-        lockers.granted(7, ONE, ONE);
+        for (owner, handle, granted) in
+            [(7, 70, true), (7, 71, true), (8, 80, true), (9, 90, false)]
+        {
+            lockers.enter(owner, handle);
+            assert!(lockers.any() && !lockers.are_lost(handle, ONE), "while it asks");
+            lockers.answered(owner, handle, granted.then_some(ONE));
+        }
         assert!(!lockers.are_lost(70, ONE));
-        lockers.leave(8, ONE);
+        lockers.leave(8, ONE, 1);
         for handle in [70, 71] {
             assert!(lockers.are_lost(handle, TWO));
         }
         assert!(!lockers.are_lost(80, TWO), "it had none any more");
-        lockers.leave(7, TWO);
+        assert!(!lockers.are_lost(90, TWO), "it never had any");
+        lockers.enter(7, 70);
+        lockers.answered(7, 70, Some(TWO));
+        lockers.leave(7, TWO, 3);
         assert!(lockers.are_lost(70, TWO), "what it does in the new session changes nothing");
         assert_eq!(lockers.close(71), [7]);
+    }
+
+    /// A lock that is granted while the same owner unlocks everything is still known.
+    #[test]
+    fn granted_while_it_unlocks() {
+        let lockers = Lockers::default();
+        lockers.enter(7, 70);
+        let grants = lockers.grants(7);
+        lockers.leave(7, ONE, grants);
+        assert!(lockers.knows(7), "it asks");
+        lockers.answered(7, 70, Some(ONE));
+        lockers.leave(7, ONE, grants);
+        assert!(lockers.knows(7), "it was granted one since");
+        lockers.leave(7, ONE, lockers.grants(7));
+        assert!(!lockers.any());
     }
 
     /// Nobody knows what an owner has whose request was not answered.
     #[test]
     fn in_doubt() {
         let lockers = Lockers::default();
-        lockers.enter(7, 70, ONE);
-        lockers.enter(7, 71, ONE);
+        for handle in [70, 71] {
+            lockers.enter(7, handle);
+            lockers.answered(7, handle, Some(ONE));
+        }
         lockers.doubt(7);
         assert!(lockers.are_lost(70, ONE));
         assert_eq!(lockers.close(70), [7]);

@@ -64,9 +64,12 @@ struct Pages {
 
 #[derive(Debug, Default)]
 struct Wanted {
-    ranges: HashMap<Ino, ByteRange>,
+    /// Each with the number of the first drop that it stands for.
+    ranges: HashMap<Ino, (u64, ByteRange)>,
     /// Being dropped.
-    current: Option<Ino>,
+    current: Option<(u64, Ino)>,
+    /// How many drops were wanted so far.
+    drops: u64,
     closed: bool,
 }
 
@@ -127,19 +130,18 @@ impl Kernel {
 
     /// Drops pages, soon; nobody waits.
     pub(super) fn drop_pages(&self, ino: Ino, range: ByteRange) {
-        let mut wanted = self.pages.wanted.lock();
-        let known = wanted.ranges.entry(ino).or_insert(range);
-        *known = ByteRange { start: known.start.min(range.start), end: known.end.max(range.end) };
+        self.pages.wanted.lock().add(ino, range);
         self.pages.changed.notify_one();
     }
 
     /// Waits until the pages of an inode that were to be dropped before this call are.
     pub(super) async fn until_pages_dropped(&self, ino: Ino) {
+        let last = self.pages.wanted.lock().drops;
         loop {
             let mut dropped = pin!(self.pages.dropped.notified());
             // From now on nothing is missed.
             dropped.as_mut().enable();
-            if !self.pages.wanted.lock().is_dropping(ino) {
+            if !self.pages.wanted.lock().is_dropping(ino, last) {
                 return;
             }
             dropped.await;
@@ -148,8 +150,17 @@ impl Kernel {
 }
 
 impl Wanted {
-    fn is_dropping(&self, ino: Ino) -> bool {
-        !self.closed && (self.current == Some(ino) || self.ranges.contains_key(&ino))
+    fn add(&mut self, ino: Ino, range: ByteRange) {
+        self.drops += 1;
+        let (_, known) = self.ranges.entry(ino).or_insert((self.drops, range));
+        *known = ByteRange { start: known.start.min(range.start), end: known.end.max(range.end) };
+    }
+
+    /// Whether one of the first `last` drops is this inode's and still to be done.
+    fn is_dropping(&self, ino: Ino, last: u64) -> bool {
+        let current = self.current.filter(|(_, current)| *current == ino).map(|(number, _)| number);
+        let queued = self.ranges.get(&ino).map(|(number, _)| *number);
+        !self.closed && current.into_iter().chain(queued).any(|number| number <= last)
     }
 }
 
@@ -192,8 +203,9 @@ fn next_pages(pages: &Pages) -> Option<(Ino, ByteRange)> {
             return None;
         }
         if let Some(ino) = wanted.ranges.keys().next().copied() {
-            wanted.current = Some(ino);
-            return wanted.ranges.remove_entry(&ino);
+            let (number, range) = wanted.ranges.remove(&ino).expect("just seen");
+            wanted.current = Some((number, ino));
+            return Some((ino, range));
         }
         pages.changed.wait(&mut wanted);
     }
@@ -218,10 +230,7 @@ mod tests {
     fn page_drops_are_united() {
         let pages = Pages::default();
         for range in [ByteRange::at(100, 10), ByteRange::at(0, 5)] {
-            let mut wanted = pages.wanted.lock();
-            let known = wanted.ranges.entry(Ino(1)).or_insert(range);
-            known.start = known.start.min(range.start);
-            known.end = known.end.max(range.end);
+            pages.wanted.lock().add(Ino(1), range);
         }
         assert_eq!(next_pages(&pages), Some((Ino(1), ByteRange { start: 0, end: 110 })));
         pages.wanted.lock().closed = true;

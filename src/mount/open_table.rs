@@ -183,6 +183,11 @@ impl OpenTable {
         })
     }
 
+    /// Whether nothing can be opened any more: the mount has gone.
+    pub(super) fn is_closed(&self) -> bool {
+        self.tables.lock().closed
+    }
+
     /// The mount is gone: answers of which inodes the cluster waits to hear that they are no longer held.
     pub(super) fn close(&self) -> Vec<Ino> {
         let mut tables = self.tables.lock();

@@ -14,7 +14,7 @@ use crate::fs::proto::{self, command::Op};
 use crate::fs::{Errno, query};
 use crate::node::NodeError;
 use crate::store::Seek;
-use crate::types::{ByteRange, Generation, Ino, LogIndex};
+use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
 /// The most bytes that one COPY_FILE_RANGE copies: the kernel holds the file's lock until it is answered.
 /// Programs ask for the rest.
@@ -56,10 +56,11 @@ impl Core {
         let deadline = Instant::now() + self.node.op_timeout();
         loop {
             self.commit(&file.buffer).await;
-            let cuts = self.node.cuts();
+            self.until_fresh().await?;
+            let (cuts, session) = (self.node.cuts(), self.node.session());
             let inode = self.inode(file.buffer.ino)?;
             let version = LogIndex(inode.data_version);
-            if !self.node.may_serve(version) {
+            if !self.may_serve(version, session) {
                 self.node.until_servable(version).await?;
                 continue;
             }
@@ -90,7 +91,7 @@ impl Core {
         range: ByteRange,
         mode: u32,
     ) -> Result<(), OpError> {
-        let file = self.file(handle)?;
+        let (file, only_in) = self.fenced(handle)?;
         let ino = file.buffer.ino;
         if range.end > SIZE_MAX {
             return Err(OpError::Errno(libc::EFBIG));
@@ -106,7 +107,7 @@ impl Core {
             mode,
             kill_suid_sgid: caller.uid != 0,
         };
-        self.mutate(&[ino], Op::Allocate(op)).await.map(drop)
+        self.mutate_in(only_in, &[ino], Op::Allocate(op)).await.map(drop)
     }
 
     /// COPY_FILE_RANGE, after everything that was written to either file before. Answers how many bytes
@@ -118,7 +119,9 @@ impl Core {
         (target, offset): (u64, u64),
         length: u64,
     ) -> Result<u32, OpError> {
-        let (source, target) = (self.file(source)?, self.file(target)?);
+        self.writable()?;
+        let source = self.file(source)?;
+        let (target, only_in) = self.fenced(target)?;
         self.commit(&source.buffer).await;
         self.commit(&target.buffer).await;
         let length = length.min(COPY_REQUEST);
@@ -137,7 +140,7 @@ impl Core {
             let range = ByteRange::at(op.offset, op.length);
             let room = self.take_space(target.buffer.ino, range, op.length).await;
             let done = match room {
-                Ok(()) => self.copy_range(op).await,
+                Ok(()) => self.copy_range(op, only_in).await,
                 Err(error) => Err(error),
             };
             match done {
@@ -155,9 +158,11 @@ impl Core {
     }
 
     /// One command: how many bytes it copied, and the index at which it was applied.
-    async fn copy_range(&self, mut op: proto::CopyRange) -> Result<(u64, LogIndex), OpError> {
-        let locked = self.open.buffer(Ino(op.ino)).is_some_and(|buffer| buffer.lockers.any());
-        let only_in = locked.then(|| self.node.session());
+    async fn copy_range(
+        &self,
+        mut op: proto::CopyRange,
+        only_in: Option<SessionId>,
+    ) -> Result<(u64, LogIndex), OpError> {
         let touched = [Ino(op.ino)];
         for left in (0..=INSISTENCE).rev() {
             op.source_version = if left > 0 { self.inode(Ino(op.source))?.data_version } else { 0 };

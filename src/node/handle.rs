@@ -119,6 +119,11 @@ impl Handle {
         self.submit(op, Wait::Roster, None)
     }
 
+    /// The same; it fails where the mount's session is not `only_in` any more.
+    pub fn mutate_in(&self, only_in: Option<SessionId>, op: proto::command::Op) -> Pending {
+        self.submit_in(only_in, op, Wait::Roster, None)
+    }
+
     /// The same, without waiting for the roster: resolves once committed and applied here. For bytes
     /// that nobody has been promised yet. `time` becomes the command's: bytes are committed later
     /// than they were written, and `mtime` must not move when that happens.

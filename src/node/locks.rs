@@ -33,8 +33,6 @@ pub struct Locked {
     pub conflict: Option<proto::Lock>,
     /// The session that has the lock, where it was granted: it ends with that.
     pub session: SessionId,
-    /// Nobody but this mount had it before.
-    pub here: bool,
 }
 
 /// What this node knows of locks.
@@ -141,7 +139,7 @@ impl Locks {
 
 /// Where an operation on locks is done.
 enum Place {
-    Here(LockAnswer, Option<proto::Lock>),
+    Here(SessionId, LockAnswer, Option<proto::Lock>),
     /// By a command of this session. Whoever holds the turn is the only one about this inode.
     InTheLog(SessionId, OwnedSemaphorePermit),
 }
@@ -165,26 +163,20 @@ impl Handle {
                 let lock = proto::Lock { session: session.0, ..lock };
                 here.request(ino, &lock, mode)
             });
-            let (session, turn) = match place.await? {
-                Place::Here(answer, conflict) => {
-                    let session = self.session();
-                    let others =
-                        answer == LockAnswer::Granted && self.flush_other_mounts(ino).await;
-                    return Ok(Locked { answer, conflict, session, here: !others });
+            let (session, answered) = match place.await? {
+                Place::Here(session, answer, conflict) => {
+                    if answer == LockAnswer::Granted {
+                        self.flush_other_mounts(ino).await;
+                    }
+                    (session, Ok((answer, conflict)))
                 }
-                Place::InTheLog(session, turn) => (session, turn),
+                Place::InTheLog(session, turn) => {
+                    let asked =
+                        self.request_in_the_log(turn, session, (ino, lock), mode, &interrupted);
+                    (session, asked.await)
+                }
             };
-            let request = proto::RequestLock { ino: ino.0, lock: Some(lock), mode: mode.into() };
-            let asked =
-                self.lock_command(turn, session, (ino, lock.owner), Op::RequestLock(request));
-            let (answer, conflict) = match asked.await {
-                Ok((outcome, seq)) if outcome.lock() == LockAnswer::Queued => {
-                    self.until_answered(session, ino, lock.owner, seq, &interrupted).await
-                }
-                Ok((outcome, _)) => Ok((outcome.lock(), outcome.conflict)),
-                Err(error) => Err(error),
-            }
-            .or_else(|error| match error {
+            let (answer, conflict) = answered.or_else(|error| match error {
                 // What the session asked for is void, so it can be asked for again.
                 NodeError::SessionLost => Ok((LockAnswer::Queued, None)),
                 error => Err(error),
@@ -197,18 +189,35 @@ impl Handle {
             }
             let is_lost = answer == LockAnswer::Granted && self.session() != session;
             if answer != LockAnswer::Queued && !is_lost {
-                return Ok(Locked { answer, conflict, session, here: false });
+                return Ok(Locked { answer, conflict, session });
             }
             if interrupted() {
-                return Ok(Locked {
-                    answer: LockAnswer::Cancelled,
-                    conflict,
-                    session,
-                    here: false,
-                });
+                return Ok(Locked { answer: LockAnswer::Cancelled, conflict, session });
             }
             self.until_session_after(session).await?;
         }
+    }
+
+    async fn request_in_the_log(
+        &self,
+        turn: OwnedSemaphorePermit,
+        session: SessionId,
+        (ino, lock): (Ino, proto::Lock),
+        mode: LockMode,
+        interrupted: &impl Fn() -> bool,
+    ) -> Result<(LockAnswer, Option<proto::Lock>), NodeError> {
+        let request = proto::RequestLock { ino: ino.0, lock: Some(lock), mode: mode.into() };
+        let asked = self.lock_command(turn, session, (ino, lock.owner), Op::RequestLock(request));
+        let (outcome, seq) = asked.await?;
+        if outcome.lock() == LockAnswer::Queued {
+            return self.until_answered(session, (ino, lock.owner), seq, mode, interrupted).await;
+        }
+        Ok((outcome.lock(), outcome.conflict))
+    }
+
+    /// Releases all that an owner has of an inode as soon as that can be done; nobody waits.
+    pub fn unlock_later(&self, ino: Ino, owner: u64) {
+        tokio::spawn(undo(self.clone(), None, self.session(), (ino, owner), None));
     }
 
     /// Releases bytes of an owner, from `start` to `end`, both included.
@@ -244,14 +253,12 @@ impl Handle {
     }
 
     /// While locks are decided here, unlocking commits nothing: what other mounts of this node wrote under
-    /// them has to be seen now. Answers whether there are others.
-    async fn flush_other_mounts(&self, ino: Ino) -> bool {
+    /// them has to be seen now.
+    async fn flush_other_mounts(&self, ino: Ino) {
         let observers = self.0.observers.all();
-        let others = || observers.iter().filter(|(mount, _)| Some(*mount) != self.1);
-        for (_, observer) in others() {
+        for (_, observer) in observers.iter().filter(|(mount, _)| Some(*mount) != self.1) {
             observer.clone().flush(ino).await;
         }
-        others().next().is_some()
     }
 
     /// Finds out where an operation is to be done, and does it if that is here.
@@ -273,7 +280,7 @@ impl Handle {
             }
             match (locks.decide(session, ino, &decide), turn.take()) {
                 (Some(Local::Done(answer, conflict)), _) => {
-                    return Ok(Place::Here(answer, conflict));
+                    return Ok(Place::Here(session, answer, conflict));
                 }
                 (Some(Local::NotHere), Some(turn)) => return Ok(Place::InTheLog(session, turn)),
                 // Then it is looked at once more: they may have been delegated meanwhile.
@@ -311,22 +318,23 @@ impl Handle {
             (Ok(outcome), Some(seq)) => Ok((outcome, seq)),
             (Err(NodeError::Deadline), Some(seq)) => {
                 tracing::warn!(%ino, owner, "a command about locks was not answered: cancelling it");
-                tokio::spawn(undo(self.clone(), Some(turn), session, (ino, owner), seq));
+                tokio::spawn(undo(self.clone(), Some(turn), session, (ino, owner), Some(seq)));
                 Err(NodeError::Deadline)
             }
             (answer, _) => answer.and(Err(NodeError::Deadline)),
         }
     }
 
-    /// Waits for the answer to a queued request.
+    /// Waits for the answer to a queued request: without a deadline only where that was asked for.
     async fn until_answered(
         &self,
         session: SessionId,
-        ino: Ino,
-        owner: u64,
+        (ino, owner): (Ino, u64),
         seq: Seq,
+        mode: LockMode,
         interrupted: &impl Fn() -> bool,
     ) -> Result<(LockAnswer, Option<proto::Lock>), NodeError> {
+        let patience = tokio::time::Instant::now() + self.op_timeout();
         let locks = &self.0.locks;
         let mut changed = locks.changed.subscribe();
         loop {
@@ -338,6 +346,10 @@ impl Handle {
             }
             if interrupted() {
                 return self.cancel_waiting(session, ino, owner, seq).await;
+            }
+            if mode != LockMode::Wait && tokio::time::Instant::now() >= patience {
+                tokio::spawn(undo(self.clone(), None, session, (ino, owner), Some(seq)));
+                return Err(NodeError::Deadline);
             }
             // Woken by whatever changes; an interruption is nothing that anybody says.
             let _ = tokio::time::timeout(LOOK, changed.changed()).await;
@@ -354,7 +366,7 @@ impl Handle {
     ) -> Result<(LockAnswer, Option<proto::Lock>), NodeError> {
         let patience = tokio::time::Instant::now() + self.op_timeout();
         let Ok(turn) = self.lock_turn(ino, patience).await else {
-            tokio::spawn(undo(self.clone(), None, session, (ino, owner), seq));
+            tokio::spawn(undo(self.clone(), None, session, (ino, owner), Some(seq)));
             return Err(NodeError::Deadline);
         };
         let cancel = Op::CancelLock(proto::CancelLock { ino: ino.0, seq: seq.0 });
@@ -364,7 +376,7 @@ impl Handle {
             }
             Ok(_) => self.0.locks.take_answer(session, seq).ok_or(NodeError::SessionLost),
             Err(NodeError::Deadline) => {
-                tokio::spawn(undo(self.clone(), Some(turn), session, (ino, owner), seq));
+                tokio::spawn(undo(self.clone(), Some(turn), session, (ino, owner), Some(seq)));
                 Err(NodeError::Deadline)
             }
             Err(error) => Err(error),
@@ -380,21 +392,22 @@ impl Handle {
     }
 }
 
-/// Makes sure that a command never has an effect any more, then that its owner has nothing of the inode.
+/// Makes sure that a command (if it is about one) never has an effect any more, then that its owner has
+/// nothing of the inode.
 /// Goes on until that is said, or the session has ended, which says it too.
 async fn undo(
     handle: Handle,
     turn: Option<OwnedSemaphorePermit>,
     session: SessionId,
     (ino, owner): (Ino, u64),
-    seq: Seq,
+    seq: Option<Seq>,
 ) {
     let semaphore = handle.0.locks.turn_of(ino);
     let turn = match turn {
         Some(turn) => turn,
         None => semaphore.acquire_owned().await.expect("a turn is never closed"),
     };
-    let mut unanswered = vec![seq];
+    let mut unanswered: Vec<Seq> = seq.into_iter().collect();
     let submit = |op| handle.submit_in(Some(session), op, Wait::Here, None);
     while handle.session() == session {
         while let Some(seq) = unanswered.last() {
@@ -443,6 +456,7 @@ async fn return_locks(handle: Handle, session: SessionId, ino: Ino) {
     for (_, observer) in handle.0.observers.all().iter() {
         observer.clone().flush(ino).await;
     }
+    let mut delegated_at = None;
     loop {
         let command = {
             let inner = handle.0.locks.inner.lock();
@@ -450,6 +464,10 @@ async fn return_locks(handle: Handle, session: SessionId, ino: Ino) {
         };
         // Returned, or the session's end has returned them.
         let Some(command) = command else { return };
+        if *delegated_at.get_or_insert(command.delegated_at) != command.delegated_at {
+            // They were delegated again, and are another's to return.
+            return;
+        }
         // A copy that comes late is known by its index to be about an earlier delegation.
         let returned = handle.submit_in(Some(session), Op::ReturnLocks(command), Wait::Here, None);
         match returned.await {

@@ -3,6 +3,7 @@
 open NAME PATH          fcntl NAME r|w|u START LEN [wait]     get NAME START LEN
 close NAME              flock NAME s|x|u [wait]               on-signal
 read NAME START LEN     write NAME START TEXT                 sync NAME
+truncate NAME LEN
 """
 
 import errno
@@ -44,6 +45,8 @@ def execute(verb, *words):
         os.pwrite(files[words[0]], words[2].encode(), int(words[1]))
     elif verb == "read":
         return os.pread(files[words[0]], int(words[2]), int(words[1])).decode()
+    elif verb == "truncate":
+        os.ftruncate(files[words[0]], int(words[1]))
     elif verb == "sync":
         os.fsync(files[words[0]])
     elif verb == "on-signal":

@@ -95,6 +95,7 @@ pub(super) fn unlock<V: ViewMut + Records>(
         locks.table.release((context.session.0, op.owner), op.start, op.end);
         serve_queue(context, &mut locks);
         save(context, &locks);
+        refuse_deadlocks(context, &mut locks)?;
     }
     Ok(proto::Outcome::default())
 }
@@ -318,8 +319,7 @@ fn load<V: ViewMut + Records>(context: &Context<'_, V>, ino: Ino) -> Step<Locks,
         at: LogIndex(record.delegated_at),
         recalled: record.recalled,
     });
-    let corrupt = || Stop::View(record::bad_key(&key).into());
-    let table = LockTable::new(record.held).ok_or_else(corrupt)?;
+    let table = LockTable::stored(record.held);
     Ok(Locks { ino, table, waiting: record.waiting, delegate })
 }
 

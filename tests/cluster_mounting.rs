@@ -277,6 +277,7 @@ fn a_busy_mount_can_be_left_behind() {
 
 /// A container that has a copy of the table of mounts holds up neither umount nor the daemon's end.
 #[test]
+#[ignore = "long"]
 fn other_namespaces_hold_up_nobody() {
     let cluster = Cluster::up(1);
     let second = mount(&cluster, 1, "", "second", "rw");
@@ -400,6 +401,7 @@ fn only_root_may_mount() {
 
 /// A daemon that was killed leaves mounts that answer nothing: whatever comes next takes all of them away.
 #[test]
+#[ignore = "long"]
 fn no_dead_mount_stays() {
     let cluster = Cluster::up(3);
     let config = cluster.dir().join("n1").join("quorumfs.toml");

@@ -31,6 +31,7 @@ fn read_elsewhere(path: &Path) -> thread::JoinHandle<std::io::Result<Vec<u8>>> {
 /// The quorum is stopped: an eventual mount goes on with what it has, a bounded one until its state may be
 /// too old, a strong one no longer than its lease. Afterwards all show what is new.
 #[test]
+#[ignore = "long"]
 fn mounts_without_a_quorum_show_what_they_have_promised() {
     let cluster = Cluster::up(3);
     let strong = cluster.mount(1);

@@ -340,6 +340,7 @@ fn fill(file: &File, from: u64) -> u64 {
 /// ENOSPC comes to whoever writes, not to the daemons; what was acknowledged is there; what was reserved
 /// can be written; names go; and when there is room again, writing goes on.
 #[test]
+#[ignore = "long"]
 fn full_disks_are_told_to_programs_and_harm_nobody() {
     const RESERVED: u64 = 8 * MIB;
     let (cluster, _disks) = cluster_on_small_disks(3, 320 * MIB);
@@ -417,6 +418,7 @@ fn full_disks_are_told_to_programs_and_harm_nobody() {
 /// A replica whose own disk is full while a quorum has room stops, and says why; the others go on. With
 /// room it goes on where it stopped.
 #[test]
+#[ignore = "long"]
 fn a_replica_without_room_stops_unharmed() {
     let mut disk = None;
     let cluster = Cluster::up_in(3, |dir| {

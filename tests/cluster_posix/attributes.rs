@@ -98,6 +98,7 @@ const CHANGES: [&str; 10] = [
 ];
 
 #[test]
+#[ignore = "long"]
 fn suid_sgid_and_capabilities_go_as_elsewhere() {
     let cluster = Cluster::up(3);
     let mut beside = Beside::new(&cluster, "suid");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::support::{Cluster, PATIENCE, quorumfs, succeed, text, tool, wait_until};
+use super::support::{Cluster, succeed, text, tool};
 
 /// How many leaders have to die while the suite runs.
 const KILLS: usize = 10;
@@ -78,26 +78,12 @@ fn pjdfstest_while_leaders_die() {
 /// that moment.
 fn kill_leader(cluster: &Cluster, running: &AtomicBool) -> bool {
     thread::sleep(REIGN);
-    let leader = cluster.leader();
-    if leader == OWN {
-        let nodes = cluster.status().nodes;
-        let own = nodes.iter().find(|node| node.id == OWN).expect("a node of the cluster");
-        succeed(quorumfs().args(["leader", "transfer", "--addr", &own.address]));
-        wait_for_other_leader(cluster, OWN);
-        return false;
-    }
+    let leader = cluster.leader_beside(OWN);
     let ran = running.load(Ordering::Relaxed);
     cluster.kill(leader, "KILL");
-    wait_for_other_leader(cluster, leader);
+    cluster.leader_other_than(leader);
     cluster.start(leader);
     ran
-}
-
-fn wait_for_other_leader(cluster: &Cluster, old: u64) {
-    wait_until(PATIENCE, "another leader", || {
-        let leader = cluster.status().leader;
-        (leader != 0 && leader != old).then_some(())
-    });
 }
 
 impl Suite {

@@ -96,6 +96,22 @@ impl Cluster {
         })
     }
 
+    /// Waits until another node than this one leads.
+    pub fn leader_other_than(&self, old: u64) -> u64 {
+        wait_until(PATIENCE, "another leader", || {
+            let leader = self.status().leader;
+            (leader != 0 && leader != old).then_some(leader)
+        })
+    }
+
+    /// The leader, which is not this node: it hands over if it is.
+    pub fn leader_beside(&self, own: u64) -> u64 {
+        if self.leader() == own {
+            succeed(quorumfs().args(["leader", "transfer", "--addr", &self.address(own)]));
+        }
+        self.leader_other_than(own)
+    }
+
     /// Where a node's daemon listens.
     pub fn address(&self, node: u64) -> String {
         let nodes = self.status().nodes;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::PATIENCE;
 
-/// A running `locker.py`. Killed when dropped.
+/// A running `locker.py`, or another one of its kind. Killed when dropped.
 #[derive(Debug)]
 pub struct Program {
     child: Child,
@@ -19,12 +19,13 @@ pub struct Program {
 impl Program {
     pub fn start() -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/locker.py");
-        let mut child = Command::new("python3")
-            .arg(script)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3 runs");
+        Self::spawn(Command::new("python3").arg(script))
+    }
+
+    /// One that prints a line for each that it reads.
+    pub fn spawn(command: &mut Command) -> Self {
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let input = child.stdin.take().expect("piped");
         let output = BufReader::new(child.stdout.take().expect("piped"));
         let (send, answers) = channel();

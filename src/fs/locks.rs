@@ -57,12 +57,6 @@ impl LockTable {
         self.held.is_empty()
     }
 
-    /// Whether an owner has a lock.
-    #[must_use]
-    pub fn is_held_by(&self, owner: (u64, u64)) -> bool {
-        self.held.iter().any(|lock| lock.owner_key() == owner)
-    }
-
     /// Whether all locks are of one session.
     pub(super) fn is_only_of(&self, session: SessionId) -> bool {
         self.held.iter().all(|lock| lock.session == session.0)

@@ -120,7 +120,7 @@ impl Lockers {
     }
 
     /// A handle is gone: the owners that used it.
-    fn close(&self, handle: u64) -> Vec<u64> {
+    fn close(&self, handle: u64, session: SessionId) -> Vec<u64> {
         let mut closed = Vec::new();
         self.retain(|locker| {
             let used = locker.handles.contains(&handle);
@@ -129,8 +129,8 @@ impl Lockers {
                 // What it took with others is gone too, and if it was lost, they still have to say so.
                 locker.handles.retain(|other| *other != handle);
             }
-            let is_lost = locker.session.is_none() && !locker.handles.is_empty();
-            !used || locker.asking > 0 || (locker.holds && is_lost)
+            let is_lost = locker.holds && locker.session != Some(session);
+            !used || locker.asking > 0 || (is_lost && !locker.handles.is_empty())
         });
         closed
     }
@@ -257,7 +257,7 @@ impl Core {
         if !buffer.lockers.any() {
             return;
         }
-        for owner in buffer.lockers.close(handle) {
+        for owner in buffer.lockers.close(handle, self.node.session()) {
             if let Err(error) = self.node.unlock(buffer.ino, owner, 0, WHOLE_FILE).await {
                 tracing::warn!(ino = %buffer.ino, owner, %error, "the locks of a closed file stay for now");
                 self.node.unlock_later(buffer.ino, owner);
@@ -375,7 +375,10 @@ mod tests {
         lockers.answered(7, 70, Some(TWO));
         lockers.leave(7, TWO, 3);
         assert!(lockers.are_lost(70, TWO), "what it does in the new session changes nothing");
-        assert_eq!(lockers.close(71), [7]);
+        assert_eq!(lockers.close(71, TWO), [7]);
+        assert!(lockers.are_lost(70, TWO), "closing one handle does not make up for the other");
+        assert_eq!(lockers.close(70, TWO), [7]);
+        assert!(!lockers.any());
     }
 
     /// A lock that is granted while the same owner unlocks everything is still known.
@@ -403,9 +406,9 @@ mod tests {
         }
         lockers.doubt(7);
         assert!(lockers.are_lost(70, ONE));
-        assert_eq!(lockers.close(70), [7]);
+        assert_eq!(lockers.close(70, ONE), [7]);
         assert!(lockers.are_lost(71, ONE), "closing one handle does not make up for it");
-        assert_eq!(lockers.close(71), [7]);
+        assert_eq!(lockers.close(71, ONE), [7]);
         assert!(!lockers.any());
     }
 }

@@ -115,11 +115,7 @@ impl Handle {
     /// Proposes a mutation that resolves once it may be acknowledged: committed, applied here, and
     /// applied by every node of the roster. Never blocks; order among mutations in flight at once is
     /// not kept.
-    pub fn mutate(&self, op: proto::command::Op) -> Pending {
-        self.submit(op, Wait::Roster, None)
-    }
-
-    /// The same; it fails where the mount's session is not `only_in` any more.
+    /// It fails where the mount's session is not `only_in` any more.
     pub fn mutate_in(&self, only_in: Option<SessionId>, op: proto::command::Op) -> Pending {
         self.submit_in(only_in, op, Wait::Roster, None)
     }

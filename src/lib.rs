@@ -15,7 +15,7 @@
 //!
 //! **A mutation** (create, rename, setattr …). `mount` builds a command in which everything that could
 //! differ between replicas is already decided (times, inode numbers, owners) and proposes it through
-//! [`node::Handle::mutate`]. The core forwards it to the leader, whose log entry is persisted by a
+//! [`node::Handle::mutate_in`]. The core forwards it to the leader, whose log entry is persisted by a
 //! quorum; each replica's apply thread runs [`fs::apply`] on it, writes one batch to the state, and makes
 //! sure that its kernel serves nothing older. Then it tells the others the index that it shows. The
 //! lowest such index over the roster is the *stable index*; once it reaches the entry, the core lets the

@@ -1,10 +1,12 @@
 //! The core: inputs in, effects out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{GetEntriesContext, RawNode, StateRole, Storage};
 
+use super::commits::Commits;
 use super::keeper::{Beat, Keeper};
 use super::lease::Lease;
 use super::log_view::LogView;
@@ -17,6 +19,8 @@ use crate::types::{LogIndex, Monotonic, NodeId, Position, SessionId, Term};
 
 /// A batch of proposals goes out in messages of about this many bytes.
 pub(super) const MESSAGE_BYTES: usize = 1 << 20;
+/// A disk that took no longer for the last write is not worth a message of its own to those who wait.
+const QUICK_DISK: Duration = Duration::from_millis(1);
 /// What a node shows is said again every so many ticks, for those who missed it.
 const REPEAT_TICKS: u64 = 4;
 
@@ -56,7 +60,9 @@ pub struct Core<S: Storage> {
     pub(super) effects: VecDeque<Effect>,
 
     /// Numbers of `Persist` effects without an answer, and what may go out only after one.
-    pub(super) persisting: VecDeque<u64>,
+    pub(super) persisting: VecDeque<(u64, Monotonic)>,
+    /// How long the disk took for the last one.
+    pub(super) persist_took: Duration,
     pub(super) held: VecDeque<(u64, Vec<Message>)>,
     pub(super) last_ready: u64,
     pub(super) hard_state: Option<HardState>,
@@ -90,6 +96,9 @@ pub struct Core<S: Storage> {
     pub(super) asked_by: BTreeMap<NodeId, LogIndex>,
     /// The highest index that this node has asked the others for.
     pub(super) asked_for: LogIndex,
+    pub(super) commits: Commits,
+    /// The last received entry that changes the membership.
+    pub(super) last_membership_change: LogIndex,
     /// The last acknowledgement of entries to a leader: term, index, when.
     pub(super) answered: (u64, u64, Monotonic),
 }
@@ -118,6 +127,8 @@ impl<S: Storage> Core<S> {
             pre_vote: true,
             max_uncommitted_size: 4 * config.max_in_flight_bytes as u64,
             max_committed_size_per_ready: 4 << 20,
+            // Who waits for it is told, see `commits`.
+            skip_bcast_commit: true,
             ..raft::Config::default()
         };
         let view = LogView::new(log, boot.conf_state.clone(), config.kept_log_bytes);
@@ -132,6 +143,7 @@ impl<S: Storage> Core<S> {
             ticks: 0,
             effects: VecDeque::new(),
             persisting: VecDeque::new(),
+            persist_took: Duration::ZERO,
             held: VecDeque::new(),
             last_ready: 0,
             hard_state: None,
@@ -153,6 +165,8 @@ impl<S: Storage> Core<S> {
             untold: BTreeSet::new(),
             asked_by: BTreeMap::new(),
             asked_for: LogIndex(0),
+            commits: Commits::default(),
+            last_membership_change: LogIndex(0),
             answered: (0, 0, Monotonic::default()),
             config,
         };
@@ -306,6 +320,7 @@ impl<S: Storage> Core<S> {
             self.effects.push_back(Effect::Expire { session });
         }
         if self.is_leader() {
+            self.spread_commit_to_all();
             self.reconcile_membership();
             self.yield_if_stuck();
         }
@@ -327,12 +342,8 @@ impl<S: Storage> Core<S> {
             PeerMessage::HeartbeatAck { session, number } => {
                 self.lease.renewed(session, number, self.config.session_ttl);
             }
-            PeerMessage::Ask { index } if index <= self.applied.index.max(self.claim().index) => {
-                self.tell_now.insert(from);
-            }
-            PeerMessage::Ask { index } => {
-                self.asked_by.insert(from, index);
-            }
+            PeerMessage::Ask { index } => self.asked(from, index),
+            PeerMessage::Commit { durable, commit } => self.hear_commit(from, durable, commit),
             PeerMessage::LogCut { first_index } => {
                 self.effects.push_back(Effect::LogWasCut { first_index });
             }
@@ -348,7 +359,20 @@ impl<S: Storage> Core<S> {
         }
     }
 
-    /// A read here waits for `index` to be stable: asks those who are not known to show it, once.
+    /// A peer has a read that waits for `index`.
+    fn asked(&mut self, from: NodeId, index: LogIndex) {
+        if self.is_leader() {
+            self.want_commit(from, index);
+        }
+        if index <= self.applied.index.max(self.claim().index) {
+            self.tell_now.insert(from);
+        } else {
+            self.asked_by.insert(from, index);
+        }
+    }
+
+    /// A read here waits for `index` to be stable: asks those who are not known to show it, and the leader
+    /// where it is not known here to be committed; once.
     fn ask(&mut self, index: LogIndex) {
         if index <= self.asked_for.max(self.stable) {
             return;
@@ -356,7 +380,11 @@ impl<S: Storage> Core<S> {
         self.asked_for = index;
         let own = self.config.node;
         let behind = self.roster.covered(self.term()).filter(|(_, covered)| *covered < index);
-        let to: BTreeSet<_> = behind.map(|(node, _)| node).filter(|node| *node != own).collect();
+        let mut to: BTreeSet<_> = behind.map(|(node, _)| node).collect();
+        if self.commit_index() < index {
+            to.insert(self.role.2);
+        }
+        to.retain(|node| *node != own && *node != NodeId(0));
         let ask = |to| Effect::Send { to, message: PeerMessage::Ask { index } };
         self.effects.extend(to.into_iter().map(ask));
     }
@@ -367,16 +395,17 @@ impl<S: Storage> Core<S> {
     }
 
     pub(super) fn persisted(&mut self, number: u64) {
-        while self.persisting.front().is_some_and(|first| *first <= number) {
-            self.persisting.pop_front();
+        while let Some((_, since)) = self.persisting.pop_front_if(|(first, _)| *first <= number) {
+            self.persist_took = self.now.since(since);
         }
         // Whatever was handed out before the next write that is still under way needs nothing more.
-        let done = self.persisting.front().map_or(self.last_ready, |next| next - 1);
+        let done = self.persisting.front().map_or(self.last_ready, |(next, _)| next - 1);
         self.raft.on_persist_ready(done);
         while self.held.front().is_some_and(|(number, _)| *number <= done) {
             let (_, messages) = self.held.pop_front().expect("the loop has just seen it");
             self.send_all(messages);
         }
+        self.count_commit();
     }
 
     fn note_applied(&mut self, applied: Position, sessions: &[SessionChange]) {
@@ -428,9 +457,15 @@ impl<S: Storage> Core<S> {
     fn tell_proposer(&mut self, session: SessionId, index: LogIndex) {
         let Some(node) = self.roster.node_of(session) else { return };
         let told = self.told.get(&node).copied().unwrap_or_default();
-        if told.term != self.term() || told.index < index {
+        let knows = told.term == self.term() && told.index >= index;
+        if !knows && !self.will_acknowledge(node) && !self.will_tell_commit(node, index) {
             self.tell_now.insert(node);
         }
+    }
+
+    /// Whether a leader is going to be sent an acknowledgement very soon, with which news can travel.
+    fn will_acknowledge(&self, node: NodeId) -> bool {
+        node == self.role.2 && !self.persisting.is_empty() && self.persist_took <= QUICK_DISK
     }
 
     fn transfer(&mut self, to: Option<NodeId>) {
@@ -478,8 +513,8 @@ impl<S: Storage> Core<S> {
         let _ = self.raft.step(message);
     }
 
-    /// Takes a message of a peer in, and notes how much of this node's log a leader has confirmed by it: all
-    /// up to the last entry that it names, where that is here.
+    /// Takes a message of a peer in. Notes who waits for what it proposes, and how much of this node's log a
+    /// leader has confirmed by it: all up to the last entry that it names, where that is here.
     fn step_and_verify(&mut self, message: Message) {
         let named = (message.get_msg_type() == MessageType::MsgAppend).then(|| {
             let last = message.entries.last();
@@ -487,7 +522,11 @@ impl<S: Storage> Core<S> {
                 last.map_or((message.index, message.log_term), |last| (last.index, last.term));
             (Claim { term: Term(message.term), index: LogIndex(index) }, term)
         });
+        let (from, kind) = (NodeId(message.from), message.get_msg_type());
         self.step(message);
+        if kind == MessageType::MsgPropose && self.is_leader() {
+            self.want_commit(from, self.last_index());
+        }
         let Some((claim, entry_term)) = named else { return };
         if claim.term != self.term() || self.is_leader() {
             return;

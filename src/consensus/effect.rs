@@ -128,6 +128,13 @@ pub enum PeerMessage {
         /// The index.
         index: LogIndex,
     },
+    /// How far the log of a term is known to the sender to be on disks.
+    Commit {
+        /// On the sender's own.
+        durable: Claim,
+        /// On those of a quorum, and so committed.
+        commit: LogIndex,
+    },
     /// The receiver needs entries that the sender no longer has.
     LogCut {
         /// The first entry that the sender has.

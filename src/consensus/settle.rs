@@ -21,6 +21,7 @@ impl<S: Storage> Core<S> {
             self.take_ready()?;
         }
         self.note_role();
+        self.spread_commit();
         for beat in self.keeper.renew(self.now, self.applied.index, &self.roster) {
             self.renewed(beat);
         }
@@ -66,7 +67,7 @@ impl<S: Storage> Core<S> {
         self.raft.advance_append_async(ready);
         self.held.push_back((number, after));
         if write {
-            self.persisting.push_back(number);
+            self.persisting.push_back((number, self.now));
             let hard_state = self.hard_state.take();
             self.effects.push_back(Effect::Persist { number, entries, hard_state });
         } else if self.persisting.is_empty() {
@@ -79,6 +80,10 @@ impl<S: Storage> Core<S> {
     /// Has the mount forget what these entries will change once they are committed.
     pub(super) fn invalidate(&mut self, entries: &[Entry]) -> Option<Effect> {
         let before = LogIndex(entries.first()?.index - 1);
+        let changes_members = |entry: &&Entry| entry.get_entry_type() != EntryType::EntryNormal;
+        if let Some(entry) = entries.iter().rev().find(changes_members) {
+            self.last_membership_change = self.last_membership_change.max(LogIndex(entry.index));
+        }
         self.invalidated = self.invalidated.min(before);
         self.asked_for = self.asked_for.min(before);
         let received = entries.iter().map(|entry| Received {
@@ -166,6 +171,9 @@ impl<S: Storage> Core<S> {
         let new_leader = (now.1, now.2) != (self.role.1, self.role.2) && now.2 != NodeId(0);
         self.role = now;
         self.keeper.set_leading(role == Role::Leader);
+        if role == Role::Leader {
+            self.begin_reign();
+        }
         if new_leader {
             // What the last one was sent may be lost.
             self.proposals.retry(self.now);

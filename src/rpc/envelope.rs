@@ -3,7 +3,9 @@
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
-use super::peer::{Ask, Envelope, Heartbeat, HeartbeatAck, LogCut, Space, Visible, envelope::Body};
+use super::peer::{
+    Ask, Commit, Envelope, Heartbeat, HeartbeatAck, LogCut, Space, Visible, envelope::Body,
+};
 use crate::consensus::{Claim, PeerMessage};
 use crate::node::{self, SpaceReport};
 use crate::types::{LogIndex, SessionId, Term, VolumeId};
@@ -49,6 +51,11 @@ fn body_of_core(message: PeerMessage) -> Body {
             Body::HeartbeatAck(HeartbeatAck { session: session.0, number })
         }
         PeerMessage::Ask { index } => Body::Ask(Ask { index: index.0 }),
+        PeerMessage::Commit { durable, commit } => Body::Commit(Commit {
+            term: durable.term.0,
+            durable: durable.index.0,
+            commit: commit.0,
+        }),
         PeerMessage::LogCut { first_index } => Body::LogCut(LogCut { first_index: first_index.0 }),
     }
 }
@@ -80,6 +87,10 @@ pub(super) fn decode(envelope: Envelope) -> Result<node::ToPeer, EnvelopeError> 
             PeerMessage::HeartbeatAck { session: SessionId(session), number }
         }
         Body::Ask(Ask { index }) => PeerMessage::Ask { index: LogIndex(index) },
+        Body::Commit(Commit { term, durable, commit }) => PeerMessage::Commit {
+            durable: Claim { term: Term(term), index: LogIndex(durable) },
+            commit: LogIndex(commit),
+        },
         Body::LogCut(LogCut { first_index }) => {
             PeerMessage::LogCut { first_index: LogIndex(first_index) }
         }

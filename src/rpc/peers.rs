@@ -223,6 +223,7 @@ fn size_of_message(message: &ToPeer) -> usize {
             | PeerMessage::Ask { .. }
             | PeerMessage::Heartbeat { .. }
             | PeerMessage::HeartbeatAck { .. }
+            | PeerMessage::Commit { .. }
             | PeerMessage::LogCut { .. },
         )
         | ToPeer::Space(_) => 64,

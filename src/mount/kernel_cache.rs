@@ -78,6 +78,18 @@ struct Names {
     in_flight: HashMap<Ino, usize>,
 }
 
+impl Names {
+    fn action(&self, directory: Ino, existed: bool, now: Instant) -> NameAction {
+        if !existed || !self.given.is_live(directory, now) {
+            NameAction::Nothing
+        } else if self.in_flight.contains_key(&directory) {
+            NameAction::BumpEpoch
+        } else {
+            NameAction::Invalidate
+        }
+    }
+}
+
 impl KernelCache {
     /// An operation is going to give attributes of `ino`. To be called before it reads them.
     pub(super) fn give_attributes(&self, ino: Ino, now: Instant, lease_left: Duration) -> Grant {
@@ -143,14 +155,12 @@ impl KernelCache {
     pub(super) fn name_changed(&self, directory: Ino, existed: bool, now: Instant) -> NameAction {
         let mut names = self.names.lock();
         names.lately.note(directory, now + LATELY, now);
-        if !existed || !names.given.is_live(directory, now) {
-            return NameAction::Nothing;
-        }
-        if names.in_flight.contains_key(&directory) {
-            NameAction::BumpEpoch
-        } else {
-            NameAction::Invalidate
-        }
+        names.action(directory, existed, now)
+    }
+
+    /// What [`Self::name_changed`] would ask for.
+    pub(super) fn action(&self, directory: Ino, existed: bool, now: Instant) -> NameAction {
+        self.names.lock().action(directory, existed, now)
     }
 
     /// The epoch was bumped: the kernel has no names.

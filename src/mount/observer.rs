@@ -18,6 +18,17 @@ impl Observer for Core {
         self.forget(own, changes);
     }
 
+    fn may_wait(&self, own: bool, changes: &[Change]) -> bool {
+        let now = Instant::now();
+        changes.iter().any(|change| match change {
+            Change::Name { parent, existed, .. } => {
+                !self.is_expected(own, *parent, *existed)
+                    && self.cache.action(*parent, *existed, now) == NameAction::Invalidate
+            }
+            _ => false,
+        })
+    }
+
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]) {
         for change in changes {
             match change {
@@ -117,10 +128,14 @@ impl Core {
     /// For our own changes too: the kernel goes on serving the old name until it has the reply, and
     /// others may show the change before. Names that are new it has not cached.
     fn name_changed(&self, own: bool, parent: Ino, existed: bool, now: Instant) -> NameAction {
-        if own && !existed && !self.cache.is_doubtful(parent) {
+        if self.is_expected(own, parent, existed) {
             return NameAction::Nothing;
         }
         self.cache.name_changed(parent, existed, now)
+    }
+
+    fn is_expected(&self, own: bool, parent: Ino, existed: bool) -> bool {
+        own && !existed && !self.cache.is_doubtful(parent)
     }
 
     fn drop_names(&self, names: Vec<Name>, bump: bool) {

@@ -1,16 +1,15 @@
-//! The thread that applies committed entries: state, backing files, and the mount's caches. Already when
-//! they are received it has the mount forget what they will change.
+//! The thread that applies committed entries: state, backing files, and the mount's caches.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 
+use super::invalidate::invalidate;
 use super::shared::Shared;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
-use crate::fs::proto::{self, command::Op};
+use crate::fs::proto;
 use crate::fs::{self, Applied, Change, Overlay};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId};
@@ -20,7 +19,7 @@ const ROUND: usize = 512;
 
 /// Why entries could not be applied. The replica must stop: it would differ from the others.
 #[derive(Debug, thiserror::Error)]
-enum ApplyError {
+pub(super) enum ApplyError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(
@@ -122,44 +121,12 @@ impl Inbox {
     /// What was received comes first: some of it may be committed already.
     fn carry_out(self, shared: &Shared) -> Result<(), ApplyError> {
         for entries in &self.received {
-            invalidate(shared, entries)?;
+            let input = invalidate(shared, entries)?;
+            shared.received.applier_has_invalidated();
+            shared.input(input);
         }
         apply_round(shared, &self.committed, self.shown_by_others)
     }
-}
-
-/// Before others may hear that this node serves nothing older than these entries, reads of what they change
-/// must wait, and its kernel must have forgotten it: in this order.
-fn invalidate(shared: &Shared, entries: &[Received]) -> Result<(), ApplyError> {
-    let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
-    if first.position.index <= shared.received.last() {
-        shared.received.replace(first.position.index);
-        shared.gate.look_again();
-    }
-    let mut sessions = BTreeSet::new();
-    let mut changes = Vec::new();
-    for Received { position, data } in entries.iter().filter(|entry| !entry.data.is_empty()) {
-        let command = decode(position.index, data)?;
-        sessions.insert(SessionId(command.session));
-        let proposer = shared.mutations.proposer(key_of(&command));
-        let mut unapplied = shared.received.unapplied.write();
-        let marked = unapplied.receive(&shared.state, position.index, &command, proposer)?;
-        let writes = matches!(command.op, Some(Op::Write(_)));
-        changes.push((proposer, writes, marked));
-    }
-    shared.received.up_to(last.position.index);
-    // Whoever begins to observe after this finds the marks.
-    for (mount, observer) in shared.observers.all().iter() {
-        for (proposer, writes, changes) in &changes {
-            let own = *proposer == Some(*mount);
-            // It shows the bytes that it writes.
-            if !(own && *writes) {
-                observer.received(own, changes);
-            }
-        }
-    }
-    shared.input(Input::Invalidated { last: last.position, sessions });
-    Ok(())
 }
 
 fn apply_round(
@@ -186,16 +153,26 @@ fn apply_round(
     for (node, address) in &round.members {
         shared.transport.learn(*node, address);
     }
-    if shown_by_others && round.sessions.is_empty() {
+    let answered = shown_by_others && round.sessions.is_empty();
+    if answered {
         answer(shared, index, &round.commands);
     }
-    shared.input(Input::Applied {
+    let own = shared.mutations.session();
+    let waits = |session| !answered && (session == own || session == SessionId::CLUSTER);
+    let somebody_waits = round.commands.iter().any(|(key, _)| waits(key.session))
+        || !round.sessions.is_empty()
+        || !round.members.is_empty();
+    shared.input_later(Input::Applied {
         index,
         term: last.position.term,
         commands: round.commands,
         sessions: round.sessions,
         members: round.members.into_iter().map(|(node, _)| node).collect(),
     });
+    // Who comes to wait after this is looked at has the driver look by what it asks for.
+    if somebody_waits || shared.gate.is_watched() {
+        shared.look_at_late();
+    }
     Ok(())
 }
 
@@ -211,11 +188,11 @@ fn answer(shared: &Shared, stable: LogIndex, commands: &[(ProposalKey, LogIndex)
     ANSWERS.set(false);
 }
 
-fn key_of(command: &proto::Command) -> ProposalKey {
+pub(super) fn key_of(command: &proto::Command) -> ProposalKey {
     ProposalKey { session: SessionId(command.session), seq: Seq(command.seq) }
 }
 
-fn decode(index: LogIndex, data: &bytes::Bytes) -> Result<proto::Command, ApplyError> {
+pub(super) fn decode(index: LogIndex, data: &bytes::Bytes) -> Result<proto::Command, ApplyError> {
     fs::decode(data.clone()).map_err(|source| ApplyError::Undecodable { index, source })
 }
 

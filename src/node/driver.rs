@@ -12,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::apply::Work;
 use super::clock;
+use super::invalidate::try_invalidate;
 use super::log_writer::Write;
 use super::shared::{Shared, ToDriver};
 use super::status::RaftStatus;
@@ -55,14 +56,19 @@ impl Driver {
         loop {
             tokio::select! {
                 biased;
-                _ = ticks.tick() => self.tick()?,
+                _ = ticks.tick() => {
+                    self.take_late()?;
+                    self.tick()?;
+                }
                 received = self.inbox.recv_many(&mut batch, BATCH) => {
                     if received == 0 {
                         return Ok(());
                     }
+                    self.take_late()?;
                     for message in batch.drain(..) {
                         match message {
                             ToDriver::Input(input) => self.core.handle(clock::monotonic(), input)?,
+                            ToDriver::Late => {}
                             // Whoever asked may be gone.
                             ToDriver::Status(answer) => drop(answer.send(self.status())),
                             ToDriver::Stop => return Ok(()),
@@ -72,6 +78,14 @@ impl Driver {
             }
             self.carry_out().await?;
         }
+    }
+
+    /// What came later than it could have is older than what is taken in after it.
+    fn take_late(&mut self) -> Result<(), CoreError> {
+        for input in self.shared.take_late() {
+            self.core.handle(clock::monotonic(), input)?;
+        }
+        Ok(())
     }
 
     fn tick(&mut self) -> Result<(), CoreError> {
@@ -106,6 +120,10 @@ impl Driver {
             let mut sent = false;
             while let Some(effect) = self.core.poll_effect()? {
                 match effect {
+                    // Programs wait for these answers.
+                    Effect::Apply { shown_by_others: true, .. } if for_disk.is_empty() => {
+                        self.hand_over(effect)?;
+                    }
                     Effect::Persist { .. } | Effect::Invalidate { .. } | Effect::Apply { .. } => {
                         for_disk.push(effect);
                     }
@@ -125,23 +143,30 @@ impl Driver {
                 }
             }
             for effect in for_disk.drain(..) {
-                self.hand_over(effect);
+                self.hand_over(effect)?;
             }
         }
     }
 
     /// To the threads that work on the disk. One that is gone has said why.
-    fn hand_over(&self, effect: Effect) {
+    fn hand_over(&mut self, effect: Effect) -> Result<(), CoreError> {
         match effect {
             Effect::Persist { number, entries, hard_state } => {
                 let _ = self.log.send(Write { number, entries, hard_state });
             }
-            Effect::Invalidate { entries } => drop(self.apply.send(Work::Invalidate(entries))),
+            Effect::Invalidate { entries } => {
+                if let Some(input) = try_invalidate(&self.shared, &entries) {
+                    return self.core.handle(clock::monotonic(), input);
+                }
+                self.shared.received.leave_to_applier();
+                let _ = self.apply.send(Work::Invalidate(entries));
+            }
             Effect::Apply { entries, shown_by_others } => {
                 let _ = self.apply.send(Work::Apply { entries, shown_by_others });
             }
             other => unreachable!("not for a disk: {other:?}"),
         }
+        Ok(())
     }
 
     fn carry_out_here(&mut self, effect: &Effect) -> Result<(), CoreError> {

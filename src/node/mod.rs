@@ -5,7 +5,7 @@
 //!
 //! | thread | does |
 //! |---|---|
-//! | `core` | the streams to the peers, and the task that owns the core; never blocks |
+//! | `core` | the streams to the peers, and the task that owns the core; never blocks; has the mount forget what received entries will change, where that waits for nothing |
 //! | `log` | appends to the Raft log and syncs it, as one write for all that waits |
 //! | `apply` | has the mount forget what received entries will change; applies committed ones: backing files, state |
 //! | `snapshot` | writes snapshot files and cuts the log behind them |
@@ -14,6 +14,7 @@ mod apply;
 mod clock;
 mod driver;
 mod handle;
+mod invalidate;
 mod locks;
 mod log_writer;
 mod look;

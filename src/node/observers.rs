@@ -18,6 +18,9 @@ pub trait Observer: Send + Sync {
     /// now on until it is applied.
     fn received(&self, own: bool, changes: &[Change]);
 
+    /// Whether [`Self::received`] may have to wait for the kernel.
+    fn may_wait(&self, own: bool, changes: &[Change]) -> bool;
+
     /// These changes were applied at `index`.
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]);
 
@@ -85,6 +88,10 @@ mod tests {
 
     impl Observer for Holder {
         fn received(&self, _own: bool, _changes: &[Change]) {}
+        fn may_wait(&self, _own: bool, _changes: &[Change]) -> bool {
+            false
+        }
+
         fn applied(&self, _index: LogIndex, _own: bool, _changes: &[Change]) {}
         fn lease_lost(&self) {}
         fn session_changed(&self, _session: SessionId) {}

@@ -1,7 +1,7 @@
 //! What the node's threads and its [`super::Handle`]s share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -25,6 +25,8 @@ use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
 pub(super) enum ToDriver {
     /// For the core.
     Input(Input),
+    /// What has come in through [`Shared::input_later`].
+    Late,
     /// What `status` shows of the core.
     Status(tokio::sync::oneshot::Sender<RaftStatus>),
     /// End.
@@ -46,6 +48,8 @@ pub(super) struct Shared {
     pub(super) space: Space,
     pub(super) cuts: Cuts,
     pub(super) received: Received,
+    /// Inputs that nobody waits for.
+    pub(super) late: Mutex<Vec<Input>>,
     /// A snapshot is due when the log has this many bytes; 0: not known yet.
     pub(super) next_snapshot: AtomicU64,
     pub(super) log: RaftLog,
@@ -67,6 +71,21 @@ impl Shared {
     pub(super) fn input(&self, input: Input) {
         // The driver has ended: the daemon is stopping, and nobody waits for this any more.
         let _ = self.driver.send(ToDriver::Input(input));
+    }
+
+    /// The core takes it in with the next input, or at the next tick: nobody waits for it.
+    pub(super) fn input_later(&self, input: Input) {
+        self.late.lock().push(input);
+    }
+
+    /// The core is to take in what was to come later.
+    pub(super) fn look_at_late(&self) {
+        let _ = self.driver.send(ToDriver::Late);
+    }
+
+    /// What has come in through [`Self::input_later`]; older than any input that is received after this.
+    pub(super) fn take_late(&self) -> Vec<Input> {
+        std::mem::take(&mut *self.late.lock())
     }
 
     pub(super) fn snapshot_is_due(&self) -> bool {
@@ -123,6 +142,8 @@ pub(super) struct Received {
     last: AtomicU64,
     /// How often some were replaced by others.
     replaced: AtomicU64,
+    /// How many batches the applier has yet to mark.
+    left_to_applier: AtomicUsize,
 }
 
 impl Received {
@@ -133,6 +154,19 @@ impl Received {
 
     pub(super) fn last(&self) -> LogIndex {
         LogIndex(self.last.load(Ordering::SeqCst))
+    }
+
+    /// Later entries must not be marked before the applier has marked these.
+    pub(super) fn leave_to_applier(&self) {
+        self.left_to_applier.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn applier_has_invalidated(&self) {
+        self.left_to_applier.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn applier_is_to_invalidate(&self) -> bool {
+        self.left_to_applier.load(Ordering::SeqCst) > 0
     }
 
     /// Entries from `first` on are replaced.
@@ -175,7 +209,7 @@ impl Gate {
 
     /// Wakes whoever waits, where anybody does.
     pub(super) fn look_again(&self) {
-        if self.changed.receiver_count() > 0 {
+        if self.is_watched() {
             self.changed.send_replace(());
         }
     }
@@ -185,6 +219,11 @@ impl Gate {
             lease_until: Monotonic(self.lease_until.load(Ordering::Acquire)),
             stable: LogIndex(self.stable.load(Ordering::Acquire)),
         }
+    }
+
+    /// Whether a read or an acknowledgement waits.
+    pub(super) fn is_watched(&self) -> bool {
+        self.changed.receiver_count() > 0
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<()> {

@@ -110,6 +110,7 @@ impl Node {
             space: Space::new(node, config.reserve),
             cuts: Cuts::default(),
             received: Received::default(),
+            late: Mutex::default(),
             next_snapshot: AtomicU64::new(0),
             log: recovered.log,
             config,

@@ -37,4 +37,4 @@ pub use point::AppliedPoint;
 pub use recover::{Rebuilt, Recovered, rebuild_state, recover};
 pub use snapshot::{SnapshotHeader, SnapshotPairs, latest_snapshot, read_snapshot, write_snapshot};
 pub use space::Seek;
-pub use state::{State, StateRead};
+pub use state::{InMemory, NotInMemory, State, StateRead};

@@ -73,6 +73,12 @@ impl Records {
         Ok(value)
     }
 
+    /// The same, only where it is in memory. Needs no lock of the caller's: what it finds was the newest at
+    /// some moment of the call.
+    pub(super) fn get_in_memory(&self, key: &[u8]) -> Option<Known> {
+        self.shard(key).lock().get(key).cloned()
+    }
+
     /// At most `limit` pairs of a range of keys, ascending.
     pub(super) fn scan(
         &self,

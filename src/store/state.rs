@@ -12,7 +12,7 @@ use raft::eraftpb::ConfState;
 use super::export::{Cursor, Export};
 use super::point::{AppliedPoint, Point};
 use super::records::Records;
-use crate::fs::{Batch, Digest, Pair, View};
+use crate::fs::{Batch, CorruptRecord, Digest, Pair, View};
 use crate::store::StoreError;
 use crate::types::{LogIndex, Term};
 
@@ -104,6 +104,13 @@ impl State {
         StateRead { state: self, point: self.point.read() }
     }
 
+    /// What of the newest state is in memory, for whoever must wait neither for a disk nor for an apply
+    /// round: during a round it may show some of its changes and not others.
+    #[must_use]
+    pub fn in_memory(&self) -> InMemory<'_> {
+        InMemory(&self.records)
+    }
+
     /// Writes the changes of an apply round, and where it brings the state, in one atomic step. By the
     /// apply loop alone.
     ///
@@ -178,6 +185,33 @@ impl State {
             }
         }
         Ok(())
+    }
+}
+
+/// See [`State::in_memory`].
+#[derive(Debug)]
+pub struct InMemory<'a>(&'a Records);
+
+/// The disk has to be asked.
+#[derive(Debug)]
+pub struct NotInMemory;
+
+impl From<CorruptRecord> for NotInMemory {
+    fn from(_: CorruptRecord) -> Self {
+        // Whoever asks the disk finds it, too, and says so.
+        Self
+    }
+}
+
+impl View for InMemory<'_> {
+    type Error = NotInMemory;
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, NotInMemory> {
+        self.0.get_in_memory(key).ok_or(NotInMemory)
+    }
+
+    fn scan(&self, _from: &[u8], _to: &[u8], _limit: usize) -> Result<Vec<Pair>, NotInMemory> {
+        Err(NotInMemory)
     }
 }
 

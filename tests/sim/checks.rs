@@ -155,7 +155,7 @@ fn judge_log(world: &World, file: Ino, records: &[&Record]) {
 }
 
 fn judge_sizes(file: Ino, records: &[&Record], appended: &[(u64, &Record, bool)]) {
-    let mut sizes: Vec<(u64, u64, u64)> = Vec::new();
+    let mut sizes: Vec<(u64, u64, &Record)> = Vec::new();
     for record in records {
         let (Call::Size, Some((answered_at, Answer::Offset(size)))) = (record.call, record.answer)
         else {
@@ -168,12 +168,15 @@ fn judge_sizes(file: Ino, records: &[&Record], appended: &[(u64, &Record, bool)]
             assert!(seen || !must, "size {size} of {file} misses {append:?}: {record:?}");
             assert!(may || !seen, "size {size} of {file} foresees {append:?}: {record:?}");
         }
-        sizes.push((record.invoked, answered_at, size));
+        sizes.push((answered_at, size, record));
     }
-    for (invoked, _, size) in &sizes {
-        let before = sizes.iter().filter(|(_, answered_at, _)| answered_at < invoked);
-        let largest = before.map(|(_, _, size)| *size).max().unwrap_or(0);
-        assert!(largest <= *size, "{file} was seen with {largest} bytes and then with {size}");
+    for (_, size, record) in &sizes {
+        let before = sizes.iter().filter(|(answered_at, _, _)| *answered_at < record.invoked);
+        let largest = before.max_by_key(|(_, size, _)| *size);
+        assert!(
+            largest.is_none_or(|(_, largest, _)| largest <= size),
+            "{file} was seen with more bytes: {largest:?}, than it was later: {record:?}"
+        );
     }
 }
 

@@ -83,7 +83,9 @@ impl World {
     fn input(&mut self, node: usize, input: Input) {
         let now = self.nodes[node].clock.local(self.now);
         let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
-        let handled = daemon.core.handle(now, input);
+        let late = std::mem::take(&mut daemon.late);
+        let handled =
+            late.into_iter().chain([input]).try_for_each(|input| daemon.core.handle(now, input));
         handled.unwrap_or_else(|error| panic!("node {} stops: {error}", self.nodes[node].id));
     }
 
@@ -130,7 +132,14 @@ impl World {
             }
             Effect::Send { to, message } => self.send(node, to, &message),
             Effect::Invalidate { entries } => {
+                // By the driver itself, where nothing of it can wait.
+                let at_once = daemon.to_invalidate.is_empty() && self.random.chance(500);
                 daemon.to_invalidate.push_back(entries);
+                if at_once {
+                    self.coverage.count("invalidated by the driver");
+                    self.invalidate(node);
+                    return;
+                }
                 let delay = self.random.skewed(10 * MICRO, 2 * MILLI);
                 self.after(self.stuck_for(node, true) + delay, node, NodeEvent::Invalidate);
             }
@@ -316,14 +325,33 @@ impl World {
             Input::Applied { sessions, .. } => sessions.iter().filter_map(ended).collect(),
             _ => unreachable!("a round reports what was applied"),
         };
+        let nobody_waits = !self.somebody_waits(node, &round);
         if !round.answers.is_empty() {
             self.answer(node, round.last, &round.answers);
         }
-        self.input(node, round.report);
+        if nobody_waits && self.random.chance(800) {
+            self.coverage.count("told late what is applied");
+            self.nodes[node].daemon.as_mut().expect("as above").late.push(round.report);
+        } else {
+            self.input(node, round.report);
+        }
         for session in ended {
             self.session_ended(node, session);
         }
         self.wake_applier(node);
+    }
+
+    /// Whether anybody here waits for the core to hear of a round.
+    fn somebody_waits(&self, node: usize, round: &Round) -> bool {
+        let daemon = self.nodes[node].daemon.as_ref().expect("its applier runs");
+        let Input::Applied { commands, sessions, members, .. } = &round.report else {
+            unreachable!("a round reports what was applied")
+        };
+        let own = daemon.mount.session.unwrap_or_default();
+        let waits = |session| session == own || session == SessionId::CLUSTER;
+        let unanswered =
+            round.answers.is_empty() && commands.iter().any(|(key, _)| waits(key.session));
+        unanswered || !sessions.is_empty() || !members.is_empty()
     }
 
     /// Nobody waits for a session from here on, so it must not serve any more (none is closed here while

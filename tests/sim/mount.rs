@@ -116,6 +116,7 @@ impl World {
 
     fn read(&mut self, node: usize, client: usize) {
         let current = self.clients[client].current.expect("the caller has seen it");
+        let subject = current.subject;
         let now = self.nodes[node].clock.local(self.now);
         let target = &self.nodes[node];
         let unapplied = &target.daemon.as_ref().expect("it runs").unapplied;
@@ -137,8 +138,16 @@ impl World {
             return;
         }
         // Names that do not exist are not cached; nor is a reply that was overtaken by an invalidation.
+        // Nor what a program here is changing at this moment: its kernel takes part in that.
         let until = mount.gate.lease_until - TTL_MARGIN;
-        if answer != Answer::Entry(None) && !overtaken {
+        let mut proposers = mount.proposed.values();
+        let appends = proposers.any(|proposer| {
+            let current = self.clients[*proposer].current;
+            current.is_some_and(|other| {
+                other.subject == subject && matches!(other.call, Call::Append { .. })
+            })
+        });
+        if answer != Answer::Entry(None) && !overtaken && !appends {
             mount.kernel.insert((current.subject, current.call), (answer, until));
         }
         self.check_shown(node, mod_index, "served a read");
@@ -151,6 +160,10 @@ impl World {
         let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
         let mount = &mut daemon.mount;
         let call = with_inode(current.call, &mut mount.inodes);
+        if matches!(call, Call::Append { .. }) {
+            // The kernel does not trust the size that it knows after a write(2).
+            mount.kernel.retain(|(subject, _), _| *subject != current.subject);
+        }
         let key = mount.next_key();
         mount.proposed.insert(key, client);
         let lowest = mount.lowest_unanswered();

@@ -45,6 +45,8 @@ pub struct Daemon {
     /// What is committed, and whether nobody else serves anything older.
     pub to_apply: VecDeque<(Vec<Committed>, bool)>,
     pub applying: bool,
+    /// What the core is told with its next input: nobody waits for it.
+    pub late: Vec<Input>,
     /// What was received and is not applied: reads of it wait.
     pub unapplied: Unapplied,
     /// The entries that nothing older is served than, by their index.
@@ -159,6 +161,7 @@ impl Node {
             to_invalidate: VecDeque::new(),
             to_apply: VecDeque::new(),
             applying: false,
+            late: Vec::new(),
             unapplied: Unapplied::default(),
             invalidated: BTreeMap::new(),
             round: None,

@@ -2,7 +2,7 @@
 
 use fuser::{FileAttr, FileType, INodeNo};
 
-use super::buffer::BufferedAttributes;
+use super::buffer::{BufferedAttributes, SetTimes};
 use super::core::{Caller, Core};
 use super::errors::OpError;
 use super::kernel_cache::Grant;
@@ -61,15 +61,15 @@ impl Core {
         self.writable()?;
         let only_in =
             handle.map(|handle| self.fenced(handle)).transpose()?.and_then(|(_, only)| only);
+        if change.atime.is_some() {
+            self.node.forget_touch(ino);
+        }
         if let Some(seen) = self.put_off(ino, change).await? {
             return self.file_attr(&seen);
         }
         let is_directory = self.query(|state| {
             Ok(query::inode(state, ino)?.is_some_and(|inode| inode.kind() == Kind::Directory))
         })?;
-        if change.atime.is_some() {
-            self.node.forget_touch(ino);
-        }
         let set = set_attr(caller, ino, change, is_directory);
         // Bytes that were written before must neither move the times that are set now nor come back
         // after a truncation.
@@ -81,15 +81,15 @@ impl Core {
     }
 
     /// Puts a change off until the next commit of what is written here, where it changes nothing but
-    /// ctime: what the inode is by then, or `None` where it has to be proposed.
+    /// ctime, or sets times of a file whose bytes are not committed either: what the inode is by then, or
+    /// `None` where it has to be proposed.
     async fn put_off(&self, ino: Ino, change: AttributeChange) -> Result<Option<Seen>, OpError> {
-        let sets_numbers =
-            change.size.is_some() || change.atime.is_some() || change.mtime.is_some();
-        if sets_numbers || !self.open.is_written(ino) {
+        if change.size.is_some() || !self.open.is_written(ino) {
             return Ok(None);
         }
         let seen = self.seen(ino).await?;
-        if !change.is_in(&seen.inode) || !self.buffer_ctime(ino) {
+        let times = SetTimes { atime: change.atime, mtime: change.mtime };
+        if !change.is_in(&seen.inode) || !self.buffer_times(ino, times) {
             return Ok(None);
         }
         self.seen(ino).await.map(Some)
@@ -184,6 +184,7 @@ impl Seen {
             let recorded = time(recorded);
             by.map_or(recorded, |by| times::later(recorded, by))
         };
+        let set = buffered.map_or(SetTimes::default(), |buffered| buffered.set);
         let written = buffered.and_then(|buffered| buffered.written);
         let changed = buffered.map(|buffered| buffered.changed);
         let kill = buffered.is_some_and(|buffered| buffered.kill_suid_sgid);
@@ -194,8 +195,8 @@ impl Seen {
             ino: INodeNo(ino.0),
             size: self.size(),
             blocks: blocks + buffered_blocks,
-            atime: times::to_system(time(inode.atime)),
-            mtime: times::to_system(raised(inode.mtime, written)),
+            atime: times::to_system(time(set.atime.or(inode.atime))),
+            mtime: times::to_system(raised(set.mtime.or(inode.mtime), written)),
             ctime: times::to_system(raised(inode.ctime, changed)),
             crtime: times::to_system(time(inode.btime)),
             kind: file_type(inode.kind()),
@@ -265,8 +266,8 @@ pub(super) fn truncate(caller: Caller, ino: Ino) -> Op {
 #[cfg(test)]
 mod tests {
     use super::{
-        AttributeChange, BufferedAttributes, Caller, Ino, Inode, Kind, Seen, proto, set_attr,
-        times, without_suid_sgid,
+        AttributeChange, BufferedAttributes, Caller, Ino, Inode, Kind, Seen, SetTimes, proto,
+        set_attr, times, without_suid_sgid,
     };
 
     const USER: Caller = Caller { uid: 1000, gid: 1000, pid: 0 };
@@ -301,6 +302,7 @@ mod tests {
         let buffered = BufferedAttributes {
             end: 10,
             bytes: 10,
+            set: SetTimes::default(),
             written: at(60),
             changed: at(65).expect("a time"),
             kill_suid_sgid: true,
@@ -312,9 +314,14 @@ mod tests {
         assert_eq!(attr.ctime, times::to_system(at(70).expect("a time")));
         let changed = at(80).expect("a time");
         let only_ctime = BufferedAttributes { written: None, bytes: 0, changed, ..buffered };
-        let attr = Seen { buffered: Some(only_ctime), ..seen }.file_attr(8);
+        let attr = Seen { buffered: Some(only_ctime), ..seen.clone() }.file_attr(8);
         assert_eq!(attr.mtime, times::to_system(at(50).expect("a time")));
         assert_eq!((attr.ctime, attr.blocks), (times::to_system(changed), 8));
+        let set = SetTimes { atime: at(20), mtime: at(30) };
+        let set = BufferedAttributes { written: None, set, ..buffered };
+        let attr = Seen { buffered: Some(set), ..seen }.file_attr(8);
+        assert_eq!(attr.atime, times::to_system(at(20).expect("a time")));
+        assert_eq!(attr.mtime, times::to_system(at(30).expect("a time")), "set back");
     }
 
     /// What an inode has already changes nothing but ctime; whatever could take suid or sgid does.

@@ -1,5 +1,5 @@
-//! What the programs of this mount wrote to one inode and the cluster has not committed yet: bytes, and
-//! the ctime of a change that changed nothing else.
+//! What the programs of this mount wrote to one inode and the cluster has not committed yet: bytes, times
+//! that were set after them, and the ctime of a change that changed nothing else.
 //!
 //! All open files of an inode share one [`Buffer`]; every read and stat of this mount looks through
 //! it. Bytes go through three stages: *pending* (taken in), *taken* (on their way in commands, still
@@ -32,6 +32,24 @@ pub(super) struct NewBytes {
     pub(super) only_in: Option<SessionId>,
 }
 
+/// Times that were set after bytes were written; absent ones stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct SetTimes {
+    pub(super) atime: Option<proto::Time>,
+    pub(super) mtime: Option<proto::Time>,
+}
+
+impl SetTimes {
+    pub(super) fn any(self) -> bool {
+        self.atime.is_some() || self.mtime.is_some()
+    }
+
+    /// These, set after `earlier`.
+    fn after(self, earlier: Self) -> Self {
+        Self { atime: self.atime.or(earlier.atime), mtime: self.mtime.or(earlier.mtime) }
+    }
+}
+
 /// One lot, ready to be proposed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Batch {
@@ -40,6 +58,8 @@ pub(super) struct Batch {
     pub(super) ordered: bool,
     /// When the last of them was written.
     pub(super) time: proto::Time,
+    /// Times that were set after the writes.
+    pub(super) times: SetTimes,
     /// A ctime that the writes do not bring.
     pub(super) ctime: Option<proto::Time>,
     /// The only session that may commit it.
@@ -52,9 +72,11 @@ impl Batch {
         self.writes.len() <= 1 && !self.ordered
     }
 
-    /// Has a change of attributes carry the bytes that came before it.
+    /// Has a change of attributes carry the bytes and times that came before it.
     pub(super) fn put_into(self, set: &mut proto::SetAttr) {
         debug_assert!(self.is_portable(), "not all of it fits");
+        let times = SetTimes { atime: set.atime, mtime: set.mtime }.after(self.times);
+        (set.atime, set.mtime) = (times.atime, times.mtime);
         set.write = self.writes.into_iter().next();
         set.written = set.write.as_ref().map(|_| self.time);
     }
@@ -66,7 +88,9 @@ pub(super) struct BufferedAttributes {
     /// The file is at least this long.
     pub(super) end: u64,
     pub(super) bytes: usize,
-    /// `mtime` is at least this.
+    /// These were set.
+    pub(super) set: SetTimes,
+    /// `mtime` is at least this, whatever was set.
     pub(super) written: Option<proto::Time>,
     /// `ctime` is at least this.
     pub(super) changed: proto::Time,
@@ -91,11 +115,13 @@ pub(super) struct State {
     append_bytes: usize,
     kill_suid_sgid: bool,
     written: Option<proto::Time>,
+    /// Set after all bytes that are pending, of which there are some.
+    times: SetTimes,
     ctime: Option<proto::Time>,
     dirty_since: Option<Instant>,
     only_in: Option<SessionId>,
     taken: Option<Taken>,
-    /// Number of WRITEs and ctimes taken in, and of those that are settled.
+    /// Number of WRITEs, times and ctimes taken in, and of those that are settled.
     accepted: u64,
     settled: u64,
     committed: LogIndex,
@@ -111,9 +137,10 @@ struct Taken {
     appends: bool,
     kill_suid_sgid: bool,
     written: Option<proto::Time>,
+    times: SetTimes,
     ctime: Option<proto::Time>,
     accepted: u64,
-    /// A change of attributes carries it.
+    /// A change of attributes carries it, or it is one.
     carried: bool,
     /// That change is applied here: the record is newer than the lot now.
     superseded: bool,
@@ -131,9 +158,10 @@ impl Buffer {
 
 impl State {
     /// Takes bytes in, unless bytes of the other kind (appended, positioned) are pending: these have
-    /// to be committed first, or their order would be lost. So have bytes under another session's locks.
+    /// to be committed first, or their order would be lost. So have bytes under another session's locks, and
+    /// times that were set before.
     pub(super) fn accept(&mut self, new: &NewBytes, now: Instant) -> bool {
-        if self.is_pending() && self.only_in != new.only_in {
+        if self.is_pending() && (self.only_in != new.only_in || self.times.any()) {
             return false;
         }
         match new.offset {
@@ -160,6 +188,23 @@ impl State {
         self.accepted += 1;
     }
 
+    /// Takes in times that are set, where bytes are pending that go out in one command with them.
+    pub(super) fn accept_times(
+        &mut self,
+        times: SetTimes,
+        ctime: proto::Time,
+        inline_max: usize,
+        now: Instant,
+    ) -> bool {
+        let fits = self.written.is_some() && self.appends.is_empty();
+        if !fits || !self.dirty.fit_one_command(inline_max) {
+            return false;
+        }
+        self.times = times.after(self.times);
+        self.accept_ctime(ctime, now);
+        true
+    }
+
     /// Takes what is pending for a change of attributes to carry; `None` where nothing is, or where one
     /// command cannot carry it.
     pub(super) fn take_carried(&mut self, ino: Ino, inline_max: usize) -> Option<Batch> {
@@ -183,6 +228,7 @@ impl State {
         }
         self.dirty_since = None;
         let (written, ctime) = (self.written.take(), self.ctime.take());
+        let times = std::mem::take(&mut self.times);
         let kill_suid_sgid = std::mem::take(&mut self.kill_suid_sgid);
         let ordered = !self.appends.is_empty();
         let (bytes, pieces, commands) = if ordered {
@@ -201,17 +247,19 @@ impl State {
             appends: ordered,
             kill_suid_sgid,
             written,
+            times,
             ctime,
             accepted,
-            carried: false,
+            carried: times.any(),
             superseded: false,
         });
         let write = |pieces| proto::Write { ino: ino.0, pieces, append: ordered, kill_suid_sgid };
         let writes = commands.into_iter().map(write).collect();
         // A write raises ctime to its own time.
-        let ctime = ctime.filter(|ctime| written.is_none_or(|time| later(time, *ctime) != time));
+        let brings = |ctime| written.is_some_and(|time| later(time, ctime) == time);
+        let ctime = ctime.filter(|ctime| times.any() || !brings(*ctime));
         let only_in = self.only_in.take();
-        Some(Batch { writes, ordered, time: written.unwrap_or_default(), ctime, only_in })
+        Some(Batch { writes, ordered, time: written.unwrap_or_default(), times, ctime, only_in })
     }
 
     /// Bytes of this mount were applied here. Where they came with a change of attributes, which may
@@ -314,10 +362,20 @@ impl State {
         let changed = [written, ctime].into_iter().flatten().reduce(later)?;
         let taken_end =
             taken.and_then(|taken| taken.pieces.last()).map_or(0, |piece| piece.range().end);
+        // In the order in which they happened.
+        let mut shown = (SetTimes::default(), None);
+        for (written, times) in [
+            taken.map_or((None, SetTimes::default()), |taken| (taken.written, taken.times)),
+            (self.written, self.times),
+        ] {
+            shown.1 = written.or(shown.1).filter(|_| times.mtime.is_none());
+            shown.0 = times.after(shown.0);
+        }
         Some(BufferedAttributes {
+            set: shown.0,
             end: self.dirty.end().max(taken_end),
             bytes: self.pending_bytes() + taken.map_or(0, |taken| taken.bytes),
-            written,
+            written: shown.1,
             changed,
             kill_suid_sgid: self.kill_suid_sgid || taken.is_some_and(|taken| taken.kill_suid_sgid),
         })
@@ -342,187 +400,5 @@ fn append_commands(appends: Vec<Bytes>, inline_max: usize) -> Vec<Vec<proto::Pie
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Batch, ByteRange, Ino, Instant, LogIndex, NewBytes, State, proto};
-
-    const INLINE_MAX: usize = 64 << 10;
-
-    impl State {
-        fn take_all(&mut self) -> Option<Batch> {
-            self.take(Ino(7), INLINE_MAX)
-        }
-    }
-
-    fn at(seconds: i64) -> proto::Time {
-        proto::Time { seconds, nanos: 0 }
-    }
-
-    fn bytes(offset: Option<u64>, len: usize, seconds: i64) -> NewBytes {
-        let data = vec![1; len].into();
-        NewBytes { offset, data, kill_suid_sgid: false, time: at(seconds), only_in: None }
-    }
-
-    /// Bytes stay visible from the WRITE until they are applied, and attributes only rise.
-    #[test]
-    fn visible_until_settled() {
-        let mut state = State::default();
-        assert!(state.accept(&bytes(Some(10), 100, 1), Instant::now()));
-        let batch = state.take_all().expect("dirty");
-        assert_eq!((batch.writes.len(), batch.ordered, batch.time.seconds), (1, false, 1));
-        assert_eq!(state.overlay(ByteRange::at(0, 50)).len(), 1);
-        assert!(state.accept(&bytes(Some(0), 20, 2), Instant::now()));
-        let attributes = state.attributes().expect("unsettled");
-        assert_eq!((attributes.end, attributes.bytes), (110, 120));
-        assert_eq!((attributes.written, attributes.changed), (Some(at(2)), at(2)));
-        let target = state.accepted();
-        assert_eq!(state.settle(Ok(LogIndex(5))), 100);
-        assert!(!state.is_settled(target));
-        state.take_all().expect("the second write");
-        state.settle(Ok(LogIndex(6)));
-        assert!(state.is_settled(target));
-        assert_eq!((state.attributes(), state.weight(), state.committed()), (None, 0, LogIndex(6)));
-    }
-
-    /// Appended and positioned bytes are never pending together.
-    #[test]
-    fn kinds_do_not_mix() {
-        let mut state = State::default();
-        assert!(state.accept(&bytes(None, 10, 1), Instant::now()));
-        assert!(!state.accept(&bytes(Some(0), 10, 1), Instant::now()));
-        assert!(state.has_appends());
-        assert!(state.take_all().expect("pending").ordered);
-        assert!(state.has_appends(), "until they are applied");
-        assert!(state.accept(&bytes(Some(0), 10, 1), Instant::now()));
-        assert!(!state.accept(&bytes(None, 10, 1), Instant::now()));
-        state.settle(Ok(LogIndex(1)));
-        assert!(!state.has_appends());
-    }
-
-    /// An appending write(2) is one piece of one command, however long; short ones share.
-    #[test]
-    fn appends_are_never_divided() {
-        let mut state = State::default();
-        for len in [1 << 20, 100, 200, INLINE_MAX, 1] {
-            assert!(state.accept(&bytes(None, len, 1), Instant::now()));
-        }
-        let sizes: Vec<Vec<usize>> = state
-            .take_all()
-            .expect("pending")
-            .writes
-            .iter()
-            .map(|write| write.pieces.iter().map(|piece| piece.data.len()).collect())
-            .collect();
-        assert_eq!(sizes, [vec![1 << 20], vec![100, 200], vec![INLINE_MAX], vec![1]]);
-    }
-
-    /// A lost lot is a failure that a handle can tell from those that it has already reported.
-    #[test]
-    fn failures_are_counted() {
-        let mut state = State::default();
-        state.accept(&bytes(Some(0), 1, 1), Instant::now());
-        state.take_all();
-        state.settle(Err(libc::ENOSPC));
-        assert_eq!(state.failures(), (1, libc::ENOSPC));
-        assert!(state.is_settled(1), "nobody waits for lost bytes");
-    }
-
-    /// A background commit is started once, and again only after it took what there was.
-    #[test]
-    fn scheduled_once() {
-        let mut state = State::default();
-        assert!(!state.schedule_commit(), "nothing to commit");
-        state.accept(&bytes(Some(0), 1, 1), Instant::now());
-        assert!(state.schedule_commit());
-        assert!(!state.schedule_commit());
-        state.take_all();
-        state.settle(Ok(LogIndex(1)));
-        state.accept(&bytes(Some(0), 1, 1), Instant::now());
-        assert!(state.schedule_commit());
-    }
-
-    /// A change of nothing but ctime shows at once, is committed like bytes, and is no byte.
-    #[test]
-    fn a_ctime_by_itself() {
-        let mut state = State::default();
-        state.accept_ctime(at(5), Instant::now());
-        assert!(state.dirty_since().is_some() && state.schedule_commit());
-        let shown = state.attributes().expect("unsettled");
-        assert_eq!((shown.end, shown.bytes, shown.written, shown.changed), (0, 0, None, at(5)));
-        let target = state.accepted();
-        let batch = state.take_all().expect("pending");
-        assert!(batch.is_portable() && batch.writes.is_empty());
-        assert_eq!(batch.ctime, Some(at(5)));
-        assert_eq!((state.attributes(), state.weight()), (Some(shown), 1));
-        assert!(!state.is_settled(target));
-        assert_eq!(state.settle(Ok(LogIndex(3))), 1);
-        assert!(state.is_settled(target));
-        assert_eq!((state.attributes(), state.weight(), state.committed()), (None, 0, LogIndex(3)));
-    }
-
-    /// One command carries a ctime and the bytes before it; bytes that come later bring their own.
-    #[test]
-    fn a_ctime_with_bytes() {
-        let mut state = State::default();
-        state.accept(&bytes(Some(0), 3, 1), Instant::now());
-        state.accept_ctime(at(5), Instant::now());
-        let shown = state.attributes().expect("unsettled");
-        assert_eq!((shown.written, shown.changed, shown.bytes), (Some(at(1)), at(5), 3));
-        assert_eq!(state.weight(), 4);
-        let batch = state.take_all().expect("pending");
-        assert!(batch.is_portable());
-        assert_eq!(batch.ctime, Some(at(5)));
-        let mut set = proto::SetAttr::default();
-        batch.put_into(&mut set);
-        assert_eq!(
-            (set.write.map(|write| write.pieces.len()), set.written),
-            (Some(1), Some(at(1)))
-        );
-        assert_eq!(state.settle(Ok(LogIndex(3))), 4);
-
-        state.accept_ctime(at(5), Instant::now());
-        state.accept(&bytes(Some(0), 3, 5), Instant::now());
-        assert_eq!(state.take_all().expect("pending").ctime, None);
-        assert_eq!(state.settle(Ok(LogIndex(4))), 4);
-    }
-
-    /// A change of attributes carries positioned bytes that fit one command, and nothing else.
-    #[test]
-    fn what_can_be_carried() {
-        let mut state = State::default();
-        assert!(state.take_carried(Ino(7), INLINE_MAX).is_none(), "nothing");
-        state.accept(&bytes(None, 1, 1), Instant::now());
-        assert!(state.take_carried(Ino(7), INLINE_MAX).is_none(), "appended");
-        state.take_all();
-        state.settle(Ok(LogIndex(1)));
-        state.accept(&bytes(Some(0), INLINE_MAX + 1, 1), Instant::now());
-        assert!(state.take_carried(Ino(7), INLINE_MAX).is_none(), "two commands");
-        assert!(state.take_carried(Ino(7), INLINE_MAX + 1).expect("one").is_portable());
-    }
-
-    /// What a change of attributes carries is not shown over the record which that change left: it
-    /// may have cut the bytes or set their time back.
-    #[test]
-    fn what_was_carried_does_not_come_back() {
-        let mut state = State::default();
-        state.accept(&bytes(Some(10), 5, 1), Instant::now());
-        state.take_carried(Ino(7), INLINE_MAX).expect("fits");
-        state.applied(ByteRange::at(0, 5));
-        assert_eq!(state.attributes().map(|shown| shown.end), Some(15), "applied was another");
-        state.accept(&bytes(Some(0), 1, 2), Instant::now());
-        state.applied(ByteRange::at(10, 5));
-        let shown = state.attributes().expect("pending");
-        assert_eq!((shown.end, shown.bytes), (1, 1));
-        assert_eq!(state.overlay(ByteRange::at(0, 50)).len(), 1);
-        assert_eq!((state.weight(), state.settle(Ok(LogIndex(1)))), (6, 5));
-    }
-
-    /// A flush only raises: until it is settled it is shown, applied or not.
-    #[test]
-    fn a_flush_is_shown_until_it_is_settled() {
-        let mut state = State::default();
-        state.accept(&bytes(Some(10), 5, 1), Instant::now());
-        state.take_all().expect("dirty");
-        state.applied(ByteRange::at(10, 5));
-        assert_eq!(state.attributes().map(|shown| shown.end), Some(15));
-    }
-}
+#[path = "buffer_tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::buffer::{Batch, Buffer, NewBytes};
+use super::buffer::{Batch, Buffer, NewBytes, SetTimes};
 use super::core::Core;
 use super::errors::OpError;
 use super::times;
@@ -47,14 +47,22 @@ impl Core {
         accepted
     }
 
-    /// Takes a change of nothing but ctime into the buffer, where somebody here has the inode open
-    /// for writing and so will commit it; answers whether.
-    pub(super) fn buffer_ctime(&self, ino: Ino) -> bool {
+    /// Takes times that are set (where there are none: a change of nothing but ctime) into the buffer, where
+    /// somebody here has the inode open for writing and so will commit them; answers whether. Times only
+    /// go with bytes that were written before.
+    pub(super) fn buffer_times(&self, ino: Ino, times: SetTimes) -> bool {
+        let mut accepted = false;
         self.open.while_written(ino, |state| {
-            let before = state.weight();
-            state.accept_ctime(times::now(), Instant::now());
+            let (before, ctime, now) = (state.weight(), times::now(), Instant::now());
+            accepted = if times.any() {
+                state.accept_times(times, ctime, self.inline_max, now)
+            } else {
+                state.accept_ctime(ctime, now);
+                true
+            };
             self.buffered.fetch_add(state.weight() - before, Ordering::Relaxed);
-        })
+        });
+        accepted
     }
 
     /// Commits everything that was written to the inode before this call. What cannot be committed is
@@ -169,6 +177,10 @@ impl Core {
         let only_in = batch.only_in;
         let mut set = proto::SetAttr { ino: ino.0, raise_ctime: true, ..<_>::default() };
         let mut written = LogIndex(0);
+        debug_assert!(
+            batch.is_portable() || !batch.times.any(),
+            "times go with what they came after"
+        );
         if batch.is_portable() {
             batch.put_into(&mut set);
         } else {
@@ -179,7 +191,7 @@ impl Core {
     }
 
     async fn propose_writes(&self, ino: Ino, batch: Batch) -> Result<LogIndex, i32> {
-        let Batch { writes, ordered, time, ctime: _, only_in } = batch;
+        let Batch { writes, ordered, time, times: _, ctime: _, only_in } = batch;
         let mut last = Ok(LogIndex(0));
         let propose = |write| self.node.mutate_here(only_in, Op::Write(write), time);
         if ordered {

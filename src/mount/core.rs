@@ -125,8 +125,14 @@ impl Core {
         loop {
             self.until_fresh().await?;
             let session = self.node.session();
-            let (answer, mod_index) = read(&self.node.look(since))?;
-            if self.may_serve(mod_index, session) {
+            let (answer, mod_index, is_servable) = {
+                let look = self.node.look(since);
+                let (answer, mod_index) = read(&look)?;
+                // While it lives nothing is applied. Afterwards what the answer lacks could become servable, and
+                // the answer be taken for one that has it.
+                (answer, mod_index, self.may_serve(mod_index, session))
+            };
+            if is_servable {
                 return Ok(answer);
             }
             if Instant::now() >= deadline {

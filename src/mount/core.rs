@@ -103,6 +103,11 @@ impl Core {
         }
     }
 
+    /// Whether reads of this mount may be served before what has been received is applied.
+    pub(super) fn reads_weakly(&self) -> bool {
+        self.flags.read().read != ReadMode::Strong
+    }
+
     /// For how long the kernel may cache what it is told now: no longer than the lease, so that nothing has to
     /// reach it that cannot, and no longer than a bounded mount may show it.
     fn cacheable(&self) -> Duration {

@@ -15,7 +15,8 @@ use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 impl Observer for Core {
     fn received(&self, own: bool, changes: &[Change]) {
-        self.forget(own, changes);
+        self.forget_attributes(changes);
+        self.forget_names_of(own, changes);
     }
 
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]) {
@@ -26,7 +27,14 @@ impl Observer for Core {
                 _ => {}
             }
         }
-        self.forget(own, changes);
+        // A GETATTR since the receipt waited for this, and the kernel would throw its reply away if it were
+        // told to forget attributes now: it would go on by the old mode. Not received are bytes of this mount,
+        // and weak mounts have not waited.
+        let writes = changes.iter().any(|change| matches!(change, Change::Bytes { .. }));
+        if (own && writes) || self.reads_weakly() {
+            self.forget_attributes(changes);
+        }
+        self.forget_names_of(own, changes);
     }
 
     fn lease_lost(&self) {
@@ -62,25 +70,16 @@ impl Observer for Core {
 }
 
 impl Core {
-    /// Has the kernel forget attributes and names.
-    fn forget(&self, own: bool, changes: &[Change]) {
+    /// Has the kernel forget attributes.
+    fn forget_attributes(&self, changes: &[Change]) {
         let now = Instant::now();
-        let mut names = Vec::new();
-        let mut bump = false;
         for change in changes {
             match change {
                 Change::Attributes { ino }
                 | Change::Orphaned { ino }
                 | Change::Removed { ino }
                 | Change::Bytes { ino, .. } => self.attributes_changed(*ino, now),
-                Change::Name { parent, name, existed } => {
-                    self.attributes_changed(*parent, now);
-                    match self.name_changed(own, *parent, *existed, now) {
-                        NameAction::Nothing => {}
-                        NameAction::Invalidate => names.push((*parent, name.clone())),
-                        NameAction::BumpEpoch => bump = true,
-                    }
-                }
+                Change::Name { parent, .. } => self.attributes_changed(*parent, now),
                 Change::LocksDelegated { .. }
                 | Change::LocksRecalled { .. }
                 | Change::LocksReturned { .. }
@@ -88,6 +87,22 @@ impl Core {
                 | Change::SessionOpened { .. }
                 | Change::SessionEnded { .. }
                 | Change::MemberAdded { .. } => {}
+            }
+        }
+    }
+
+    /// Has the kernel forget names.
+    fn forget_names_of(&self, own: bool, changes: &[Change]) {
+        let now = Instant::now();
+        let mut names = Vec::new();
+        let mut bump = false;
+        for change in changes {
+            if let Change::Name { parent, name, existed } = change {
+                match self.name_changed(own, *parent, *existed, now) {
+                    NameAction::Nothing => {}
+                    NameAction::Invalidate => names.push((*parent, name.clone())),
+                    NameAction::BumpEpoch => bump = true,
+                }
             }
         }
         self.drop_names(names, bump);

@@ -5,7 +5,7 @@ use fuser::{FileAttr, FileType, INodeNo};
 use super::buffer::BufferedAttributes;
 use super::core::{Caller, Core};
 use super::errors::OpError;
-use super::kernel_cache::Grant;
+use super::kernel_cache::AttributeGrant;
 use super::times;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Inode, Kind};
@@ -42,7 +42,7 @@ pub(super) struct AttributeChange {
 
 impl Core {
     /// GETATTR. Answers with leave to cache it.
-    pub(super) async fn getattr(&self, ino: Ino) -> Result<(FileAttr, Grant), OpError> {
+    pub(super) async fn getattr(&self, ino: Ino) -> Result<(FileAttr, AttributeGrant), OpError> {
         let grant = self.give_attributes(ino);
         self.settle_appends(ino).await;
         let seen = self.seen(ino).await?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 
 use super::errors::OpError;
-use super::kernel_cache::{Grant, KernelCache, outlives_lease};
+use super::kernel_cache::{AttributeGrant, Grant, KernelCache, outlives_lease};
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
 use super::options::MountFlags;
@@ -160,7 +160,7 @@ impl Core {
         let now = times::now();
         if !never && times::wants_touch(inode, now) {
             self.node.touch(ino, now);
-            self.attributes_changed(ino, Instant::now());
+            self.attributes_changed(ino, true, Instant::now());
         }
     }
 
@@ -225,7 +225,7 @@ impl Core {
     }
 
     /// Registers that attributes of `ino` are going to be given.
-    pub(super) fn give_attributes(&self, ino: Ino) -> Grant {
+    pub(super) fn give_attributes(&self, ino: Ino) -> AttributeGrant {
         self.cache.give_attributes(ino, Instant::now(), self.cacheable())
     }
 
@@ -246,6 +246,11 @@ impl Core {
 
     /// The TTL for a reply that goes out now.
     pub(super) fn ttl(&self, grant: Grant) -> Duration {
+        grant.ttl(Instant::now(), self.cacheable())
+    }
+
+    /// The same for attributes.
+    pub(super) fn attribute_ttl(&self, grant: &AttributeGrant) -> Duration {
         grant.ttl(Instant::now(), self.cacheable())
     }
 

@@ -15,7 +15,7 @@ use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 impl Observer for Core {
     fn received(&self, own: bool, changes: &[Change]) {
-        self.forget_attributes(changes);
+        self.forget_attributes(own, changes);
         self.forget_names_of(own, changes);
     }
 
@@ -32,7 +32,7 @@ impl Observer for Core {
         // and weak mounts have not waited.
         let writes = changes.iter().any(|change| matches!(change, Change::Bytes { .. }));
         if (own && writes) || self.reads_weakly() {
-            self.forget_attributes(changes);
+            self.forget_attributes(own, changes);
         }
         self.forget_names_of(own, changes);
     }
@@ -71,15 +71,18 @@ impl Observer for Core {
 
 impl Core {
     /// Has the kernel forget attributes.
-    fn forget_attributes(&self, changes: &[Change]) {
+    fn forget_attributes(&self, own: bool, changes: &[Change]) {
         let now = Instant::now();
         for change in changes {
             match change {
-                Change::Attributes { ino }
-                | Change::Orphaned { ino }
-                | Change::Removed { ino }
-                | Change::Bytes { ino, .. } => self.attributes_changed(*ino, now),
-                Change::Name { parent, .. } => self.attributes_changed(*parent, now),
+                Change::Attributes { ino } | Change::Orphaned { ino } | Change::Removed { ino } => {
+                    self.attributes_changed(*ino, own, now);
+                }
+                Change::Bytes { ino, .. } | Change::Name { parent: ino, .. } => {
+                    if self.cache.take_times(*ino, own, now) {
+                        self.kernel().drop_attributes(*ino);
+                    }
+                }
                 Change::LocksDelegated { .. }
                 | Change::LocksRecalled { .. }
                 | Change::LocksReturned { .. }
@@ -109,8 +112,8 @@ impl Core {
     }
 
     /// For our own changes too: another process may have the old attributes cached.
-    pub(super) fn attributes_changed(&self, ino: Ino, now: Instant) {
-        if self.cache.take_attributes(ino, now) {
+    pub(super) fn attributes_changed(&self, ino: Ino, own: bool, now: Instant) {
+        if self.cache.take_attributes(ino, own, now) {
             self.kernel().drop_attributes(ino);
         }
     }

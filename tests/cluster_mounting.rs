@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
+use support::program::Program;
 use support::{
     Cluster, PATIENCE, names, quorumfs, succeed, text, wait_until, write_and_close, write_and_sync,
 };
@@ -273,6 +274,32 @@ fn a_busy_mount_can_be_left_behind() {
     succeed(quorumfs().args(["umount", "--lazy"]).arg(&second));
     drop(file);
     assert_eq!(fs::read(cluster.mount(2).join("again")).expect("read"), b"three");
+}
+
+/// Programs that still run have lost their locks once their mount was forced away, or its daemon stopped.
+#[test]
+fn locks_go_with_their_mount() {
+    let cluster = Cluster::up(3);
+    let second = mount(&cluster, 1, "", "second", "rw");
+    let [mut forced, mut stopped, mut other] = [second.clone(), cluster.mount(2), cluster.mount(3)]
+        .map(|mount| Program::with(&mount.join("file")));
+    assert_eq!(forced.ask("fcntl f w 0 10"), "ok");
+    assert_eq!(stopped.ask("flock f s"), "EAGAIN");
+    assert_eq!(stopped.ask("fcntl f w 10 10"), "ok");
+    assert_eq!(other.ask("fcntl f w 0 10"), "EAGAIN");
+    assert!(umount(&["-f", "-l"], &second).status.success());
+    assert_eq!(other.ask("fcntl f w 0 10 wait"), "ok", "once the mount is gone");
+    assert_eq!(forced.ask("read f 0 1"), "ENOTCONN");
+    // The daemon's other mount goes on.
+    let mut first = Program::with(&cluster.mount(1).join("file"));
+    assert_eq!(first.ask("fcntl f w 20 10"), "ok");
+
+    assert_eq!(other.ask("fcntl f w 10 10"), "EAGAIN");
+    cluster.kill(2, "TERM");
+    assert_eq!(other.ask("fcntl f w 10 10 wait"), "ok", "once the daemon has stopped");
+    assert_eq!(other.ask("fcntl f w 20 10"), "EAGAIN");
+    cluster.start(2);
+    cluster.settle();
 }
 
 /// A container that has a copy of the table of mounts holds up neither umount nor the daemon's end.

@@ -4,13 +4,15 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::SystemTime;
 
+use rustix::fs::{Access, access};
 use support::{Cluster, names, write_and_close};
 
 #[test]
@@ -103,6 +105,56 @@ fn assert_reads(path: &Path, wanted: &str, at: &str) {
 fn assert_absent(path: &Path, at: &str) {
     let error = fs::symlink_metadata(path).expect_err("the name is gone");
     assert_eq!(error.kind(), io::ErrorKind::NotFound, "{at}");
+}
+
+/// Nobody gets in by an old mode, nor is kept out by one: the kernel decides, and has to know.
+#[test]
+fn who_may_is_known_elsewhere_once_it_is_acknowledged() {
+    let cluster = Cluster::up(3);
+    let files = [1, 2, 3].map(|node| cluster.mount(node).join("file"));
+    write_and_close(&files[0], b"").expect("create");
+    for round in 0..600 {
+        let (here, there) = (round % 3, (round + 1 + round / 3 % 2) % 3);
+        change_mode_and_ask(&files[here], &files[there], round);
+    }
+}
+
+/// Also while somebody else changes something else of the same inode all the time.
+#[test]
+fn who_may_is_known_beside_other_changes() {
+    let cluster = Cluster::up(3);
+    let files = [1, 2, 3].map(|node| cluster.mount(node).join("file"));
+    write_and_close(&files[0], b"").expect("create");
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let touched = File::options().write(true).open(&files[2]).expect("open");
+        let done = &done;
+        scope.spawn(move || {
+            while !done.load(Ordering::Acquire) {
+                touched.set_modified(SystemTime::now()).expect("utimens");
+            }
+        });
+        let asked = scope.spawn(|| {
+            for round in 0..400 {
+                change_mode_and_ask(&files[1], &files[0], round);
+            }
+        });
+        let asked = asked.join();
+        done.store(true, Ordering::Release);
+        asked.expect("everybody knows who may");
+    });
+}
+
+fn change_mode_and_ask(here: &Path, there: &Path, round: usize) {
+    let mode = if round.is_multiple_of(2) { 0o755 } else { 0o644 };
+    fs::set_permissions(here, Permissions::from_mode(mode)).expect("chmod");
+    // What asks first is all that its kernel knows.
+    if (round / 6).is_multiple_of(2) {
+        let may_execute = access(there, Access::EXEC_OK).is_ok();
+        assert_eq!(may_execute, mode == 0o755, "round {round}: {mode:o}");
+    }
+    let seen = fs::metadata(there).expect("stat").permissions().mode();
+    assert_eq!(seen & 0o7777, mode, "round {round}");
 }
 
 #[test]

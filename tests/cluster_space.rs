@@ -54,20 +54,7 @@ fn segments(file: &File) -> Vec<(u64, u64)> {
 
 /// The backing file of a path's inode on each node.
 fn backing_files(cluster: &Cluster, path: &Path) -> Vec<PathBuf> {
-    let name = format!("{}.", fs::metadata(path).expect("stat").ino());
-    let mut found = Vec::new();
-    for node in cluster.status().nodes {
-        let files = cluster.dir().join(format!("n{}", node.id)).join("data/files");
-        for directory in fs::read_dir(files).expect("the backing files") {
-            let directory = directory.expect("readdir").path();
-            found.extend(fs::read_dir(directory).expect("readdir").filter_map(|entry| {
-                let path = entry.expect("readdir").path();
-                let file = path.file_name()?.to_str()?.to_owned();
-                file.starts_with(&name).then_some(path)
-            }));
-        }
-    }
-    found
+    cluster.backing_files(fs::metadata(path).expect("stat").ino())
 }
 
 /// What is applied on a node.

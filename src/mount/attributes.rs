@@ -5,7 +5,7 @@ use fuser::{FileAttr, FileType, INodeNo};
 use super::buffer::{BufferedAttributes, SetTimes};
 use super::core::{Caller, Core};
 use super::errors::OpError;
-use super::kernel_cache::Grant;
+use super::kernel_cache::AttributeGrant;
 use super::times;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Inode, Kind};
@@ -42,10 +42,11 @@ pub(super) struct AttributeChange {
 
 impl Core {
     /// GETATTR. Answers with leave to cache it.
-    pub(super) async fn getattr(&self, ino: Ino) -> Result<(FileAttr, Grant), OpError> {
+    pub(super) async fn getattr(&self, ino: Ino) -> Result<(FileAttr, AttributeGrant), OpError> {
         let grant = self.give_attributes(ino);
         self.settle_appends(ino).await;
         let seen = self.seen(ino).await?;
+        self.until_pages_fit(ino).await;
         Ok((self.file_attr(&seen)?, grant))
     }
 
@@ -131,6 +132,12 @@ impl Core {
             self.commit(&buffer).await;
         }
         appends
+    }
+
+    /// To be called between reading a size and telling the kernel of it: where a page ended at a smaller
+    /// size, the kernel would show zeros instead of what another mount has written behind that.
+    pub(super) async fn until_pages_fit(&self, ino: Ino) {
+        self.kernel().until_pages_dropped(ino).await;
     }
 
     /// The attributes of an inode, with the blocks that it takes here.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 
 use super::errors::OpError;
-use super::kernel_cache::{Grant, KernelCache, outlives_lease};
+use super::kernel_cache::{AttributeGrant, Grant, KernelCache, outlives_lease};
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
 use super::options::MountFlags;
@@ -103,6 +103,11 @@ impl Core {
         }
     }
 
+    /// Whether reads of this mount may be served before what has been received is applied.
+    pub(super) fn reads_weakly(&self) -> bool {
+        self.flags.read().read != ReadMode::Strong
+    }
+
     /// For how long the kernel may cache what it is told now: no longer than the lease, so that nothing has to
     /// reach it that cannot, and no longer than a bounded mount may show it.
     fn cacheable(&self) -> Duration {
@@ -125,8 +130,14 @@ impl Core {
         loop {
             self.until_fresh().await?;
             let session = self.node.session();
-            let (answer, mod_index) = read(&self.node.look(since))?;
-            if self.may_serve(mod_index, session) {
+            let (answer, mod_index, is_servable) = {
+                let look = self.node.look(since);
+                let (answer, mod_index) = read(&look)?;
+                // While it lives nothing is applied. Afterwards what the answer lacks could become servable, and
+                // the answer be taken for one that has it.
+                (answer, mod_index, self.may_serve(mod_index, session))
+            };
+            if is_servable {
                 return Ok(answer);
             }
             if Instant::now() >= deadline {
@@ -149,7 +160,7 @@ impl Core {
         let now = times::now();
         if !never && times::wants_touch(inode, now) {
             self.node.touch(ino, now);
-            self.attributes_changed(ino, Instant::now());
+            self.attributes_changed(ino, true, Instant::now());
         }
     }
 
@@ -214,7 +225,7 @@ impl Core {
     }
 
     /// Registers that attributes of `ino` are going to be given.
-    pub(super) fn give_attributes(&self, ino: Ino) -> Grant {
+    pub(super) fn give_attributes(&self, ino: Ino) -> AttributeGrant {
         self.cache.give_attributes(ino, Instant::now(), self.cacheable())
     }
 
@@ -235,6 +246,11 @@ impl Core {
 
     /// The TTL for a reply that goes out now.
     pub(super) fn ttl(&self, grant: Grant) -> Duration {
+        grant.ttl(Instant::now(), self.cacheable())
+    }
+
+    /// The same for attributes.
+    pub(super) fn attribute_ttl(&self, grant: &AttributeGrant) -> Duration {
         grant.ttl(Instant::now(), self.cacheable())
     }
 

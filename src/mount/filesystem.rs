@@ -129,7 +129,7 @@ impl Filesystem for QuorumFs {
         let (core, ino) = (self.0.clone(), self.ino(ino));
         let work = async move { core.getattr(ino).await };
         run(&self.0, &[], reply, work, move |core, reply, (attr, grant)| {
-            let ttl = core.ttl(grant);
+            let ttl = core.attribute_ttl(&grant);
             reply.attr(&ttl, &attr);
             core.gave_attributes(ino, ttl);
         });

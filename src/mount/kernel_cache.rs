@@ -8,14 +8,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::types::{Ino, LogIndex};
 
-/// For so long after such a change the names of a directory are not cached: many changes in a row
-/// then cost the kernel its names once.
+/// For so long after such a change the names of a directory, or attributes, are not cached: many changes in a
+/// row then cost the kernel its names once, and drop one reply at most.
 const LATELY: Duration = Duration::from_secs(1);
 
 /// A reply may reach the kernel this much later than its TTL was computed without outliving the
@@ -33,6 +34,36 @@ impl Grant {
     /// The TTL for a reply that goes out now.
     pub(super) fn ttl(self, now: Instant, lease_left: Duration) -> Duration {
         self.0.map_or(Duration::ZERO, |until| until.saturating_duration_since(now).min(lease_left))
+    }
+}
+
+/// Leave to cache attributes of an inode, from before they are read until the reply is written.
+#[derive(Debug)]
+pub(super) struct AttributeGrant {
+    attributes: Arc<Mutex<Attributes>>,
+    ino: Ino,
+    /// How often they had changed when this began.
+    changes: u64,
+    grant: Grant,
+}
+
+impl AttributeGrant {
+    /// The TTL for the reply, which goes out now. None where a change has come meanwhile: that one told the
+    /// kernel nothing, since it would have thrown this reply away.
+    pub(super) fn ttl(&self, now: Instant, lease_left: Duration) -> Duration {
+        let mut attributes = self.attributes.lock();
+        let is_overtaken = attributes.changes(self.ino) != self.changes;
+        let ttl = if is_overtaken { Duration::ZERO } else { self.grant.ttl(now, lease_left) };
+        if !ttl.is_zero() {
+            attributes.given.note(self.ino, now + ttl + LATE_REPLY, now);
+        }
+        ttl
+    }
+}
+
+impl Drop for AttributeGrant {
+    fn drop(&mut self) {
+        self.attributes.lock().leave(self.ino);
     }
 }
 
@@ -56,7 +87,7 @@ pub(super) enum NameAction {
 /// What the kernel of one mount may remember.
 #[derive(Debug, Default)]
 pub(super) struct KernelCache {
-    attributes: Mutex<Expiries>,
+    attributes: Arc<Mutex<Attributes>>,
     /// Inodes of which the kernel may have ACLs, or know that there are none: it keeps them until it
     /// forgets the inode or its attributes, whatever TTL those have.
     acls: Mutex<HashSet<Ino>>,
@@ -65,6 +96,56 @@ pub(super) struct KernelCache {
     pages: Mutex<HashMap<Ino, LogIndex>>,
     /// What a mutation of unknown outcome touched: even our own changes of it surprise the kernel.
     doubtful: Mutex<HashSet<Ino>>,
+}
+
+/// The kernel throws away the reply to a GETATTR that was under way when it is told to forget the inode's
+/// attributes, and then judges permissions by what it had before. So it is told only where it may have a reply
+/// with a TTL: one that is under way goes without.
+#[derive(Debug, Default)]
+struct Attributes {
+    /// Replies with a TTL.
+    given: Expiries,
+    /// Inodes that others have changed while the kernel was interested; until they may be given again.
+    lately: Expiries,
+    /// GETATTRs from before they read until their reply is written: how many, and how often the inode has
+    /// changed meanwhile.
+    under_way: HashMap<Ino, (usize, u64)>,
+}
+
+impl Attributes {
+    fn enter(&mut self, ino: Ino) -> u64 {
+        let (count, changes) = self.under_way.entry(ino).or_default();
+        *count += 1;
+        *changes
+    }
+
+    fn leave(&mut self, ino: Ino) {
+        if let Some((count, _)) = self.under_way.get_mut(&ino) {
+            *count -= 1;
+            if *count == 0 {
+                self.under_way.remove(&ino);
+            }
+        }
+    }
+
+    fn changes(&self, ino: Ino) -> u64 {
+        self.under_way.get(&ino).map_or(0, |(_, changes)| *changes)
+    }
+
+    /// Whether the kernel has to be told that they changed.
+    fn take(&mut self, ino: Ino, own: bool, now: Instant) -> bool {
+        let was_given = self.given.take(ino, now);
+        let under_way = self.under_way.get_mut(&ino).map(|(_, changes)| *changes += 1);
+        if !own && (was_given || under_way.is_some()) {
+            self.lately.note(ino, now + LATELY, now);
+        }
+        was_given
+    }
+
+    fn take_all(&mut self, now: Instant) -> Vec<Ino> {
+        self.under_way.values_mut().for_each(|(_, changes)| *changes += 1);
+        self.given.take_all(now)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -92,8 +173,17 @@ impl Names {
 
 impl KernelCache {
     /// An operation is going to give attributes of `ino`. To be called before it reads them.
-    pub(super) fn give_attributes(&self, ino: Ino, now: Instant, lease_left: Duration) -> Grant {
-        give(&mut self.attributes.lock(), ino, now, lease_left)
+    pub(super) fn give_attributes(
+        &self,
+        ino: Ino,
+        now: Instant,
+        lease_left: Duration,
+    ) -> AttributeGrant {
+        let mut attributes = self.attributes.lock();
+        let none = lease_left.is_zero() || attributes.lately.is_live(ino, now);
+        let grant = if none { Grant::NONE } else { Grant(Some(now + lease_left)) };
+        let changes = attributes.enter(ino);
+        AttributeGrant { attributes: self.attributes.clone(), ino, changes, grant }
     }
 
     /// An operation is going to give an ACL of `ino`, or say that there is none. To be called before it
@@ -104,9 +194,14 @@ impl KernelCache {
 
     /// The inode's attributes changed: whether the kernel may have them, or ACLs, which it drops with
     /// them.
-    pub(super) fn take_attributes(&self, ino: Ino, now: Instant) -> bool {
+    pub(super) fn take_attributes(&self, ino: Ino, own: bool, now: Instant) -> bool {
         let had_acl = self.acls.lock().remove(&ino);
-        self.attributes.lock().take(ino, now) || had_acl
+        self.take_times(ino, own, now) || had_acl
+    }
+
+    /// The same for a change that leaves its ACLs as they are.
+    pub(super) fn take_times(&self, ino: Ino, own: bool, now: Instant) -> bool {
+        self.attributes.lock().take(ino, own, now)
     }
 
     /// All inodes whose attributes or ACLs the kernel may have.
@@ -262,21 +357,41 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(2);
     const DIR: Ino = Ino(1);
 
-    /// A change finds every inode whose attributes may be cached or on their way, once, and none
-    /// whose TTL is over.
+    /// A change finds every inode whose attributes the kernel may have, once, and none whose TTL is over.
     #[test]
     fn attributes_given_are_taken_back() {
         let (cache, now) = (KernelCache::default(), Instant::now());
-        let grant = cache.give_attributes(Ino(5), now, LEASE);
-        assert_eq!(grant.ttl(now, LEASE), LEASE);
+        let give = |ino| cache.give_attributes(ino, now, LEASE);
+        let grant = give(Ino(5));
         assert_eq!(grant.ttl(now + LEASE, LEASE), Duration::ZERO, "the reply waited too long");
         assert_eq!(grant.ttl(now, Duration::ZERO), Duration::ZERO, "the lease lapsed meanwhile");
-        assert!(cache.take_attributes(Ino(5), now));
-        assert!(!cache.take_attributes(Ino(5), now));
-        cache.give_attributes(Ino(5), now, LEASE);
-        assert!(!cache.take_attributes(Ino(5), now + 2 * LEASE));
-        cache.give_attributes(Ino(6), now, LEASE);
+        assert!(!cache.take_attributes(Ino(5), true, now), "nothing was given yet");
+        assert_eq!(give(Ino(5)).ttl(now, LEASE), LEASE);
+        assert!(cache.take_attributes(Ino(5), true, now));
+        assert!(!cache.take_attributes(Ino(5), true, now));
+        give(Ino(5)).ttl(now, LEASE);
+        assert!(!cache.take_attributes(Ino(5), true, now + 2 * LEASE));
+        give(Ino(6)).ttl(now, LEASE);
         assert_eq!(cache.take_all_attributes(now), [Ino(6)].into());
+        drop(grant);
+        assert!(cache.attributes.lock().under_way.is_empty());
+    }
+
+    /// A reply that is under way when a change comes is not cached, and so the kernel need not be told: it
+    /// would throw the reply away. What others change again and again is not cached at all.
+    #[test]
+    fn attributes_under_way_are_overtaken() {
+        let (cache, now) = (KernelCache::default(), Instant::now());
+        let [before, other] = [5, 6].map(|ino| cache.give_attributes(Ino(ino), now, LEASE));
+        assert!(!cache.take_attributes(Ino(5), true, now));
+        assert_eq!(before.ttl(now, LEASE), Duration::ZERO);
+        assert_eq!(cache.give_attributes(Ino(5), now, LEASE).ttl(now, LEASE), LEASE);
+        assert!(cache.take_times(Ino(5), false, now));
+        assert_eq!(cache.give_attributes(Ino(5), now, LEASE).ttl(now, LEASE), Duration::ZERO);
+        let later = now + LATELY;
+        assert_eq!(cache.give_attributes(Ino(5), later, LEASE).ttl(later, LEASE), LEASE);
+        cache.take_all_attributes(now);
+        assert_eq!(other.ttl(now, LEASE), Duration::ZERO, "the lease was lost in between");
     }
 
     /// The kernel keeps an ACL for as long as it likes.
@@ -284,15 +399,15 @@ mod tests {
     fn acls_given_are_taken_back_however_late() {
         let (cache, now) = (KernelCache::default(), Instant::now());
         cache.give_acl(Ino(5));
-        assert!(cache.take_attributes(Ino(5), now + 100 * LEASE));
-        assert!(!cache.take_attributes(Ino(5), now));
+        assert!(cache.take_attributes(Ino(5), false, now + 100 * LEASE));
+        assert!(!cache.take_attributes(Ino(5), false, now));
         cache.give_acl(Ino(6));
-        cache.give_attributes(Ino(6), now, LEASE);
-        cache.give_attributes(Ino(7), now, LEASE);
+        cache.give_attributes(Ino(6), now, LEASE).ttl(now, LEASE);
+        cache.give_attributes(Ino(7), now, LEASE).ttl(now, LEASE);
         assert_eq!(cache.take_all_attributes(now), [Ino(6), Ino(7)].into());
         cache.give_acl(Ino(8));
         assert!(cache.forget_inode(Ino(8)) && !cache.forget_inode(Ino(8)));
-        assert!(!cache.take_attributes(Ino(8), now));
+        assert!(!cache.take_attributes(Ino(8), false, now));
     }
 
     /// Without a lease nothing is cached, so nothing has to be invalidated.

@@ -61,6 +61,7 @@ impl Core {
         if self.settle_appends(seen.ino).await {
             seen = self.seen(seen.ino).await?;
         }
+        self.until_pages_fit(seen.ino).await;
         // Nobody reads blocks from here: the kernel asks for attributes again.
         let attr = seen.file_attr(seen.inode.size.div_ceil(512));
         Ok(Entry { attr, grant })
@@ -109,8 +110,9 @@ impl Core {
         self.mutate(&[parent, ino], op).await?;
         // Bytes may be buffered, so the outcome's attributes would be too old.
         self.settle_appends(ino).await;
-        let attr = self.file_attr(&self.seen(ino).await?)?;
-        Ok(Entry { attr, grant })
+        let seen = self.seen(ino).await?;
+        self.until_pages_fit(ino).await;
+        Ok(Entry { attr: self.file_attr(&seen)?, grant })
     }
 
     /// UNLINK.

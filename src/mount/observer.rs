@@ -15,7 +15,8 @@ use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 impl Observer for Core {
     fn received(&self, own: bool, changes: &[Change]) {
-        self.forget(own, changes);
+        self.forget_attributes(own, changes);
+        self.forget_names_of(own, changes);
     }
 
     fn may_wait(&self, own: bool, changes: &[Change]) -> bool {
@@ -37,7 +38,14 @@ impl Observer for Core {
                 _ => {}
             }
         }
-        self.forget(own, changes);
+        // A GETATTR since the receipt waited for this, and the kernel would throw its reply away if it were
+        // told to forget attributes now: it would go on by the old mode. Not received are bytes of this mount,
+        // and weak mounts have not waited.
+        let writes = changes.iter().any(|change| matches!(change, Change::Bytes { .. }));
+        if (own && writes) || self.reads_weakly() {
+            self.forget_attributes(own, changes);
+        }
+        self.forget_names_of(own, changes);
     }
 
     fn lease_lost(&self) {
@@ -73,23 +81,17 @@ impl Observer for Core {
 }
 
 impl Core {
-    /// Has the kernel forget attributes and names.
-    fn forget(&self, own: bool, changes: &[Change]) {
+    /// Has the kernel forget attributes.
+    fn forget_attributes(&self, own: bool, changes: &[Change]) {
         let now = Instant::now();
-        let mut names = Vec::new();
-        let mut bump = false;
         for change in changes {
             match change {
-                Change::Attributes { ino }
-                | Change::Orphaned { ino }
-                | Change::Removed { ino }
-                | Change::Bytes { ino, .. } => self.attributes_changed(*ino, now),
-                Change::Name { parent, name, existed } => {
-                    self.attributes_changed(*parent, now);
-                    match self.name_changed(own, *parent, *existed, now) {
-                        NameAction::Nothing => {}
-                        NameAction::Invalidate => names.push((*parent, name.clone())),
-                        NameAction::BumpEpoch => bump = true,
+                Change::Attributes { ino } | Change::Orphaned { ino } | Change::Removed { ino } => {
+                    self.attributes_changed(*ino, own, now);
+                }
+                Change::Bytes { ino, .. } | Change::Name { parent: ino, .. } => {
+                    if self.cache.take_times(*ino, own, now) {
+                        self.kernel().drop_attributes(*ino);
                     }
                 }
                 Change::LocksDelegated { .. }
@@ -101,12 +103,28 @@ impl Core {
                 | Change::MemberAdded { .. } => {}
             }
         }
+    }
+
+    /// Has the kernel forget names.
+    fn forget_names_of(&self, own: bool, changes: &[Change]) {
+        let now = Instant::now();
+        let mut names = Vec::new();
+        let mut bump = false;
+        for change in changes {
+            if let Change::Name { parent, name, existed } = change {
+                match self.name_changed(own, *parent, *existed, now) {
+                    NameAction::Nothing => {}
+                    NameAction::Invalidate => names.push((*parent, name.clone())),
+                    NameAction::BumpEpoch => bump = true,
+                }
+            }
+        }
         self.drop_names(names, bump);
     }
 
     /// For our own changes too: another process may have the old attributes cached.
-    pub(super) fn attributes_changed(&self, ino: Ino, now: Instant) {
-        if self.cache.take_attributes(ino, now) {
+    pub(super) fn attributes_changed(&self, ino: Ino, own: bool, now: Instant) {
+        if self.cache.take_attributes(ino, own, now) {
             self.kernel().drop_attributes(ino);
         }
     }

@@ -5,6 +5,7 @@
 mod acls;
 mod attributes;
 mod beside;
+mod large_directory;
 mod names;
 mod pjdfstest;
 #[path = "../support/mod.rs"]

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::shell::{at_once, sh};
-use super::support::program::Program;
+use super::support::python::Python;
 use super::support::{Cluster, PATIENCE, wait_until};
 
 /// Checks each installed file against the hash that came with it; prints how many.
@@ -34,25 +34,9 @@ fn install(cluster: &Cluster, packages: &str) {
 }
 
 /// A Python of that environment on one of the mounts, which does what it is told there.
-struct Python(Program);
-
-impl Python {
-    fn start(cluster: &Cluster, node: u64) -> Self {
-        const LOOP: &str = "import sys\nfor line in sys.stdin: exec(line, globals())";
-        let mount = cluster.mount(node);
-        let mut python = Command::new(mount.join("venv/bin/python"));
-        Self(Program::spawn(python.args(["-u", "-c", LOOP]).current_dir(mount)))
-    }
-
-    /// Runs one line of code, which must not fail.
-    fn does(&mut self, code: &str) {
-        assert_eq!(self.says(&format!("{code}; print('done')")), "done");
-    }
-
-    /// The same with code that prints a line.
-    fn says(&mut self, code: &str) -> String {
-        self.0.ask(code)
-    }
+fn start(cluster: &Cluster, node: u64) -> Python {
+    let mount = cluster.mount(node);
+    Python::start(mount.join("venv/bin/python"), &mount)
 }
 
 #[test]
@@ -88,7 +72,7 @@ fn numpy_memmaps_are_seen_elsewhere() {
     const DIGEST: &str = "print(hashlib.sha256(array.tobytes()).hexdigest())";
     let cluster = Cluster::up(3);
     install(&cluster, "numpy");
-    let [mut one, mut two, mut three] = [1, 2, 3].map(|node| Python::start(&cluster, node));
+    let [mut one, mut two, mut three] = [1, 2, 3].map(|node| start(&cluster, node));
     for python in [&mut one, &mut two, &mut three] {
         python.does("import hashlib, numpy; shape = (1024, 4096)");
     }
@@ -132,7 +116,7 @@ fn safetensors_are_mapped_elsewhere() {
     };
     let cluster = Cluster::up(3);
     install(&cluster, "numpy safetensors");
-    let [mut one, mut two, mut three] = [1, 2, 3].map(|node| Python::start(&cluster, node));
+    let [mut one, mut two, mut three] = [1, 2, 3].map(|node| start(&cluster, node));
     let import = "import hashlib, numpy, os; from safetensors import safe_open; \
         from safetensors.numpy import load_file, save_file";
     for python in [&mut one, &mut two, &mut three] {
@@ -184,7 +168,7 @@ for _ in range({turns}):
         at_once(&[&one, &two, &three], &format!("venv/bin/python {class}.py"));
         assert_eq!(sh(&two, &format!("cat {class}"), &[]), (3 * turns).to_string());
     }
-    let [mut one, mut two] = [1, 2].map(|node| Python::start(&cluster, node));
+    let [mut one, mut two] = [1, 2].map(|node| start(&cluster, node));
     for python in [&mut one, &mut two] {
         python.does("import contextlib, filelock; lock = filelock.FileLock('lock')");
     }
@@ -196,13 +180,13 @@ for _ in range({turns}):
     // A lock goes with its process.
     one.does("lock.acquire()");
     assert!(!gets_lock(&mut two));
-    one.0.kill();
+    one.kill();
     wait_until(PATIENCE, "the lock of a killed process", || gets_lock(&mut two).then_some(()));
     cluster.settle();
 }
 
 fn gets_lock(python: &mut Python) -> bool {
     let attempt = "with contextlib.suppress(filelock.Timeout): lock.acquire(timeout=0.5)";
-    python.0.tell(attempt);
+    python.tell(attempt);
     python.says("print(lock.is_locked)") == "True"
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests wait with deadlines and read where to work")]
 
 pub mod program;
+pub mod python;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -130,6 +131,24 @@ impl Cluster {
 
     pub fn start(&self, node: u64) {
         succeed(self.dev("start").arg(node.to_string()));
+    }
+
+    /// The backing files of an inode on all nodes.
+    pub fn backing_files(&self, ino: u64) -> Vec<PathBuf> {
+        let name = format!("{ino}.");
+        let mut found = Vec::new();
+        for node in self.status().nodes {
+            let files = self.dir().join(format!("n{}", node.id)).join("data/files");
+            for directory in fs::read_dir(files).expect("the backing files") {
+                let directory = directory.expect("readdir").path();
+                found.extend(fs::read_dir(directory).expect("readdir").filter_map(|entry| {
+                    let path = entry.expect("readdir").path();
+                    let file = path.file_name()?.to_str()?.to_owned();
+                    file.starts_with(&name).then_some(path)
+                }));
+            }
+        }
+        found
     }
 
     /// Waits until all nodes serve and have applied the same; fails at once where two of them have

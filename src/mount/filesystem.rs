@@ -570,6 +570,7 @@ impl Filesystem for QuorumFs {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOTTY);
+        // There are none. The kernel makes it ENOTTY for this program and all later ones, and asks no more.
+        reply.error(Errno::ENOSYS);
     }
 }

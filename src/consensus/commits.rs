@@ -22,18 +22,17 @@ use crate::types::{LogIndex, NodeId};
 pub(super) struct Commits {
     /// What others have said that they have on disk of a term's log.
     durable: BTreeMap<NodeId, Claim>,
-    /// On a leader: up to where each node waits for the commit index.
-    wanted: BTreeMap<NodeId, LogIndex>,
-    /// On a leader: what each was last told to be on this disk, in this term.
-    told_durable: BTreeMap<NodeId, Claim>,
+    /// On a leader: the first and the last entry that each node waits for and was not told of.
+    wanted: BTreeMap<NodeId, (LogIndex, LogIndex)>,
 }
 
 impl<S: Storage> Core<S> {
     /// A node waits until it knows that `index` is committed. To be called on a leader.
     pub(super) fn want_commit(&mut self, node: NodeId, index: LogIndex) {
         if node != self.config.node {
-            let wanted = self.commits.wanted.entry(node).or_default();
-            *wanted = index.max(*wanted);
+            let (first, last) = self.commits.wanted.entry(node).or_insert((index, index));
+            *first = index.min(*first);
+            *last = index.max(*last);
         }
     }
 
@@ -46,58 +45,53 @@ impl<S: Storage> Core<S> {
         }
     }
 
-    /// Whether a node is going to be told something that comes with news of `index`.
+    /// Whether a node is still going to be told of `index`: other news can travel with that.
     pub(super) fn will_tell_commit(&self, node: NodeId, index: LogIndex) -> bool {
-        let durable = self.commits.told_durable.get(&node);
-        let told = durable.is_some_and(|told| told.term == self.term() && told.index >= index);
-        self.is_leader() && !told && self.commits.wanted.get(&node).is_some_and(|at| *at >= index)
+        let wanted = self.commits.wanted.get(&node);
+        self.is_leader() && wanted.is_some_and(|(first, last)| (first..=last).contains(&&index))
     }
 
-    /// Tells those who wait what is on this disk, and what is committed where they do not see it themselves.
+    /// Tells those who wait what is on this disk and what is committed. Whoever sees by the first that
+    /// something is committed is not told again when it is.
     pub(super) fn spread_commit(&mut self) {
         if !self.is_leader() || self.commits.wanted.is_empty() {
             return;
         }
-        let own = self.config.node;
-        let (durable, commit) = (self.durable(), self.commit_index());
-        let mut tell = Vec::new();
+        let (durable, commit) = (self.durable().index, self.commit_index());
+        let mut news = Vec::new();
         let mut wanted = std::mem::take(&mut self.commits.wanted);
-        wanted.retain(|node, index| {
-            let told = self.commits.told_durable.get(node).copied().unwrap_or_default();
-            let knows_durable = told.term == durable.term && told.index >= *index;
-            let is_news = !knows_durable && durable.index >= *index;
-            let counts = (knows_durable || is_news) && self.is_quorum([own, *node]);
-            let is_committed = commit >= *index;
-            if is_news || (is_committed && !counts) {
-                tell.push(*node);
+        wanted.retain(|node, (first, last)| {
+            let counts = self.is_quorum([self.config.node, *node]);
+            let told = if counts { durable.max(commit) } else { commit };
+            if told >= *first {
+                news.push(*node);
+                *first = told.next();
             }
-            !(is_committed || counts)
+            told < *last
         });
         self.commits.wanted = wanted;
-        for node in tell {
+        for node in news {
             self.tell_commit(node);
         }
     }
 
-    /// Tells everybody who may not know it what is committed: those who wait for nothing.
+    /// Tells everybody who may not know it what is committed: those who wait for nothing, and those to whom
+    /// something was lost.
     pub(super) fn spread_commit_to_all(&mut self) {
-        if !self.is_leader() {
-            return;
-        }
+        let own = self.config.node;
         let behind: Vec<_> = self
             .membership()
             .map(|(node, _)| node)
-            .filter(|node| *node != self.config.node)
-            .filter(|node| self.heard.get(node) < Some(&self.commit_index()))
+            .filter(|node| *node != own && self.heard.get(node) < Some(&self.commit_index()))
             .collect();
         for node in behind {
-            self.tell_commit(node);
+            // Also shows where entries are missing there.
+            self.raft.raft.send_append(node.0);
         }
     }
 
     fn tell_commit(&mut self, to: NodeId) {
         let (durable, commit) = (self.durable(), self.commit_index());
-        self.commits.told_durable.insert(to, durable);
         if self.untold.remove(&to) {
             self.tell_now.insert(to);
         }
@@ -107,7 +101,8 @@ impl<S: Storage> Core<S> {
 
     /// A peer has said what it has on disk, and what it knows to be committed.
     pub(super) fn hear_commit(&mut self, from: NodeId, durable: Claim, commit: LogIndex) {
-        if durable.term != self.term() {
+        let follows = self.raft.raft.state == StateRole::Follower;
+        if !follows || durable.term != self.term() {
             return;
         }
         let known = self.commits.durable.entry(from).or_default();

@@ -362,7 +362,8 @@ impl<S: Storage> Core<S> {
     /// A peer has a read that waits for `index`.
     fn asked(&mut self, from: NodeId, index: LogIndex) {
         if self.is_leader() {
-            self.want_commit(from, index);
+            // An entry that is not here has been replaced.
+            self.want_commit(from, index.min(self.last_index()));
         }
         if index <= self.applied.index.max(self.claim().index) {
             self.tell_now.insert(from);

@@ -188,7 +188,8 @@ impl State {
         self.accepted += 1;
     }
 
-    /// Takes in times that are set, where bytes are pending that go out in one command with them.
+    /// Takes in times that are set, where bytes are pending that go out in one command with them; not where these
+    /// depend on a lock, which whoever sets times may not have.
     pub(super) fn accept_times(
         &mut self,
         times: SetTimes,
@@ -196,7 +197,7 @@ impl State {
         inline_max: usize,
         now: Instant,
     ) -> bool {
-        let fits = self.written.is_some() && self.appends.is_empty();
+        let fits = self.written.is_some() && self.appends.is_empty() && self.only_in.is_none();
         if !fits || !self.dirty.fit_one_command(inline_max) {
             return false;
         }

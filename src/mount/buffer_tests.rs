@@ -1,6 +1,8 @@
 //! What a buffer holds, shows and hands out.
 
-use super::{Batch, ByteRange, Ino, Instant, LogIndex, NewBytes, SetTimes, State, proto};
+use super::{
+    Batch, ByteRange, Ino, Instant, LogIndex, NewBytes, SessionId, SetTimes, State, proto,
+};
 
 const INLINE_MAX: usize = 64 << 10;
 
@@ -172,6 +174,12 @@ fn times_with_bytes() {
 
     state.accept(&bytes(Some(0), INLINE_MAX + 1, 1), Instant::now());
     assert!(!accept(&mut state, set(3)), "two commands");
+    state.take_all();
+    state.settle(Ok(LogIndex(4)));
+
+    let locked = NewBytes { only_in: Some(SessionId(7)), ..bytes(Some(0), 3, 1) };
+    assert!(state.accept(&locked, Instant::now()));
+    assert!(!accept(&mut state, set(3)), "the lock may be another's");
 }
 
 /// A change of attributes carries positioned bytes that fit one command, and nothing else.

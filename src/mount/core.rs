@@ -270,8 +270,6 @@ impl Core {
 
     /// Makes the kernel forget all names.
     pub(super) fn forget_names(&self) {
-        if self.kernel().bump_epoch() {
-            self.cache.forgot_names();
-        }
+        self.cache.forget_names(|| self.kernel().bump_epoch());
     }
 }

@@ -258,9 +258,13 @@ impl KernelCache {
         self.names.lock().action(directory, existed, now)
     }
 
-    /// The epoch was bumped: the kernel has no names.
-    pub(super) fn forgot_names(&self) {
-        self.names.lock().given.clear();
+    /// Has the kernel forget all names, which `bump` makes it do (or not). No name is given in between, that
+    /// would not be remembered here.
+    pub(super) fn forget_names(&self, bump: impl FnOnce() -> bool) {
+        let mut names = self.names.lock();
+        if bump() {
+            names.given.clear();
+        }
     }
 
     /// An OPEN read this `data_version`: whether the kernel may keep the pages that it has.
@@ -434,7 +438,7 @@ mod tests {
         assert_eq!(cache.name_changed(DIR, true, later), NameAction::BumpEpoch);
         cache.leave(&[DIR, Ino(2)]);
         assert_eq!(cache.name_changed(DIR, true, later), NameAction::Invalidate);
-        cache.forgot_names();
+        cache.forget_names(|| true);
         assert_eq!(cache.name_changed(DIR, true, later), NameAction::Nothing);
     }
 

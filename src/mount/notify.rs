@@ -109,7 +109,14 @@ impl Kernel {
         (&self.device).write_all(&header).is_ok()
     }
 
-    /// Drops the cached attributes of an inode. Takes no lock (negative offset: no pages).
+    /// Whether a notification is under way that can be waiting for a lock of an operation. Where an unmount
+    /// waits for it in turn, every other notification waits for both.
+    pub(super) fn is_busy(&self) -> bool {
+        self.names_busy.load(Ordering::Acquire) || self.pages.wanted.lock().current.is_some()
+    }
+
+    /// Drops the cached attributes of an inode. Takes no lock that an operation holds (negative offset: no
+    /// pages).
     pub(super) fn drop_attributes(&self, ino: Ino) {
         ignore_gone(self.notifier.inval_inode(self.root.node(ino), -1, 0));
     }

@@ -14,20 +14,21 @@ use crate::node::Observer;
 use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 impl Observer for Core {
-    fn received(&self, own: bool, changes: &[Change]) {
+    fn received(&self, own: bool, changes: &[Change], may_wait: bool) {
         self.forget_attributes(own, changes);
-        self.forget_names_of(own, changes);
+        self.forget_names_of(own, changes, may_wait);
     }
 
-    fn may_wait(&self, own: bool, changes: &[Change]) -> bool {
+    fn would_wait(&self, own: bool, changes: &[Change]) -> bool {
         let now = Instant::now();
-        changes.iter().any(|change| match change {
-            Change::Name { parent, existed, .. } => {
-                !self.is_expected(own, *parent, *existed)
-                    && self.cache.action(*parent, *existed, now) == NameAction::Invalidate
-            }
-            _ => false,
-        })
+        self.kernel().is_busy()
+            || changes.iter().any(|change| match change {
+                Change::Name { parent, existed, .. } => {
+                    !self.is_expected(own, *parent, *existed)
+                        && self.cache.action(*parent, *existed, now) == NameAction::Invalidate
+                }
+                _ => false,
+            })
     }
 
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]) {
@@ -45,7 +46,7 @@ impl Observer for Core {
         if (own && writes) || self.reads_weakly() {
             self.forget_attributes(own, changes);
         }
-        self.forget_names_of(own, changes);
+        self.forget_names_of(own, changes, true);
     }
 
     fn lease_lost(&self) {
@@ -105,8 +106,8 @@ impl Core {
         }
     }
 
-    /// Has the kernel forget names.
-    fn forget_names_of(&self, own: bool, changes: &[Change]) {
+    /// Has the kernel forget names; all of them where it might wait otherwise and must not.
+    fn forget_names_of(&self, own: bool, changes: &[Change], may_wait: bool) {
         let now = Instant::now();
         let mut names = Vec::new();
         let mut bump = false;
@@ -114,8 +115,8 @@ impl Core {
             if let Change::Name { parent, name, existed } = change {
                 match self.name_changed(own, *parent, *existed, now) {
                     NameAction::Nothing => {}
-                    NameAction::Invalidate => names.push((*parent, name.clone())),
-                    NameAction::BumpEpoch => bump = true,
+                    NameAction::Invalidate if may_wait => names.push((*parent, name.clone())),
+                    NameAction::Invalidate | NameAction::BumpEpoch => bump = true,
                 }
             }
         }

@@ -139,14 +139,17 @@ impl Handle {
     /// # Errors
     /// [`NodeError::Deadline`] after `op_timeout`.
     pub async fn until_acknowledged(&self, index: LogIndex) -> Result<(), NodeError> {
-        self.until(|| self.stable_index() >= index).await
+        self.until(self.0.gate.changes(), || self.stable_index() >= index).await
     }
 
-    /// Waits for the gate to change until `condition` holds.
-    async fn until(&self, condition: impl Fn() -> bool) -> Result<(), NodeError> {
+    /// Waits for the gate to change until `condition` holds. `changes` are subscribed to before anything is
+    /// looked at or asked for, so that none falls between that and waiting.
+    async fn until(
+        &self,
+        mut changes: watch::Receiver<()>,
+        condition: impl Fn() -> bool,
+    ) -> Result<(), NodeError> {
         let deadline = clock::monotonic() + self.op_timeout();
-        // Subscribed first, so that no change falls between looking and waiting.
-        let mut changes = self.0.gate.changes();
         while !condition() {
             if clock::monotonic() >= deadline {
                 return Err(NodeError::Deadline);
@@ -254,11 +257,13 @@ impl Handle {
     /// # Errors
     /// [`NodeError::Deadline`] after `op_timeout`.
     pub async fn until_servable(&self, mod_index: LogIndex) -> Result<(), NodeError> {
+        let changes = self.0.gate.changes();
         if self.stable_index() < mod_index {
             self.0.input(Input::AwaitStable { index: mod_index });
         }
         let replaced = self.0.received.replaced();
-        self.until(|| self.may_serve(mod_index) || self.0.received.replaced() != replaced).await
+        let is_over = || self.may_serve(mod_index) || self.0.received.replaced() != replaced;
+        self.until(changes, is_over).await
     }
 
     /// For how long from now this node's state is at most `age` old.
@@ -272,7 +277,7 @@ impl Handle {
     /// # Errors
     /// [`NodeError::Deadline`] after `op_timeout`.
     pub async fn until_fresh(&self, age: Duration) -> Result<(), NodeError> {
-        self.until(|| !self.fresh_left(age).is_zero()).await
+        self.until(self.0.gate.changes(), || !self.fresh_left(age).is_zero()).await
     }
 
     /// What is left of the lease, less a margin: the longest TTL to give to the kernel. Zero where

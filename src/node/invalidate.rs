@@ -47,7 +47,7 @@ pub(super) fn invalidate(shared: &Shared, entries: &[Received]) -> Result<Input,
         let mut unapplied = shared.received.unapplied.write();
         marked.push(mark(shared, &mut unapplied, &shared.state, position.index, &command)?);
     }
-    Ok(tell_mounts(shared, entries, &marked))
+    Ok(tell_mounts(shared, entries, &marked, true))
 }
 
 /// The same by the driver, where it has to wait for nothing; else the applier has to do it, and may mark a
@@ -67,9 +67,9 @@ pub(super) fn try_invalidate(shared: &Shared, entries: &[Received]) -> Option<In
     }
     drop(unapplied);
     let waits = shared.observers.all().iter().any(|(mount, observer)| {
-        marked.iter().any(|entry| observer.may_wait(entry.is_own_of(*mount), &entry.changes))
+        marked.iter().any(|entry| observer.would_wait(entry.is_own_of(*mount), &entry.changes))
     });
-    (!waits).then(|| tell_mounts(shared, entries, &marked))
+    (!waits).then(|| tell_mounts(shared, entries, &marked, false))
 }
 
 fn commands(entries: &[Received]) -> impl Iterator<Item = &Received> {
@@ -89,7 +89,7 @@ fn mark<V: Records>(
     Ok(Marked { session: SessionId(command.session), proposer, writes, changes })
 }
 
-fn tell_mounts(shared: &Shared, entries: &[Received], marked: &[Marked]) -> Input {
+fn tell_mounts(shared: &Shared, entries: &[Received], marked: &[Marked], may_wait: bool) -> Input {
     let last = entries.last().expect("there are some").position;
     shared.received.up_to(last.index);
     // Whoever begins to observe after this finds the marks.
@@ -97,7 +97,7 @@ fn tell_mounts(shared: &Shared, entries: &[Received], marked: &[Marked]) -> Inpu
         for entry in marked {
             let own = entry.is_own_of(*mount);
             if !(own && entry.writes) {
-                observer.received(own, &entry.changes);
+                observer.received(own, &entry.changes, may_wait);
             }
         }
     }

@@ -15,11 +15,11 @@ use crate::types::{Ino, LogIndex, MountId, SessionId};
 /// an operation can hold: every writer of the cluster waits for them.
 pub trait Observer: Send + Sync {
     /// Attributes and names may change so (`own` where this mount proposed it). Reads of them wait from
-    /// now on until it is applied.
-    fn received(&self, own: bool, changes: &[Change]);
+    /// now on until it is applied. Unless it `may_wait`, it forgets more rather than wait for the kernel.
+    fn received(&self, own: bool, changes: &[Change], may_wait: bool);
 
-    /// Whether [`Self::received`] may have to wait for the kernel.
-    fn may_wait(&self, own: bool, changes: &[Change]) -> bool;
+    /// Whether [`Self::received`] would have to wait for the kernel, or forget more.
+    fn would_wait(&self, own: bool, changes: &[Change]) -> bool;
 
     /// These changes were applied at `index`.
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]);
@@ -87,8 +87,8 @@ mod tests {
     }
 
     impl Observer for Holder {
-        fn received(&self, _own: bool, _changes: &[Change]) {}
-        fn may_wait(&self, _own: bool, _changes: &[Change]) -> bool {
+        fn received(&self, _own: bool, _changes: &[Change], _may_wait: bool) {}
+        fn would_wait(&self, _own: bool, _changes: &[Change]) -> bool {
             false
         }
 

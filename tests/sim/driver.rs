@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use quorumfs::consensus::{Committed, Effect, Input, PeerMessage, Received, Role, SessionChange};
-use quorumfs::fs::{self, proto, proto::command::Op};
+use quorumfs::fs::{self, Change, proto, proto::command::Op};
 use quorumfs::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId, Term};
 
 use crate::calls::MOUNT;
@@ -258,7 +258,7 @@ impl World {
         let shown_by_others = rounds.iter().all(|(_, shown)| *shown);
         let entries: Vec<Committed> = rounds.into_iter().flat_map(|(entries, _)| entries).collect();
         let (mut commands, mut sessions) = (Vec::new(), Vec::new());
-        let (mut members, mut changes) = (Vec::new(), Vec::new());
+        let (mut members, mut changes, mut forgets) = (Vec::new(), Vec::new(), Vec::new());
         let mut last = quorumfs::types::Position::default();
         for entry in &entries {
             last = entry.position;
@@ -287,6 +287,14 @@ impl World {
                 let mount = &mut target.daemon.as_mut().expect("as above").mount;
                 mount.note_outcome(key, last.index, &effect.applied.outcome);
             }
+            // What was received needs no second notification, but for names; bytes of this mount were not.
+            let own = effect.key.is_some_and(|key| {
+                target.daemon.as_ref().expect("as above").mount.session == Some(key.session)
+            });
+            let writes = |change: &Change| matches!(change, Change::Bytes { .. });
+            let own_bytes = own && effect.applied.changes.iter().any(writes);
+            let again = |change: &&Change| own_bytes || matches!(change, Change::Name { .. });
+            forgets.extend(effect.applied.changes.iter().filter(again).cloned());
             changes.extend(effect.applied.changes);
             members.extend(effect.members);
             effect.sessions.iter().filter_map(ended).for_each(|session| self.check_lapsed(session));
@@ -298,7 +306,7 @@ impl World {
         let answers = commands.iter().filter(|_| answered).map(|(key, _)| *key).collect();
         let report =
             Input::Applied { index: last.index, term: last.term, commands, sessions, members };
-        let round = Round { report, last: last.index, changes, answers };
+        let round = Round { report, last: last.index, changes, forgets, answers };
         self.nodes[node].daemon.as_mut().expect("as above").round = Some(round);
         let delay = self.random.skewed(5 * MICRO, 5 * MILLI);
         self.after(self.stuck_for(node, true) + delay, node, NodeEvent::Show);
@@ -315,7 +323,7 @@ impl World {
 
     fn show(&mut self, node: usize, round: Round) {
         let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
-        daemon.mount.invalidate(&round.changes);
+        daemon.mount.invalidate(&round.forgets);
         self.follow_locks(node, &round.changes);
         let daemon = self.nodes[node].daemon.as_mut().expect("as above");
         daemon.shown = round.last;

@@ -67,6 +67,8 @@ pub struct Round {
     pub report: Input,
     pub last: LogIndex,
     pub changes: Vec<Change>,
+    /// Those of which the kernel is told when they are applied.
+    pub forgets: Vec<Change>,
     /// Commands that may be answered as soon as this is shown.
     pub answers: Vec<ProposalKey>,
 }

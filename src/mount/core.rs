@@ -237,13 +237,6 @@ impl Core {
         self.cache.give_name(directory, Instant::now(), self.cacheable())
     }
 
-    /// A rename is going to take a name, with its TTL, into `directory`.
-    pub(super) fn name_moves(&self, directory: Ino) {
-        if self.kernel().has_epochs() {
-            self.cache.move_name(directory, Instant::now(), self.cacheable());
-        }
-    }
-
     /// The TTL for a reply that goes out now.
     pub(super) fn ttl(&self, grant: Grant) -> Duration {
         grant.ttl(Instant::now(), self.cacheable())

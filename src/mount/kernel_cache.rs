@@ -220,9 +220,14 @@ impl KernelCache {
         give(&mut names.given, directory, now, lease_left)
     }
 
-    /// A directory's name takes its TTL along into another directory.
-    pub(super) fn move_name(&self, into: Ino, now: Instant, lease_left: Duration) {
-        give(&mut self.names.lock().given, into, now, lease_left);
+    /// A rename is going to take names between these directories, with the TTLs that they have. One that gets
+    /// its TTL later, before the rename is received, has the kernel forget all names then.
+    pub(super) fn move_names(&self, directories: [Ino; 2], now: Instant) {
+        let given = &mut self.names.lock().given;
+        let until = directories.iter().filter_map(|directory| given.until.get(directory)).max();
+        if let Some(until) = until.copied().filter(|until| *until > now) {
+            directories.into_iter().for_each(|directory| given.note(directory, until, now));
+        }
     }
 
     /// An operation on these directories begins; to be ended by [`Self::leave`].
@@ -355,7 +360,8 @@ impl Expiries {
 #[cfg(test)]
 mod tests {
     use super::{
-        Duration, Ino, Instant, KernelCache, LATELY, LogIndex, NameAction, outlives_lease,
+        Duration, Ino, Instant, KernelCache, LATE_REPLY, LATELY, LogIndex, NameAction,
+        outlives_lease,
     };
 
     const LEASE: Duration = Duration::from_secs(2);
@@ -451,12 +457,19 @@ mod tests {
         assert_eq!(cache.name_changed(DIR, true, now), NameAction::BumpEpoch);
     }
 
-    /// A rename takes a cached name into a directory of which none was given.
+    /// A rename takes a cached name into a directory of which none was given; where none is cached, the kernel
+    /// need not be told of it.
     #[test]
     fn renames_take_names_along() {
         let (cache, now) = (KernelCache::default(), Instant::now());
-        cache.move_name(Ino(2), now, LEASE);
-        assert_eq!(cache.name_changed(Ino(2), true, now), NameAction::Invalidate);
+        cache.move_names([DIR, Ino(2)], now);
+        assert_eq!(cache.action(Ino(2), true, now), NameAction::Nothing);
+        cache.give_name(DIR, now, LEASE);
+        cache.move_names([DIR, Ino(2)], now);
+        assert_eq!(cache.action(Ino(2), true, now), NameAction::Invalidate);
+        let later = now + LEASE + LATE_REPLY;
+        cache.move_names([DIR, Ino(3)], later);
+        assert_eq!(cache.action(Ino(3), true, later), NameAction::Nothing);
     }
 
     /// Pages are kept across opens while nobody else has written.

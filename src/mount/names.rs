@@ -1,5 +1,7 @@
 //! What is done to names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, READLINK.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use fuser::FileAttr;
 
@@ -136,9 +138,7 @@ impl Core {
         }
         // A file must not lose to a crash both what it replaced and what was written to it.
         self.commit_named(&from).await?;
-        for parent in [from.parent, to.parent] {
-            self.name_moves(parent);
-        }
+        self.cache.move_names([from.parent, to.parent], Instant::now());
         let op = Op::Rename(proto::Rename {
             parent: from.parent.0,
             name: from.name,

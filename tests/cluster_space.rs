@@ -94,6 +94,8 @@ fn fallocate_on_one_mount_is_seen_on_the_other() {
     check(&wanted, "reserved");
     fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 4 * MIB).expect("reserve");
     check(&wanted, "reserved beyond the end");
+    // A replica that nobody asks applies a moment later.
+    cluster.settle();
     for backing in backing_files(&cluster, &here) {
         assert!(blocks(&backing) * 512 >= 4 * MIB - 64 * KIB, "{}", backing.display());
     }

@@ -23,12 +23,20 @@ struct Marked {
     proposer: Option<MountId>,
     /// It only writes bytes, which the mount that proposed it shows.
     writes: bool,
+    /// It only renews access times.
+    touches: bool,
     changes: Vec<Change>,
 }
 
 impl Marked {
     fn is_own_of(&self, mount: MountId) -> bool {
         self.proposer == Some(mount)
+    }
+
+    /// Whether a mount expects it. Reading renews access times, which comes from everywhere and surprises
+    /// nobody.
+    fn is_expected_by(&self, mount: MountId) -> bool {
+        self.is_own_of(mount) || self.touches
     }
 }
 
@@ -67,7 +75,7 @@ pub(super) fn try_invalidate(shared: &Shared, entries: &[Received]) -> Option<In
     }
     drop(unapplied);
     let waits = shared.observers.all().iter().any(|(mount, observer)| {
-        marked.iter().any(|entry| observer.would_wait(entry.is_own_of(*mount), &entry.changes))
+        marked.iter().any(|entry| observer.would_wait(entry.is_expected_by(*mount), &entry.changes))
     });
     (!waits).then(|| tell_mounts(shared, entries, &marked, false))
 }
@@ -86,7 +94,8 @@ fn mark<V: Records>(
     let proposer = shared.mutations.proposer(key_of(command));
     let changes = unapplied.receive(state, index, command, proposer)?;
     let writes = matches!(command.op, Some(Op::Write(_)));
-    Ok(Marked { session: SessionId(command.session), proposer, writes, changes })
+    let touches = matches!(command.op, Some(Op::Touch(_)));
+    Ok(Marked { session: SessionId(command.session), proposer, writes, touches, changes })
 }
 
 fn tell_mounts(shared: &Shared, entries: &[Received], marked: &[Marked], may_wait: bool) -> Input {
@@ -95,9 +104,8 @@ fn tell_mounts(shared: &Shared, entries: &[Received], marked: &[Marked], may_wai
     // Whoever begins to observe after this finds the marks.
     for (mount, observer) in shared.observers.all().iter() {
         for entry in marked {
-            let own = entry.is_own_of(*mount);
-            if !(own && entry.writes) {
-                observer.received(own, &entry.changes, may_wait);
+            if !(entry.is_own_of(*mount) && entry.writes) {
+                observer.received(entry.is_expected_by(*mount), &entry.changes, may_wait);
             }
         }
     }

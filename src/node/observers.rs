@@ -14,7 +14,7 @@ use crate::types::{Ino, LogIndex, MountId, SessionId};
 /// must return only once this mount's kernel serves nothing older, and must not wait for a kernel lock that
 /// an operation can hold: every writer of the cluster waits for them.
 pub trait Observer: Send + Sync {
-    /// Attributes and names may change so (`own` where this mount proposed it). Reads of them wait from
+    /// Attributes and names may change so (`own` where this mount proposed it, or somebody has only read). Reads of them wait from
     /// now on until it is applied. Unless it `may_wait`, it forgets more rather than wait for the kernel.
     fn received(&self, own: bool, changes: &[Change], may_wait: bool);
 

@@ -152,8 +152,9 @@ impl Attributes {
 struct Names {
     /// Directories of which names were given.
     given: Expiries,
-    /// Directories that have changed in a way that others, or the kernel, do not expect; until names
-    /// may be given again.
+    /// Directories that have changed, by whomever, until names may be given again: names that are about to be
+    /// removed or renamed are not cached then, and the kernel need not be made to forget all names for them.
+    /// (While it looks a directory up again for that reason, getcwd(2) fails in it.)
     lately: Expiries,
     /// Number of operations on a directory, from before they read until their reply is written.
     in_flight: HashMap<Ino, usize>,

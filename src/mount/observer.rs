@@ -16,19 +16,18 @@ use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 impl Observer for Core {
     fn received(&self, own: bool, changes: &[Change], may_wait: bool) {
         self.forget_attributes(own, changes);
-        self.forget_names_of(own, changes, may_wait);
+        self.forget_names_of(changes, may_wait);
     }
 
-    fn would_wait(&self, own: bool, changes: &[Change]) -> bool {
+    fn would_wait(&self, changes: &[Change]) -> bool {
         let now = Instant::now();
-        self.kernel().is_busy()
-            || changes.iter().any(|change| match change {
-                Change::Name { parent, existed, .. } => {
-                    !self.is_expected(own, *parent, *existed)
-                        && self.cache.action(*parent, *existed, now) == NameAction::Invalidate
-                }
-                _ => false,
-            })
+        let waits = |change: &Change| match change {
+            Change::Name { parent, existed, .. } => {
+                self.cache.action(*parent, *existed, now) == NameAction::Invalidate
+            }
+            _ => false,
+        };
+        self.kernel().is_busy() || changes.iter().any(waits)
     }
 
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]) {
@@ -46,7 +45,7 @@ impl Observer for Core {
         if (own && writes) || self.reads_weakly() {
             self.forget_attributes(own, changes);
         }
-        self.forget_names_of(own, changes, true);
+        self.forget_names_of(changes, true);
     }
 
     fn lease_lost(&self) {
@@ -106,14 +105,16 @@ impl Core {
         }
     }
 
-    /// Has the kernel forget names; all of them where it might wait otherwise and must not.
-    fn forget_names_of(&self, own: bool, changes: &[Change], may_wait: bool) {
+    /// Has the kernel forget names; all of them where it might wait otherwise and must not. For our own changes
+    /// too: the kernel goes on serving the old name until it has the reply, and others may show the change
+    /// before.
+    fn forget_names_of(&self, changes: &[Change], may_wait: bool) {
         let now = Instant::now();
         let mut names = Vec::new();
         let mut bump = false;
         for change in changes {
             if let Change::Name { parent, name, existed } = change {
-                match self.name_changed(own, *parent, *existed, now) {
+                match self.cache.name_changed(*parent, *existed, now) {
                     NameAction::Nothing => {}
                     NameAction::Invalidate if may_wait => names.push((*parent, name.clone())),
                     NameAction::Invalidate | NameAction::BumpEpoch => bump = true,
@@ -142,19 +143,6 @@ impl Core {
         if self.cache.forget_pages(ino) || self.open.is_held(ino) {
             self.kernel().drop_pages(ino, range);
         }
-    }
-
-    /// For our own changes too: the kernel goes on serving the old name until it has the reply, and
-    /// others may show the change before. Names that are new it has not cached.
-    fn name_changed(&self, own: bool, parent: Ino, existed: bool, now: Instant) -> NameAction {
-        if self.is_expected(own, parent, existed) {
-            return NameAction::Nothing;
-        }
-        self.cache.name_changed(parent, existed, now)
-    }
-
-    fn is_expected(&self, own: bool, parent: Ino, existed: bool) -> bool {
-        own && !existed && !self.cache.is_doubtful(parent)
     }
 
     fn drop_names(&self, names: Vec<Name>, bump: bool) {

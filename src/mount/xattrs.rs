@@ -17,6 +17,9 @@ const NAMESPACES: [&[u8]; 3] = [b"user.", TRUSTED, b"security."];
 const ACL_KILL_SGID: u32 = 4;
 const S_ISGID: u32 = 0o2000;
 
+/// Goes with every write (capabilities(7)).
+const CAPABILITY: &[u8] = b"security.capability";
+
 impl Core {
     /// SETXATTR, with the flags of setxattr(2).
     pub(super) async fn setxattr(
@@ -34,6 +37,12 @@ impl Core {
             if has_sgid && !caller.may_leave_sgid(inode.gid) {
                 flags |= ACL_KILL_SGID;
             }
+        }
+        if name == CAPABILITY
+            && let Some(buffer) = self.open.buffer(ino)
+        {
+            // Bytes that were written before would take it away when they are applied.
+            self.commit(&buffer).await;
         }
         let op = Op::SetXattr(proto::SetXattr { ino: ino.0, name, value, flags });
         self.mutate(&[ino], op).await.map(drop)

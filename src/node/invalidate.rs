@@ -74,9 +74,11 @@ pub(super) fn try_invalidate(shared: &Shared, entries: &[Received]) -> Option<In
         marked.push(mark(shared, &mut unapplied, &in_memory, position.index, &command).ok()?);
     }
     drop(unapplied);
-    let waits = shared.observers.all().iter().any(|(mount, observer)| {
-        marked.iter().any(|entry| observer.would_wait(entry.is_expected_by(*mount), &entry.changes))
-    });
+    let waits = shared
+        .observers
+        .all()
+        .iter()
+        .any(|(_, observer)| marked.iter().any(|entry| observer.would_wait(&entry.changes)));
     (!waits).then(|| tell_mounts(shared, entries, &marked, false))
 }
 

@@ -19,7 +19,7 @@ pub trait Observer: Send + Sync {
     fn received(&self, own: bool, changes: &[Change], may_wait: bool);
 
     /// Whether [`Self::received`] would have to wait for the kernel, or forget more.
-    fn would_wait(&self, own: bool, changes: &[Change]) -> bool;
+    fn would_wait(&self, changes: &[Change]) -> bool;
 
     /// These changes were applied at `index`.
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]);
@@ -88,7 +88,7 @@ mod tests {
 
     impl Observer for Holder {
         fn received(&self, _own: bool, _changes: &[Change], _may_wait: bool) {}
-        fn would_wait(&self, _own: bool, _changes: &[Change]) -> bool {
+        fn would_wait(&self, _changes: &[Change]) -> bool {
             false
         }
 

@@ -227,7 +227,9 @@ impl KernelCache {
         let given = &mut self.names.lock().given;
         let until = directories.iter().filter_map(|directory| given.until.get(directory)).max();
         if let Some(until) = until.copied().filter(|until| *until > now) {
-            directories.into_iter().for_each(|directory| given.note(directory, until, now));
+            for directory in directories {
+                given.note(directory, until, now);
+            }
         }
     }
 

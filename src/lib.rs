@@ -16,7 +16,9 @@
 //! **A mutation** (create, rename, setattr …). `mount` builds a command in which everything that could
 //! differ between replicas is already decided (times, inode numbers, owners) and proposes it through
 //! [`node::Handle::mutate_in`]. The core forwards it to the leader, whose log entry is persisted by a
-//! quorum; each replica's apply thread runs [`fs::apply`] on it, writes one batch to the state, and makes
+//! quorum. When it is received everywhere, reads of what it may change begin to wait and kernels forget
+//! that. Who proposed it counts by itself when it is committed; others learn it with the next entries, or when a
+//! read asks. Each replica's apply thread runs [`fs::apply`] on it, writes one batch to the state, and makes
 //! sure that its kernel serves nothing older. Then it tells the others the index that it shows. The
 //! lowest such index over the roster is the *stable index*; once it reaches the entry, the core lets the
 //! proposer acknowledge.

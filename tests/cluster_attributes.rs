@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::XattrFlags;
 use support::{Cluster, PATIENCE, wait_until};
 
 /// Seconds and nanoseconds.
@@ -157,6 +158,27 @@ fn times_that_are_set_after_bytes_are_seen_elsewhere_with_them() {
     assert!(times(&there).1 > past(600));
     assert_eq!(times(&there), times(&here));
     assert_eq!(fs::read(&there).expect("read"), b"fo");
+}
+
+/// Every write takes capabilities away when it is applied, also one that was only buffered when they were set.
+#[test]
+fn capabilities_that_are_set_after_bytes_stay() {
+    const NAME: &str = "security.capability";
+    // Version 2, one bit.
+    let value = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let cluster = Cluster::up(3);
+    let (here, there) = (cluster.mount(1).join("f"), cluster.mount(2).join("f"));
+    let mut file = create(&here, 0o755);
+    file.write_all(b"a program").expect("write");
+    set_mtime(&file, UNIX_EPOCH + Duration::from_secs(1000));
+    // Not by a program of its own: starting one closes what it inherits, which commits.
+    rustix::fs::fsetxattr(&file, NAME, &value, XattrFlags::empty()).expect("fsetxattr");
+    drop(file);
+    for path in [&here, &there] {
+        let mut found = [0; 20];
+        assert_eq!(rustix::fs::getxattr(path, NAME, &mut found), Ok(20), "{}", path.display());
+        assert_eq!(found, value);
+    }
 }
 
 #[test]

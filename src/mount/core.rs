@@ -4,10 +4,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use fuser::{FileAttr, FileType};
 use parking_lot::RwLock;
 
 use super::errors::OpError;
-use super::kernel_cache::{AttributeGrant, Grant, KernelCache, outlives_lease};
+use super::kernel_cache::{AttributeGrant, KernelCache, outlives_lease};
+use super::kernel_names::{NameGrant, Removal};
+use super::names::Place;
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
 use super::options::MountFlags;
@@ -229,20 +232,41 @@ impl Core {
         self.cache.give_attributes(ino, Instant::now(), self.cacheable())
     }
 
-    /// Registers that a name of `directory` is going to be given.
-    pub(super) fn give_name(&self, directory: Ino) -> Grant {
-        if !self.kernel().has_epochs() {
-            return Grant::NONE;
+    /// Registers that a name is going to be given to `thread`.
+    pub(super) fn give_name(&self, place: &Place, thread: u32) -> NameGrant {
+        let cacheable = if self.kernel().has_epochs() { self.cacheable() } else { Duration::ZERO };
+        self.cache.names.give(place.key(), thread, Instant::now(), cacheable)
+    }
+
+    /// The TTL of a name in a reply that goes out now.
+    pub(super) fn name_ttl(&self, attr: &FileAttr, grant: &NameGrant) -> Duration {
+        let is_directory = attr.kind == FileType::Directory;
+        grant.ttl(is_directory, Instant::now(), self.cacheable())
+    }
+
+    /// To be called before `thread` removes or renames these names: see [`super::kernel_names`].
+    pub(super) async fn begin_removal(
+        &self,
+        places: &[&Place],
+        thread: u32,
+    ) -> Result<(), OpError> {
+        let keys: Vec<_> = places.iter().map(|place| place.key()).collect();
+        match self.cache.names.begin_removal(&keys, thread, Instant::now()) {
+            Removal::Begin => Ok(()),
+            Removal::LookUpAgain(at) => {
+                if Instant::now() < at {
+                    tokio::time::sleep_until(at.into()).await;
+                }
+                Err(OpError::Errno(libc::ESTALE))
+            }
+            Removal::ForgetAll => {
+                self.forget_names();
+                Ok(())
+            }
         }
-        self.cache.give_name(directory, Instant::now(), self.cacheable())
     }
 
-    /// The TTL for a reply that goes out now.
-    pub(super) fn ttl(&self, grant: Grant) -> Duration {
-        grant.ttl(Instant::now(), self.cacheable())
-    }
-
-    /// The same for attributes.
+    /// The TTL of attributes in a reply that goes out now.
     pub(super) fn attribute_ttl(&self, grant: &AttributeGrant) -> Duration {
         grant.ttl(Instant::now(), self.cacheable())
     }
@@ -263,6 +287,6 @@ impl Core {
 
     /// Makes the kernel forget all names.
     pub(super) fn forget_names(&self) {
-        self.cache.forget_names(|| self.kernel().bump_epoch());
+        self.cache.names.forget_all(|| self.kernel().bump_epoch());
     }
 }

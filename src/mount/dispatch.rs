@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use super::core::Core;
 use super::errors::OpError;
 use crate::node;
-use crate::types::Ino;
 
 /// A reply that can be refused with an errno.
 pub(super) trait Refuse: Send + 'static {
@@ -43,23 +42,9 @@ refuse!(
     ReplyXattr
 );
 
-/// Directories that an operation is at work on, until its reply is written.
-struct InFlight {
-    core: Arc<Core>,
-    directories: Vec<Ino>,
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.core.cache.leave(&self.directories);
-    }
-}
-
-/// Runs an operation and sends its answer. The kernel may hold the locks of `directories` until the
-/// reply is written.
+/// Runs an operation and sends its answer.
 pub(super) fn run<R, T, F>(
     core: &Arc<Core>,
-    directories: &[Ino],
     reply: R,
     work: F,
     answer: impl FnOnce(&Core, R, T) + Send + 'static,
@@ -68,11 +53,10 @@ pub(super) fn run<R, T, F>(
     T: Send + 'static,
     F: Future<Output = Result<T, OpError>> + Send + 'static,
 {
-    core.cache.enter(directories);
-    let in_flight = InFlight { core: core.clone(), directories: directories.to_vec() };
+    let for_answer = core.clone();
     poll_first(&core.runtime, async move {
         match work.await {
-            Ok(value) => answer(&in_flight.core, reply, value),
+            Ok(value) => answer(&for_answer, reply, value),
             Err(error) => {
                 if let OpError::Node(error) = &error {
                     tracing::warn!(%error, "an operation failed");
@@ -80,7 +64,6 @@ pub(super) fn run<R, T, F>(
                 reply.refuse((&error).into());
             }
         }
-        drop(in_flight);
     });
 }
 

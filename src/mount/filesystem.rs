@@ -24,9 +24,7 @@ use super::core::Core;
 use super::dispatch::{poll_first, run};
 use super::errors::OpError;
 use super::names::{NewInode, Place, kind_of_mode};
-use super::requests::{
-    GENERATION, asker, bytes_of, caller, parents, send_entry, send_ok, wanted_lock,
-};
+use super::requests::{GENERATION, asker, bytes_of, caller, send_entry, send_ok, wanted_lock};
 use super::space::{BLOCK, Room};
 use super::times;
 use crate::fs::proto::{Kind, LockMode};
@@ -75,9 +73,8 @@ impl QuorumFs {
         reply: ReplyEntry,
     ) {
         let (core, caller) = (self.0.clone(), caller(req));
-        let directories = parents(&[&place]);
         let work = async move { core.make(caller, place?, new?).await };
-        run(&self.0, &directories, reply, work, send_entry);
+        run(&self.0, reply, work, send_entry);
     }
 
     /// GETXATTR, LISTXATTR.
@@ -87,7 +84,7 @@ impl QuorumFs {
         reply: ReplyXattr,
         work: impl Future<Output = Result<Vec<u8>, OpError>> + Send + 'static,
     ) {
-        run(&self.0, &[], reply, work, move |_, reply, value| {
+        run(&self.0, reply, work, move |_, reply, value| {
             let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
             match size {
                 0 => reply.size(len),
@@ -111,10 +108,9 @@ impl Filesystem for QuorumFs {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (core, place) = (self.0.clone(), self.place(parent, name));
-        let directories = parents(&[&place]);
-        run(&self.0, &directories, reply, async move { core.lookup(place?).await }, send_entry);
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (core, thread, place) = (self.0.clone(), req.pid(), self.place(parent, name));
+        run(&self.0, reply, async move { core.lookup(thread, place?).await }, send_entry);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
@@ -128,7 +124,7 @@ impl Filesystem for QuorumFs {
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
         let work = async move { core.getattr(ino).await };
-        run(&self.0, &[], reply, work, move |core, reply, (attr, grant)| {
+        run(&self.0, reply, work, move |core, reply, (attr, grant)| {
             let ttl = core.attribute_ttl(&grant);
             reply.attr(&ttl, &attr);
             core.gave_attributes(ino, ttl);
@@ -162,7 +158,7 @@ impl Filesystem for QuorumFs {
         let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
         let handle = fh.map(|fh| fh.0);
         let work = async move { core.setattr(caller, handle, ino, change).await };
-        run(&self.0, &[ino], reply, work, |_, reply, attr: FileAttr| {
+        run(&self.0, reply, work, |_, reply, attr: FileAttr| {
             reply.attr(&Duration::ZERO, &attr);
         });
     }
@@ -170,7 +166,7 @@ impl Filesystem for QuorumFs {
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
         let work = async move { core.readlink(ino).await };
-        run(&self.0, &[], reply, work, |_, reply, target| reply.data(&target));
+        run(&self.0, reply, work, |_, reply, target| reply.data(&target));
     }
 
     fn mknod(
@@ -219,28 +215,26 @@ impl Filesystem for QuorumFs {
         self.make(req, self.place(parent, name), Ok(new), reply);
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (core, ino, place) = (self.0.clone(), self.ino(ino), self.place(parent, name));
-        let directories = parents(&[&place]);
-        let work = async move { core.link(ino, place?).await };
-        run(&self.0, &directories, reply, work, send_entry);
+    fn link(&self, req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (core, thread) = (self.0.clone(), req.pid());
+        let (ino, place) = (self.ino(ino), self.place(parent, name));
+        let work = async move { core.link(thread, ino, place?).await };
+        run(&self.0, reply, work, send_entry);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (core, place) = (self.0.clone(), self.place(parent, name));
-        let directories = parents(&[&place]);
-        run(&self.0, &directories, reply, async move { core.unlink(place?).await }, send_ok);
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (core, thread, place) = (self.0.clone(), req.pid(), self.place(parent, name));
+        run(&self.0, reply, async move { core.unlink(thread, place?).await }, send_ok);
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (core, place) = (self.0.clone(), self.place(parent, name));
-        let directories = parents(&[&place]);
-        run(&self.0, &directories, reply, async move { core.rmdir(place?).await }, send_ok);
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (core, thread, place) = (self.0.clone(), req.pid(), self.place(parent, name));
+        run(&self.0, reply, async move { core.rmdir(thread, place?).await }, send_ok);
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -249,9 +243,9 @@ impl Filesystem for QuorumFs {
         reply: ReplyEmpty,
     ) {
         let (from, to) = (self.place(parent, name), self.place(new_parent, new_name));
-        let (core, directories) = (self.0.clone(), parents(&[&from, &to]));
-        let work = async move { core.rename(from?, to?, flags.bits()).await };
-        run(&self.0, &directories, reply, work, send_ok);
+        let (core, thread) = (self.0.clone(), req.pid());
+        let work = async move { core.rename(thread, from?, to?, flags.bits()).await };
+        run(&self.0, reply, work, send_ok);
     }
 
     fn create(
@@ -265,9 +259,8 @@ impl Filesystem for QuorumFs {
         reply: ReplyCreate,
     ) {
         let (core, caller, place) = (self.0.clone(), caller(req), self.place(parent, name));
-        let directories = parents(&[&place]);
         let work = async move { core.create(caller, place?, (mode, umask), flags).await };
-        run(&self.0, &directories, reply, work, |_, reply, (attr, opened)| {
+        run(&self.0, reply, work, |_, reply, (attr, opened)| {
             // fuser has one TTL for name and attributes here, and attributes must have none.
             let handle = FileHandle(opened.handle);
             reply.created(&Duration::ZERO, &attr, GENERATION, handle, opened.flags);
@@ -277,7 +270,7 @@ impl Filesystem for QuorumFs {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
         let work = async move { core.open_file(caller, ino, flags.0).await };
-        run(&self.0, &[], reply, work, |_, reply, opened| {
+        run(&self.0, reply, work, |_, reply, opened| {
             reply.opened(FileHandle(opened.handle), opened.flags);
         });
     }
@@ -295,7 +288,7 @@ impl Filesystem for QuorumFs {
     ) {
         let core = self.0.clone();
         let work = async move { core.read(fh.0, offset, size).await };
-        run(&self.0, &[], reply, work, |_, reply, bytes| reply.data(&bytes));
+        run(&self.0, reply, work, |_, reply, bytes| reply.data(&bytes));
     }
 
     fn write(
@@ -322,7 +315,7 @@ impl Filesystem for QuorumFs {
         };
         let core = self.0.clone();
         let work = async move { core.write(fh.0, new, flags.0).await };
-        run(&self.0, &[], reply, work, |_, reply, written| reply.written(written));
+        run(&self.0, reply, work, |_, reply, written| reply.written(written));
     }
 
     fn flush(
@@ -335,7 +328,7 @@ impl Filesystem for QuorumFs {
     ) {
         let core = self.0.clone();
         let work = async move { core.flush(fh.0, lock_owner.0).await };
-        run(&self.0, &[], reply, work, send_ok);
+        run(&self.0, reply, work, send_ok);
     }
 
     fn fsync(
@@ -347,7 +340,7 @@ impl Filesystem for QuorumFs {
         reply: ReplyEmpty,
     ) {
         let core = self.0.clone();
-        run(&self.0, &[], reply, async move { core.fsync(fh.0).await }, send_ok);
+        run(&self.0, reply, async move { core.fsync(fh.0).await }, send_ok);
     }
 
     fn release(
@@ -361,13 +354,13 @@ impl Filesystem for QuorumFs {
         reply: ReplyEmpty,
     ) {
         let core = self.0.clone();
-        run(&self.0, &[], reply, async move { core.release(fh.0).await }, send_ok);
+        run(&self.0, reply, async move { core.release(fh.0).await }, send_ok);
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
         let work = async move { core.opendir(ino, flags.0).await };
-        run(&self.0, &[], reply, work, |_, reply, ()| {
+        run(&self.0, reply, work, |_, reply, ()| {
             reply.opened(FileHandle(0), fuser::FopenFlags::empty());
         });
     }
@@ -381,13 +374,11 @@ impl Filesystem for QuorumFs {
         reply: ReplyDirectory,
     ) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
-        core.cache.enter(&[ino]);
         poll_first(&self.0.runtime, async move {
             match core.readdir(ino, offset, reply).await {
                 Ok(reply) => reply.ok(),
                 Err((reply, error)) => reply.error((&error).into()),
             }
-            core.cache.leave(&[ino]);
         });
     }
 
@@ -437,7 +428,7 @@ impl Filesystem for QuorumFs {
         let (name, value) = (bytes_of(name), Bytes::copy_from_slice(value));
         let flags = u32::try_from(flags).unwrap_or(0);
         let work = async move { core.setxattr(caller, ino, name, value, flags).await };
-        run(&self.0, &[ino], reply, work, send_ok);
+        run(&self.0, reply, work, send_ok);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -453,7 +444,7 @@ impl Filesystem for QuorumFs {
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (core, ino, name) = (self.0.clone(), self.ino(ino), bytes_of(name));
         let work = async move { core.removexattr(ino, name).await };
-        run(&self.0, &[ino], reply, work, send_ok);
+        run(&self.0, reply, work, send_ok);
     }
 
     fn getlk(
@@ -471,7 +462,7 @@ impl Filesystem for QuorumFs {
         let (core, asker) = (self.0.clone(), asker(req, fh, lock_owner));
         let wanted = wanted_lock(lock_owner, (start, end), typ, pid);
         let work = async move { core.test_lock(asker, wanted).await };
-        run(&self.0, &[], reply, work, move |_, reply, conflict| match conflict {
+        run(&self.0, reply, work, move |_, reply, conflict| match conflict {
             Some(lock) => {
                 let typ = if lock.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
                 reply.locked(lock.start, lock.end.min(i64::MAX.cast_unsigned()), typ, lock.pid);
@@ -502,7 +493,7 @@ impl Filesystem for QuorumFs {
                 _ => core.lock(asker, wanted, mode).await,
             }
         };
-        run(&self.0, &[], reply, work, send_ok);
+        run(&self.0, reply, work, send_ok);
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -520,7 +511,7 @@ impl Filesystem for QuorumFs {
     ) {
         let core = self.0.clone();
         let work = async move { core.lseek(fh.0, offset, whence).await };
-        run(&self.0, &[], reply, work, |_, reply, offset| reply.offset(offset));
+        run(&self.0, reply, work, |_, reply, offset| reply.offset(offset));
     }
 
     fn fallocate(
@@ -537,7 +528,7 @@ impl Filesystem for QuorumFs {
         let work = async move {
             core.fallocate(caller, fh.0, ByteRange::at(offset, length), mode.cast_unsigned()).await
         };
-        run(&self.0, &[], reply, work, send_ok);
+        run(&self.0, reply, work, send_ok);
     }
 
     fn copy_file_range(
@@ -556,7 +547,7 @@ impl Filesystem for QuorumFs {
         let (core, caller) = (self.0.clone(), caller(req));
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
         let work = async move { core.copy_file_range(caller, from, to, len).await };
-        run(&self.0, &[], reply, work, |_, reply, copied| reply.written(copied));
+        run(&self.0, reply, work, |_, reply, copied| reply.written(copied));
     }
 
     fn ioctl(

@@ -7,21 +7,23 @@
 //! it is in the state. So either the operation reads the change, or the change finds the operation.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::kernel_names::KernelNames;
 use crate::types::{Ino, LogIndex};
 
-/// For so long after such a change the names of a directory, or attributes, are not cached: many changes in a
-/// row then cost the kernel its names once, and drop one reply at most.
-const LATELY: Duration = Duration::from_secs(1);
+/// For so long after such a change the names of a directory, or attributes, are not cached: what changes again
+/// and again then need not be taken back each time, and of its replies one is dropped at most.
+pub(super) const LATELY: Duration = Duration::from_secs(1);
 
 /// A reply may reach the kernel this much later than its TTL was computed without outliving the
 /// lease: what the node keeps back in `Handle::lease_left` covers it.
-const LATE_REPLY: Duration = Duration::from_millis(20);
+pub(super) const LATE_REPLY: Duration = Duration::from_millis(20);
 
 /// Leave to cache something, until a moment.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +32,11 @@ pub(super) struct Grant(Option<Instant>);
 impl Grant {
     /// Nothing may be cached.
     pub(super) const NONE: Self = Self(None);
+
+    /// For what is left of the lease.
+    pub(super) fn new(now: Instant, lease_left: Duration) -> Self {
+        if lease_left.is_zero() { Self::NONE } else { Self(Some(now + lease_left)) }
+    }
 
     /// The TTL for a reply that goes out now.
     pub(super) fn ttl(self, now: Instant, lease_left: Duration) -> Duration {
@@ -52,7 +59,7 @@ impl AttributeGrant {
     /// kernel nothing, since it would have thrown this reply away.
     pub(super) fn ttl(&self, now: Instant, lease_left: Duration) -> Duration {
         let mut attributes = self.attributes.lock();
-        let is_overtaken = attributes.changes(self.ino) != self.changes;
+        let is_overtaken = attributes.under_way.changes(self.ino) != self.changes;
         let ttl = if is_overtaken { Duration::ZERO } else { self.grant.ttl(now, lease_left) };
         if !ttl.is_zero() {
             attributes.given.note(self.ino, now + ttl + LATE_REPLY, now);
@@ -63,7 +70,7 @@ impl AttributeGrant {
 
 impl Drop for AttributeGrant {
     fn drop(&mut self) {
-        self.attributes.lock().leave(self.ino);
+        self.attributes.lock().under_way.leave(self.ino);
     }
 }
 
@@ -73,17 +80,6 @@ pub(super) fn outlives_lease(ttl: Duration, lease_left: Duration) -> bool {
     !ttl.is_zero() && ttl > lease_left + LATE_REPLY
 }
 
-/// What a change of a cached name asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NameAction {
-    /// The kernel has no name of that directory.
-    Nothing,
-    /// Drop the one name.
-    Invalidate,
-    /// An operation here may hold the directory's lock, or be about to plant the old name.
-    BumpEpoch,
-}
-
 /// What the kernel of one mount may remember.
 #[derive(Debug, Default)]
 pub(super) struct KernelCache {
@@ -91,7 +87,7 @@ pub(super) struct KernelCache {
     /// Inodes of which the kernel may have ACLs, or know that there are none: it keeps them until it
     /// forgets the inode or its attributes, whatever TTL those have.
     acls: Mutex<HashSet<Ino>>,
-    names: Mutex<Names>,
+    pub(super) names: KernelNames,
     /// The `data_version` that the kernel's pages of an inode correspond to.
     pages: Mutex<HashMap<Ino, LogIndex>>,
     /// What a mutation of unknown outcome touched: even our own changes of it surprise the kernel.
@@ -104,71 +100,26 @@ pub(super) struct KernelCache {
 #[derive(Debug, Default)]
 struct Attributes {
     /// Replies with a TTL.
-    given: Expiries,
+    given: Expiries<Ino>,
     /// Inodes that others have changed while the kernel was interested; until they may be given again.
-    lately: Expiries,
-    /// GETATTRs from before they read until their reply is written: how many, and how often the inode has
-    /// changed meanwhile.
-    under_way: HashMap<Ino, (usize, u64)>,
+    lately: Expiries<Ino>,
+    under_way: UnderWay<Ino>,
 }
 
 impl Attributes {
-    fn enter(&mut self, ino: Ino) -> u64 {
-        let (count, changes) = self.under_way.entry(ino).or_default();
-        *count += 1;
-        *changes
-    }
-
-    fn leave(&mut self, ino: Ino) {
-        if let Some((count, _)) = self.under_way.get_mut(&ino) {
-            *count -= 1;
-            if *count == 0 {
-                self.under_way.remove(&ino);
-            }
-        }
-    }
-
-    fn changes(&self, ino: Ino) -> u64 {
-        self.under_way.get(&ino).map_or(0, |(_, changes)| *changes)
-    }
-
     /// Whether the kernel has to be told that they changed.
     fn take(&mut self, ino: Ino, own: bool, now: Instant) -> bool {
         let was_given = self.given.take(ino, now);
-        let under_way = self.under_way.get_mut(&ino).map(|(_, changes)| *changes += 1);
-        if !own && (was_given || under_way.is_some()) {
+        let is_under_way = self.under_way.changed(ino);
+        if !own && (was_given || is_under_way) {
             self.lately.note(ino, now + LATELY, now);
         }
         was_given
     }
 
     fn take_all(&mut self, now: Instant) -> Vec<Ino> {
-        self.under_way.values_mut().for_each(|(_, changes)| *changes += 1);
+        self.under_way.all_changed();
         self.given.take_all(now)
-    }
-}
-
-#[derive(Debug, Default)]
-struct Names {
-    /// Directories of which names were given.
-    given: Expiries,
-    /// Directories that have changed, by whomever, until names may be given again: names that are about to be
-    /// removed or renamed are not cached then, and the kernel need not be made to forget all names for them.
-    /// (While it looks a directory up again for that reason, getcwd(2) fails in it.)
-    lately: Expiries,
-    /// Number of operations on a directory, from before they read until their reply is written.
-    in_flight: HashMap<Ino, usize>,
-}
-
-impl Names {
-    fn action(&self, directory: Ino, existed: bool, now: Instant) -> NameAction {
-        if !existed || !self.given.is_live(directory, now) {
-            NameAction::Nothing
-        } else if self.in_flight.contains_key(&directory) {
-            NameAction::BumpEpoch
-        } else {
-            NameAction::Invalidate
-        }
     }
 }
 
@@ -181,9 +132,9 @@ impl KernelCache {
         lease_left: Duration,
     ) -> AttributeGrant {
         let mut attributes = self.attributes.lock();
-        let none = lease_left.is_zero() || attributes.lately.is_live(ino, now);
-        let grant = if none { Grant::NONE } else { Grant(Some(now + lease_left)) };
-        let changes = attributes.enter(ino);
+        let is_lately = attributes.lately.is_live(ino, now);
+        let grant = if is_lately { Grant::NONE } else { Grant::new(now, lease_left) };
+        let changes = attributes.under_way.enter(ino);
         AttributeGrant { attributes: self.attributes.clone(), ino, changes, grant }
     }
 
@@ -210,69 +161,6 @@ impl KernelCache {
         let mut all = mem::take(&mut *self.acls.lock());
         all.extend(self.attributes.lock().take_all(now));
         all
-    }
-
-    /// An operation is going to give a name of `directory`. To be called before it reads.
-    pub(super) fn give_name(&self, directory: Ino, now: Instant, lease_left: Duration) -> Grant {
-        let mut names = self.names.lock();
-        if names.lately.is_live(directory, now) {
-            return Grant::NONE;
-        }
-        give(&mut names.given, directory, now, lease_left)
-    }
-
-    /// A rename is going to take names between these directories, with the TTLs that they have. One that gets
-    /// its TTL later, before the rename is received, has the kernel forget all names then.
-    pub(super) fn move_names(&self, directories: [Ino; 2], now: Instant) {
-        let given = &mut self.names.lock().given;
-        let until = directories.iter().filter_map(|directory| given.until.get(directory)).max();
-        if let Some(until) = until.copied().filter(|until| *until > now) {
-            for directory in directories {
-                given.note(directory, until, now);
-            }
-        }
-    }
-
-    /// An operation on these directories begins; to be ended by [`Self::leave`].
-    pub(super) fn enter(&self, directories: &[Ino]) {
-        let mut names = self.names.lock();
-        for directory in directories {
-            *names.in_flight.entry(*directory).or_default() += 1;
-        }
-    }
-
-    /// The reply of the operation is written.
-    pub(super) fn leave(&self, directories: &[Ino]) {
-        let mut names = self.names.lock();
-        for directory in directories {
-            if let Some(count) = names.in_flight.get_mut(directory) {
-                *count -= 1;
-                if *count == 0 {
-                    names.in_flight.remove(directory);
-                }
-            }
-        }
-    }
-
-    /// A name of a directory changed; `existed` where the kernel may have it with its old meaning.
-    pub(super) fn name_changed(&self, directory: Ino, existed: bool, now: Instant) -> NameAction {
-        let mut names = self.names.lock();
-        names.lately.note(directory, now + LATELY, now);
-        names.action(directory, existed, now)
-    }
-
-    /// What [`Self::name_changed`] would ask for.
-    pub(super) fn action(&self, directory: Ino, existed: bool, now: Instant) -> NameAction {
-        self.names.lock().action(directory, existed, now)
-    }
-
-    /// Has the kernel forget all names, which `bump` makes it do (or not). No name is given in between, that
-    /// would not be remembered here.
-    pub(super) fn forget_names(&self, bump: impl FnOnce() -> bool) {
-        let mut names = self.names.lock();
-        if bump() {
-            names.given.clear();
-        }
     }
 
     /// An OPEN read this `data_version`: whether the kernel may keep the pages that it has.
@@ -315,60 +203,96 @@ impl KernelCache {
     }
 }
 
-fn give(expiries: &mut Expiries, ino: Ino, now: Instant, lease_left: Duration) -> Grant {
-    if lease_left.is_zero() {
-        return Grant::NONE;
-    }
-    let until = now + lease_left;
-    // The kernel counts from when it reads the reply.
-    expiries.note(ino, until + LATE_REPLY, now);
-    Grant(Some(until))
-}
-
-/// Inodes, each until a moment.
-#[derive(Debug, Default)]
-struct Expiries {
-    until: HashMap<Ino, Instant>,
+/// Keys, each until a moment.
+#[derive(Debug)]
+pub(super) struct Expiries<K> {
+    until: HashMap<K, Instant>,
     /// Expired ones are dropped when there are this many.
     prune_at: usize,
 }
 
-impl Expiries {
-    fn note(&mut self, ino: Ino, until: Instant, now: Instant) {
+impl<K> Default for Expiries<K> {
+    fn default() -> Self {
+        Self { until: HashMap::new(), prune_at: 0 }
+    }
+}
+
+impl<K: Copy + Eq + Hash> Expiries<K> {
+    pub(super) fn note(&mut self, key: K, until: Instant, now: Instant) {
         if self.until.len() >= self.prune_at {
             self.until.retain(|_, until| *until > now);
             self.prune_at = 2 * self.until.len() + 1024;
         }
-        let known = self.until.entry(ino).or_insert(until);
+        let known = self.until.entry(key).or_insert(until);
         *known = until.max(*known);
     }
 
-    fn is_live(&self, ino: Ino, now: Instant) -> bool {
-        self.until.get(&ino).is_some_and(|until| *until > now)
+    pub(super) fn is_live(&self, key: K, now: Instant) -> bool {
+        self.until.get(&key).is_some_and(|until| *until > now)
     }
 
-    fn take(&mut self, ino: Ino, now: Instant) -> bool {
-        self.until.remove(&ino).is_some_and(|until| until > now)
+    fn take(&mut self, key: K, now: Instant) -> bool {
+        self.until.remove(&key).is_some_and(|until| until > now)
     }
 
-    fn take_all(&mut self, now: Instant) -> Vec<Ino> {
-        self.until.drain().filter(|(_, until)| *until > now).map(|(ino, _)| ino).collect()
+    fn take_all(&mut self, now: Instant) -> Vec<K> {
+        self.until.drain().filter(|(_, until)| *until > now).map(|(key, _)| key).collect()
+    }
+}
+
+/// Replies under way, from before they read until they are written: of each key how many, and how often it has
+/// changed meanwhile.
+#[derive(Debug)]
+pub(super) struct UnderWay<K>(HashMap<K, (usize, u64)>);
+
+impl<K> Default for UnderWay<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Copy + Eq + Hash> UnderWay<K> {
+    /// One more begins. Answers how often the key has changed before.
+    pub(super) fn enter(&mut self, key: K) -> u64 {
+        let (count, changes) = self.0.entry(key).or_default();
+        *count += 1;
+        *changes
     }
 
-    fn clear(&mut self) {
-        self.until.clear();
+    pub(super) fn leave(&mut self, key: K) {
+        if let Some((count, _)) = self.0.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&key);
+            }
+        }
+    }
+
+    /// How often a key that is under way has changed.
+    pub(super) fn changes(&self, key: K) -> u64 {
+        self.0.get(&key).map_or(0, |(_, changes)| *changes)
+    }
+
+    /// The key changes: whether it is under way.
+    pub(super) fn changed(&mut self, key: K) -> bool {
+        self.0.get_mut(&key).map(|(_, changes)| *changes += 1).is_some()
+    }
+
+    fn all_changed(&mut self) {
+        self.0.values_mut().for_each(|(_, changes)| *changes += 1);
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        Duration, Ino, Instant, KernelCache, LATE_REPLY, LATELY, LogIndex, NameAction,
-        outlives_lease,
-    };
+    use super::{Duration, Ino, Instant, KernelCache, LATELY, LogIndex, outlives_lease};
 
     const LEASE: Duration = Duration::from_secs(2);
-    const DIR: Ino = Ino(1);
 
     /// A change finds every inode whose attributes the kernel may have, once, and none whose TTL is over.
     #[test]
@@ -421,58 +345,6 @@ mod tests {
         cache.give_acl(Ino(8));
         assert!(cache.forget_inode(Ino(8)) && !cache.forget_inode(Ino(8)));
         assert!(!cache.take_attributes(Ino(8), false, now));
-    }
-
-    /// Without a lease nothing is cached, so nothing has to be invalidated.
-    #[test]
-    fn no_lease_no_cache() {
-        let (cache, now) = (KernelCache::default(), Instant::now());
-        let grant = cache.give_name(DIR, now, Duration::ZERO);
-        assert_eq!(grant.ttl(now, LEASE), Duration::ZERO);
-        assert_eq!(cache.name_changed(DIR, true, now), NameAction::Nothing);
-    }
-
-    /// A name that was given is invalidated; while an operation on its directory is in flight, by
-    /// an epoch; and what others change is not given again for a while.
-    #[test]
-    fn names_name_changed() {
-        let (cache, now) = (KernelCache::default(), Instant::now());
-        assert_eq!(cache.name_changed(DIR, false, now), NameAction::Nothing);
-        assert_eq!(cache.give_name(DIR, now, LEASE).ttl(now, LEASE), Duration::ZERO);
-        let later = now + LATELY;
-        assert_eq!(cache.give_name(DIR, later, LEASE).ttl(later, LEASE), LEASE);
-        assert_eq!(cache.name_changed(DIR, false, later), NameAction::Nothing, "a new name");
-        assert_eq!(cache.name_changed(DIR, true, later), NameAction::Invalidate);
-        cache.enter(&[DIR, Ino(2)]);
-        assert_eq!(cache.name_changed(DIR, true, later), NameAction::BumpEpoch);
-        cache.leave(&[DIR, Ino(2)]);
-        assert_eq!(cache.name_changed(DIR, true, later), NameAction::Invalidate);
-        cache.forget_names(|| true);
-        assert_eq!(cache.name_changed(DIR, true, later), NameAction::Nothing);
-    }
-
-    /// A LOOKUP that is under way when the change comes is always found.
-    #[test]
-    fn late_lookups_are_found() {
-        let (cache, now) = (KernelCache::default(), Instant::now());
-        cache.enter(&[DIR]);
-        cache.give_name(DIR, now, LEASE);
-        assert_eq!(cache.name_changed(DIR, true, now), NameAction::BumpEpoch);
-    }
-
-    /// A rename takes a cached name into a directory of which none was given; where none is cached, the kernel
-    /// need not be told of it.
-    #[test]
-    fn renames_take_names_along() {
-        let (cache, now) = (KernelCache::default(), Instant::now());
-        cache.move_names([DIR, Ino(2)], now);
-        assert_eq!(cache.action(Ino(2), true, now), NameAction::Nothing);
-        cache.give_name(DIR, now, LEASE);
-        cache.move_names([DIR, Ino(2)], now);
-        assert_eq!(cache.action(Ino(2), true, now), NameAction::Invalidate);
-        let later = now + LEASE + LATE_REPLY;
-        cache.move_names([DIR, Ino(3)], later);
-        assert_eq!(cache.action(Ino(3), true, later), NameAction::Nothing);
     }
 
     /// Pages are kept across opens while nobody else has written.

@@ -30,6 +30,7 @@ mod file_io;
 mod filesystem;
 mod flushing;
 mod kernel_cache;
+mod kernel_names;
 mod locks;
 mod mount_error;
 mod mount_point;

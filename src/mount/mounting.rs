@@ -139,6 +139,7 @@ impl Mount {
                 if flags.read != before.read {
                     // What it was told while less was promised.
                     self.core.lease_lost();
+                    self.core.forget_names();
                 }
                 return Ok(());
             }

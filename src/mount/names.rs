@@ -1,14 +1,12 @@
 //! What is done to names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, READLINK.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use fuser::FileAttr;
 
 use super::attributes::{NAME_MAX, Seen};
 use super::core::{Caller, Core};
 use super::errors::OpError;
-use super::kernel_cache::Grant;
+use super::kernel_names::NameGrant;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Kind};
 use crate::fs::query;
@@ -19,10 +17,10 @@ use crate::types::{Ino, LogIndex};
 const RENAME_FLAGS: u32 = libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE;
 
 /// What the kernel is told of a name, with leave to cache it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Entry {
     pub(super) attr: FileAttr,
-    pub(super) grant: Grant,
+    pub(super) grant: NameGrant,
 }
 
 /// A name in a directory.
@@ -52,12 +50,16 @@ impl Place {
         }
         Ok(Self { parent, name: Bytes::copy_from_slice(name) })
     }
+
+    pub(super) fn key(&self) -> (Ino, &[u8]) {
+        (self.parent, &self.name)
+    }
 }
 
 impl Core {
-    /// LOOKUP.
-    pub(super) async fn lookup(&self, place: Place) -> Result<Entry, OpError> {
-        let grant = self.give_name(place.parent);
+    /// LOOKUP, by a thread.
+    pub(super) async fn lookup(&self, thread: u32, place: Place) -> Result<Entry, OpError> {
+        let grant = self.give_name(&place, thread);
         let found = self.read_stable(|look| self.find(look, &place)).await?;
         let mut seen = found.ok_or(OpError::Errno(libc::ENOENT))?;
         if self.settle_appends(seen.ino).await {
@@ -97,16 +99,16 @@ impl Core {
         new: NewInode,
     ) -> Result<Entry, OpError> {
         let ino = self.node.new_ino().await?;
-        let grant = self.give_name(place.parent);
+        let grant = self.give_name(&place, caller.pid);
         let parent = place.parent;
         let outcome = self.mutate(&[parent], make(caller, place, ino, new)).await?;
         let attr = self.file_attr(&Seen::of_outcome(ino, outcome)?)?;
         Ok(Entry { attr, grant })
     }
 
-    /// LINK.
-    pub(super) async fn link(&self, ino: Ino, place: Place) -> Result<Entry, OpError> {
-        let grant = self.give_name(place.parent);
+    /// LINK, by a thread.
+    pub(super) async fn link(&self, thread: u32, ino: Ino, place: Place) -> Result<Entry, OpError> {
+        let grant = self.give_name(&place, thread);
         let Place { parent, name } = place;
         let op = Op::Link(proto::Link { ino: ino.0, parent: parent.0, name });
         self.mutate(&[parent, ino], op).await?;
@@ -117,28 +119,36 @@ impl Core {
         Ok(Entry { attr: self.file_attr(&seen)?, grant })
     }
 
-    /// UNLINK.
-    pub(super) async fn unlink(&self, place: Place) -> Result<(), OpError> {
+    /// UNLINK, by a thread.
+    pub(super) async fn unlink(&self, thread: u32, place: Place) -> Result<(), OpError> {
+        self.begin_removal(&[&place], thread).await?;
         let Place { parent, name } = place;
         let op = Op::Unlink(proto::Unlink { parent: parent.0, name });
         self.mutate(&[parent], op).await.map(drop)
     }
 
-    /// RMDIR.
-    pub(super) async fn rmdir(&self, place: Place) -> Result<(), OpError> {
+    /// RMDIR, by a thread.
+    pub(super) async fn rmdir(&self, thread: u32, place: Place) -> Result<(), OpError> {
+        self.begin_removal(&[&place], thread).await?;
         let Place { parent, name } = place;
         let op = Op::Rmdir(proto::Rmdir { parent: parent.0, name });
         self.mutate(&[parent], op).await.map(drop)
     }
 
-    /// RENAME.
-    pub(super) async fn rename(&self, from: Place, to: Place, flags: u32) -> Result<(), OpError> {
+    /// RENAME, by a thread.
+    pub(super) async fn rename(
+        &self,
+        thread: u32,
+        from: Place,
+        to: Place,
+        flags: u32,
+    ) -> Result<(), OpError> {
         if flags & !RENAME_FLAGS != 0 {
             return Err(OpError::Errno(libc::EINVAL));
         }
+        self.begin_removal(&[&from, &to], thread).await?;
         // A file must not lose to a crash both what it replaced and what was written to it.
         self.commit_named(&from).await?;
-        self.cache.move_names([from.parent, to.parent], Instant::now());
         let op = Op::Rename(proto::Rename {
             parent: from.parent.0,
             name: from.name,

@@ -123,15 +123,12 @@ impl Kernel {
 
     /// Drops names, and waits until it is done. False where that would take too long: the caller
     /// then bumps the epoch.
-    pub(super) fn drop_names(&self, names: Vec<Name>) -> bool {
-        if names.is_empty() {
-            return true;
-        }
+    pub(super) fn drop_names(&self, names: &[Name]) -> bool {
         if names.len() > NAMES_MAX || self.names_busy.swap(true, Ordering::AcqRel) {
             return false;
         }
         let (done, finished) = bounded(1);
-        self.names.try_send(NamesJob { names, done }).is_ok()
+        self.names.try_send(NamesJob { names: names.to_vec(), done }).is_ok()
             && finished.recv_timeout(NAMES_DEADLINE).is_ok()
     }
 

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::core::Core;
-use super::kernel_cache::NameAction;
-use super::notify::Name;
 use crate::fs::Change;
 use crate::node::Observer;
 use crate::types::{ByteRange, Ino, LogIndex, SessionId};
@@ -22,8 +20,8 @@ impl Observer for Core {
     fn would_wait(&self, changes: &[Change]) -> bool {
         let now = Instant::now();
         let waits = |change: &Change| match change {
-            Change::Name { parent, existed, .. } => {
-                self.cache.action(*parent, *existed, now) == NameAction::Invalidate
+            Change::Name { parent, name, existed } => {
+                *existed && self.cache.names.may_have((*parent, name), now)
             }
             _ => false,
         };
@@ -49,7 +47,7 @@ impl Observer for Core {
     }
 
     fn lease_lost(&self) {
-        self.forget_names();
+        // Names have a TTL within the lease, and whoever is in a directory is to find its path meanwhile.
         for ino in self.cache.take_all_attributes(Instant::now()) {
             self.kernel().drop_attributes(ino);
         }
@@ -106,22 +104,25 @@ impl Core {
     }
 
     /// Has the kernel forget names; all of them where it might wait otherwise and must not. For our own changes
-    /// too: the kernel goes on serving the old name until it has the reply, and others may show the change
-    /// before.
+    /// too, which find no name, unless it was given meanwhile (see [`super::kernel_names`]).
     fn forget_names_of(&self, changes: &[Change], may_wait: bool) {
         let now = Instant::now();
         let mut names = Vec::new();
-        let mut bump = false;
         for change in changes {
-            if let Change::Name { parent, name, existed } = change {
-                match self.cache.name_changed(*parent, *existed, now) {
-                    NameAction::Nothing => {}
-                    NameAction::Invalidate if may_wait => names.push((*parent, name.clone())),
-                    NameAction::Invalidate | NameAction::BumpEpoch => bump = true,
-                }
+            if let Change::Name { parent, name, existed } = change
+                && self.cache.names.changed((*parent, name), *existed, now)
+            {
+                names.push((*parent, name.clone()));
             }
         }
-        self.drop_names(names, bump);
+        if names.is_empty() {
+            return;
+        }
+        if may_wait && self.kernel().drop_names(&names) {
+            self.cache.names.dropped(&names);
+        } else {
+            self.forget_names();
+        }
     }
 
     /// For our own changes too: another process may have the old attributes cached.
@@ -142,12 +143,6 @@ impl Core {
         // First forgotten, then dropped: an OPEN in between drops them itself.
         if self.cache.forget_pages(ino) || self.open.is_held(ino) {
             self.kernel().drop_pages(ino, range);
-        }
-    }
-
-    fn drop_names(&self, names: Vec<Name>, bump: bool) {
-        if bump || !self.kernel().drop_names(names) {
-            self.forget_names();
         }
     }
 }

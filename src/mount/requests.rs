@@ -8,12 +8,10 @@ use bytes::Bytes;
 use fuser::{FileHandle, Generation, LockOwner, ReplyEmpty, ReplyEntry, Request};
 
 use super::core::{Caller, Core};
-use super::errors::OpError;
 use super::locks::Asker;
-use super::names::{Entry, Place};
+use super::names::Entry;
 use crate::fs::WHOLE_FILE;
 use crate::fs::proto::Lock;
-use crate::types::Ino;
 
 /// Inode numbers are never used again, so the kernel's generation says nothing.
 pub(super) const GENERATION: Generation = Generation(0);
@@ -33,19 +31,15 @@ pub(super) fn wanted_lock(owner: LockOwner, (start, end): (u64, u64), typ: i32, 
     Lock { session: 0, owner: owner.0, start, end, exclusive, pid }
 }
 
-/// The directories that the kernel may hold the locks of.
-pub(super) fn parents(places: &[&Result<Place, OpError>]) -> Vec<Ino> {
-    places.iter().filter_map(|place| place.as_ref().ok().map(|place| place.parent)).collect()
-}
-
 pub(super) fn bytes_of(name: &OsStr) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
 }
 
 /// Entry replies carry no attribute TTL: `inval_inode` finds nothing to drop while one is under way.
 pub(super) fn send_entry(core: &Core, reply: ReplyEntry, entry: Entry) {
-    let ttl = core.ttl(entry.grant);
-    reply.entry_with_ttls(&Duration::ZERO, &ttl, &entry.attr, GENERATION);
+    let Entry { attr, grant } = entry;
+    let ttl = core.name_ttl(&attr, &grant);
+    reply.entry_with_ttls(&Duration::ZERO, &ttl, &attr, GENERATION);
     core.gave_name(ttl);
 }
 

@@ -10,4 +10,5 @@ mod names;
 mod pjdfstest;
 #[path = "../support/mod.rs"]
 mod support;
+mod working_directories;
 mod xattrs;

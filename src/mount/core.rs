@@ -8,8 +8,8 @@ use fuser::{FileAttr, FileType};
 use parking_lot::RwLock;
 
 use super::errors::OpError;
-use super::kernel_cache::{AttributeGrant, KernelCache, outlives_lease};
-use super::kernel_names::{NameGrant, Removal};
+use super::kernel_cache::{AttributeGrant, KernelCache, LATE_REPLY, outlives_lease};
+use super::kernel_names::{NameGrant, Removal, Removing};
 use super::names::Place;
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
@@ -244,26 +244,32 @@ impl Core {
         grant.ttl(is_directory, Instant::now(), self.cacheable())
     }
 
-    /// To be called before `thread` removes or renames these names: see [`super::kernel_names`].
+    /// To be called before `thread` removes or renames these names: see [`super::kernel_names`]. Keep what it
+    /// answers until the reply is written. ESTALE where the kernel is to look them up again.
     pub(super) async fn begin_removal(
         &self,
         places: &[&Place],
         thread: u32,
-    ) -> Result<(), OpError> {
+    ) -> Result<Removing, OpError> {
+        let (names, began) = (&self.cache.names, Instant::now());
         let keys: Vec<_> = places.iter().map(|place| place.key()).collect();
-        match self.cache.names.begin_removal(&keys, thread, Instant::now()) {
-            Removal::Begin => Ok(()),
-            Removal::LookUpAgain(at) => {
-                if Instant::now() < at {
-                    tokio::time::sleep_until(at.into()).await;
-                }
-                Err(OpError::Errno(libc::ESTALE))
+        let mut removal = names.ask(&keys, thread, began);
+        while removal == Removal::LookUpAgain {
+            if names.are_taken_in(&keys, thread) {
+                return Err(OpError::Errno(libc::ESTALE));
             }
-            Removal::ForgetAll => {
-                self.forget_names();
-                Ok(())
+            if began.elapsed() > LATE_REPLY {
+                removal = Removal::ForgetAll;
+            } else {
+                tokio::time::sleep(LATE_REPLY / 20).await;
             }
         }
+        // From here on the names are not given.
+        let removing = names.remove(&keys, thread, Instant::now());
+        if removal == Removal::ForgetAll {
+            self.forget_names();
+        }
+        Ok(removing)
     }
 
     /// The TTL of attributes in a reply that goes out now.

@@ -24,7 +24,9 @@ use super::core::Core;
 use super::dispatch::{poll_first, run};
 use super::errors::OpError;
 use super::names::{NewInode, Place, kind_of_mode};
-use super::requests::{GENERATION, asker, bytes_of, caller, send_entry, send_ok, wanted_lock};
+use super::requests::{
+    GENERATION, asker, bytes_of, caller, send_entry, send_ok, send_removed, wanted_lock,
+};
 use super::space::{BLOCK, Room};
 use super::times;
 use crate::fs::proto::{Kind, LockMode};
@@ -224,12 +226,12 @@ impl Filesystem for QuorumFs {
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (core, thread, place) = (self.0.clone(), req.pid(), self.place(parent, name));
-        run(&self.0, reply, async move { core.unlink(thread, place?).await }, send_ok);
+        run(&self.0, reply, async move { core.unlink(thread, place?).await }, send_removed);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (core, thread, place) = (self.0.clone(), req.pid(), self.place(parent, name));
-        run(&self.0, reply, async move { core.rmdir(thread, place?).await }, send_ok);
+        run(&self.0, reply, async move { core.rmdir(thread, place?).await }, send_removed);
     }
 
     fn rename(
@@ -245,7 +247,7 @@ impl Filesystem for QuorumFs {
         let (from, to) = (self.place(parent, name), self.place(new_parent, new_name));
         let (core, thread) = (self.0.clone(), req.pid());
         let work = async move { core.rename(thread, from?, to?, flags.bits()).await };
-        run(&self.0, reply, work, send_ok);
+        run(&self.0, reply, work, send_removed);
     }
 
     fn create(

@@ -3,7 +3,7 @@
 //! `notify`.
 //!
 //! The order that makes it safe: an operation registers what it may be going to give (attributes of
-//! an inode, names of a directory) *before* it reads the state; a change is looked up here *after*
+//! an inode, a name) *before* it reads the state; a change is looked up here *after*
 //! it is in the state. So either the operation reads the change, or the change finds the operation.
 
 use std::collections::{HashMap, HashSet};

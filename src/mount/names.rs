@@ -6,7 +6,7 @@ use fuser::FileAttr;
 use super::attributes::{NAME_MAX, Seen};
 use super::core::{Caller, Core};
 use super::errors::OpError;
-use super::kernel_names::NameGrant;
+use super::kernel_names::{NameGrant, Removing};
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Kind};
 use crate::fs::query;
@@ -120,19 +120,21 @@ impl Core {
     }
 
     /// UNLINK, by a thread.
-    pub(super) async fn unlink(&self, thread: u32, place: Place) -> Result<(), OpError> {
-        self.begin_removal(&[&place], thread).await?;
+    pub(super) async fn unlink(&self, thread: u32, place: Place) -> Result<Removing, OpError> {
+        let removing = self.begin_removal(&[&place], thread).await?;
         let Place { parent, name } = place;
         let op = Op::Unlink(proto::Unlink { parent: parent.0, name });
-        self.mutate(&[parent], op).await.map(drop)
+        self.mutate(&[parent], op).await?;
+        Ok(removing)
     }
 
     /// RMDIR, by a thread.
-    pub(super) async fn rmdir(&self, thread: u32, place: Place) -> Result<(), OpError> {
-        self.begin_removal(&[&place], thread).await?;
+    pub(super) async fn rmdir(&self, thread: u32, place: Place) -> Result<Removing, OpError> {
+        let removing = self.begin_removal(&[&place], thread).await?;
         let Place { parent, name } = place;
         let op = Op::Rmdir(proto::Rmdir { parent: parent.0, name });
-        self.mutate(&[parent], op).await.map(drop)
+        self.mutate(&[parent], op).await?;
+        Ok(removing)
     }
 
     /// RENAME, by a thread.
@@ -142,11 +144,11 @@ impl Core {
         from: Place,
         to: Place,
         flags: u32,
-    ) -> Result<(), OpError> {
+    ) -> Result<Removing, OpError> {
         if flags & !RENAME_FLAGS != 0 {
             return Err(OpError::Errno(libc::EINVAL));
         }
-        self.begin_removal(&[&from, &to], thread).await?;
+        let removing = self.begin_removal(&[&from, &to], thread).await?;
         // A file must not lose to a crash both what it replaced and what was written to it.
         self.commit_named(&from).await?;
         let op = Op::Rename(proto::Rename {
@@ -156,7 +158,8 @@ impl Core {
             new_name: to.name,
             flags,
         });
-        self.mutate(&[from.parent, to.parent], op).await.map(drop)
+        self.mutate(&[from.parent, to.parent], op).await?;
+        Ok(removing)
     }
 
     /// READLINK. The kernel asks once, and keeps the target for as long as it keeps the inode.

@@ -119,7 +119,7 @@ impl Core {
             return;
         }
         if may_wait && self.kernel().drop_names(&names) {
-            self.cache.names.dropped(&names);
+            self.cache.names.dropped(&names, now);
         } else {
             self.forget_names();
         }

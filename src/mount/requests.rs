@@ -8,6 +8,7 @@ use bytes::Bytes;
 use fuser::{FileHandle, Generation, LockOwner, ReplyEmpty, ReplyEntry, Request};
 
 use super::core::{Caller, Core};
+use super::kernel_names::Removing;
 use super::locks::Asker;
 use super::names::Entry;
 use crate::fs::WHOLE_FILE;
@@ -41,6 +42,12 @@ pub(super) fn send_entry(core: &Core, reply: ReplyEntry, entry: Entry) {
     let ttl = core.name_ttl(&attr, &grant);
     reply.entry_with_ttls(&Duration::ZERO, &ttl, &attr, GENERATION);
     core.gave_name(ttl);
+}
+
+/// Until then the kernel may not be given the name.
+pub(super) fn send_removed(_core: &Core, reply: ReplyEmpty, removing: Removing) {
+    reply.ok();
+    drop(removing);
 }
 
 pub(super) fn send_ok(_core: &Core, reply: ReplyEmpty, (): ()) {

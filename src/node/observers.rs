@@ -24,7 +24,7 @@ pub trait Observer: Send + Sync {
     /// These changes were applied at `index`.
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]);
 
-    /// The lease lapsed: drop whatever the kernel may serve by itself.
+    /// The lease lapsed: what the kernel may still serve by itself is dropped.
     fn lease_lost(&self);
 
     /// The mount's session is another now (the first one, or after the last was expired).

@@ -1,7 +1,9 @@
-//! getcwd(2) answers while names go, here and elsewhere, that the kernel had cached.
+//! Names go, here and elsewhere, that the kernel had cached: getcwd(2) answers all the time, and the second try that
+//! the kernel is made to do is its own.
 
 use std::fs;
 use std::path::Path;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -71,4 +73,44 @@ fn getcwd_answers_while_names_go() {
     process.does("over = True; asker.join()");
     assert_eq!(process.says("print(failures[:5])"), "[]");
     assert_eq!(process.says("print(count > 1000)"), "True");
+}
+
+/// One of eight removes, renames or looks at the names in `dir`, beside the others: the answer is one that a local file
+/// system gives.
+fn race(dir: &Path, racer: usize, begun: &Barrier) {
+    let name = dir.join("name");
+    begun.wait();
+    let result = match racer % 4 {
+        0 => fs::remove_dir(&name),
+        1 => fs::rename(&name, dir.join("renamed")),
+        2 => fs::rename(dir.join("renamed"), &name),
+        _ => fs::metadata(&name).map(drop),
+    };
+    if let Err(error) = result {
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "racer {racer}: {error}");
+    }
+}
+
+#[test]
+fn races_for_cached_names_end_as_on_a_local_disk() {
+    let cluster = Cluster::up(3);
+    let mounts = [cluster.mount(1), cluster.mount(2)];
+    for round in 0..40 {
+        let dirs = [0, 1].map(|mount: usize| mounts[mount].join(round.to_string()));
+        fs::create_dir_all(dirs[0].join("name")).expect("mkdir");
+        fs::create_dir(dirs[0].join("renamed")).expect("mkdir");
+        for dir in &dirs {
+            fs::metadata(dir.join("name")).expect("cached");
+        }
+        let begun = Barrier::new(8);
+        thread::scope(|scope| {
+            for racer in 0..8 {
+                // The first half races on one mount.
+                let dir = if round < 20 { &dirs[0] } else { &dirs[racer / 4] };
+                let begun = &begun;
+                scope.spawn(move || race(dir, racer, begun));
+            }
+        });
+        assert_eq!(names(&dirs[0]), names(&dirs[1]));
+    }
 }

@@ -33,6 +33,8 @@ pub(super) struct Core {
     pub(super) flags: RwLock<MountFlags>,
     pub(super) open: OpenTable,
     pub(super) cache: KernelCache,
+    /// Requests that are not answered yet.
+    pub(super) in_flight: AtomicUsize,
     /// What the buffers of the whole mount weigh.
     pub(super) buffered: AtomicUsize,
     /// The most bytes of one flush that travel inside a command.
@@ -63,6 +65,7 @@ impl Core {
             flags: RwLock::new(flags),
             open: OpenTable::default(),
             cache: KernelCache::default(),
+            in_flight: AtomicUsize::new(0),
             buffered: AtomicUsize::new(0),
             inline_max,
             kernel: OnceLock::new(),

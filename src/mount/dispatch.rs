@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Wake, Waker};
 
 use parking_lot::Mutex;
@@ -42,6 +43,22 @@ refuse!(
     ReplyXattr
 );
 
+/// A request that is not answered yet: the kernel may hold locks for it.
+pub(super) struct InFlight(Arc<Core>);
+
+impl InFlight {
+    pub(super) fn new(core: &Arc<Core>) -> Self {
+        core.in_flight.fetch_add(1, Ordering::AcqRel);
+        Self(core.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Runs an operation and sends its answer.
 pub(super) fn run<R, T, F>(
     core: &Arc<Core>,
@@ -53,10 +70,10 @@ pub(super) fn run<R, T, F>(
     T: Send + 'static,
     F: Future<Output = Result<T, OpError>> + Send + 'static,
 {
-    let for_answer = core.clone();
+    let in_flight = InFlight::new(core);
     poll_first(&core.runtime, async move {
         match work.await {
-            Ok(value) => answer(&for_answer, reply, value),
+            Ok(value) => answer(&in_flight.0, reply, value),
             Err(error) => {
                 if let OpError::Node(error) = &error {
                     tracing::warn!(%error, "an operation failed");
@@ -64,6 +81,7 @@ pub(super) fn run<R, T, F>(
                 reply.refuse((&error).into());
             }
         }
+        drop(in_flight);
     });
 }
 

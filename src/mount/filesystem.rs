@@ -21,7 +21,7 @@ use fuser::{
 use super::attributes::{AttributeChange, NAME_MAX};
 use super::buffer::NewBytes;
 use super::core::Core;
-use super::dispatch::{poll_first, run};
+use super::dispatch::{InFlight, poll_first, run};
 use super::errors::OpError;
 use super::names::{NewInode, Place, kind_of_mode};
 use super::requests::{
@@ -376,11 +376,13 @@ impl Filesystem for QuorumFs {
         reply: ReplyDirectory,
     ) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
+        let in_flight = InFlight::new(&core);
         poll_first(&self.0.runtime, async move {
             match core.readdir(ino, offset, reply).await {
                 Ok(reply) => reply.ok(),
                 Err((reply, error)) => reply.error((&error).into()),
             }
+            drop(in_flight);
         });
     }
 

@@ -14,7 +14,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use fuser::Notifier;
@@ -22,12 +22,16 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use super::root::Root;
+use crate::node::run_promptly;
 use crate::types::{ByteRange, Ino};
 
 /// `FUSE_NOTIFY_INC_EPOCH`, kernel 6.16.
 const INC_EPOCH: i32 = 8;
-/// Every writer of the cluster waits for names to be dropped: no longer than this.
+/// Every writer of the cluster waits for names to be dropped: no longer than this where an operation may hold
+/// the lock that it takes, and wait in turn.
 const NAMES_DEADLINE: Duration = Duration::from_millis(5);
+/// Otherwise the thread only has no core.
+const NAMES_DEADLINE_WITHOUT_LOCKS: Duration = Duration::from_secs(1);
 /// More names than this are dropped by one epoch.
 const NAMES_MAX: usize = 64;
 
@@ -123,13 +127,24 @@ impl Kernel {
 
     /// Drops names, and waits until it is done. False where that would take too long: the caller
     /// then bumps the epoch.
-    pub(super) fn drop_names(&self, names: &[Name]) -> bool {
+    pub(super) fn drop_names(&self, names: &[Name], locks_may_be_held: impl Fn() -> bool) -> bool {
         if names.len() > NAMES_MAX || self.names_busy.swap(true, Ordering::AcqRel) {
             return false;
         }
         let (done, finished) = bounded(1);
-        self.names.try_send(NamesJob { names: names.to_vec(), done }).is_ok()
-            && finished.recv_timeout(NAMES_DEADLINE).is_ok()
+        if self.names.try_send(NamesJob { names: names.to_vec(), done }).is_err() {
+            return false;
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < NAMES_DEADLINE_WITHOUT_LOCKS {
+            if finished.recv_timeout(NAMES_DEADLINE).is_ok() {
+                return true;
+            }
+            if locks_may_be_held() {
+                return false;
+            }
+        }
+        false
     }
 
     /// Drops pages, soon; nobody waits.
@@ -176,6 +191,7 @@ impl Drop for Kernel {
 }
 
 fn drop_names(notifier: &Notifier, root: Root, jobs: &Receiver<NamesJob>, busy: &AtomicBool) {
+    run_promptly();
     for NamesJob { names, done } in jobs {
         for (parent, name) in names {
             let name = OsString::from_vec(name);

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::core::Core;
@@ -118,7 +119,8 @@ impl Core {
         if names.is_empty() {
             return;
         }
-        if may_wait && self.kernel().drop_names(&names) {
+        let locks_may_be_held = || self.in_flight.load(Ordering::Acquire) > 0;
+        if may_wait && self.kernel().drop_names(&names, locks_may_be_held) {
             self.cache.names.dropped(&names, now);
         } else {
             self.forget_names();

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, ReadMode};
 use crate::consensus::CoreConfig;
 use crate::node::{Node, NodeConfig};
-use crate::rpc::{self, AdminService, PeerService, Peers};
+use crate::rpc::{self, AdminService, BulkService, PeerService, Peers};
 use crate::store::{self, DataDir, Identity, LogOptions};
 use crate::telemetry;
 use crate::types::{ClusterId, NodeId};
@@ -86,7 +86,12 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     let genesis = directory.genesis()?.into();
     tracing::info!(node = identity.node.0, cluster = %identity.cluster, "starting");
 
-    let peers = Arc::new(Peers::new(identity.cluster, identity.node, streams.clone()));
+    let peers = Arc::new(Peers::new(
+        identity.cluster,
+        identity.node,
+        streams.clone(),
+        tokio::runtime::Handle::current(),
+    ));
     let recovered = store::recover(&directory, LogOptions::default())?;
     let node =
         Node::start(node_config(config, &identity, &directory), recovered, peers.clone(), streams)?;
@@ -96,9 +101,11 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
 
     let mounts = MountTable::new(handle.clone(), config);
     let peer_service = PeerService::new(identity.cluster, handle.clone(), genesis);
+    let bulk = BulkService::new(identity.cluster, handle.clone());
+    let bulk = (bulk, tokio::runtime::Handle::current());
     let admin = AdminService::new(identity.cluster, handle, Arc::new(mounts.clone()));
     let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = streams.spawn(rpc::serve(listener, peer_service, admin, async move {
+    let server = streams.spawn(rpc::serve(listener, peer_service, admin, bulk, async move {
         let _ = server_stopped.await;
     }));
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::proto;
-use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId, Seq, SessionId};
+use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId, Seq, SessionId, StageId};
 
 /// What applying one command did, besides its changes of the view.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -126,6 +126,24 @@ pub enum FileEffect {
         /// What.
         data: Bytes,
     },
+    /// Bytes of a stage become bytes of the file, creating it where it is absent.
+    Stage {
+        /// The entry of the log that orders it: the file's `data_version` from here on.
+        index: LogIndex,
+        /// Whose bytes.
+        ino: Ino,
+        /// Which life of them.
+        generation: Generation,
+        /// Where they are.
+        stage: StageId,
+        /// Which of them go where.
+        pieces: Vec<StagedPiece>,
+    },
+    /// What a session has staged and not written goes: it never will be.
+    EndStages {
+        /// Which session.
+        session: SessionId,
+    },
     /// Cut or extend (with zeros) to a size, creating the file where it is absent.
     Truncate {
         /// Whose bytes.
@@ -182,6 +200,25 @@ pub enum FileEffect {
     },
 }
 
+/// Bytes of a stage, and where they go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagedPiece {
+    /// Offset in the file of the first one.
+    pub at: u64,
+    /// Where they are in the stage.
+    pub staged: ByteRange,
+    /// CRC-32C of what is in the piece of each block of the stage.
+    pub checksums: Vec<u32>,
+}
+
+impl StagedPiece {
+    /// Where they go.
+    #[must_use]
+    pub fn range(&self) -> ByteRange {
+        ByteRange::at(self.at, self.staged.len())
+    }
+}
+
 impl FileEffect {
     /// Whether bytes go that the state counts until it says so itself: a reader in between would find
     /// too few.
@@ -189,9 +226,12 @@ impl FileEffect {
     pub fn cuts(&self) -> bool {
         match self {
             Self::Truncate { .. } | Self::Remove { .. } => true,
-            Self::Write { .. } | Self::Allocate { .. } | Self::Zero { .. } | Self::Copy { .. } => {
-                false
-            }
+            Self::Write { .. }
+            | Self::Stage { .. }
+            | Self::EndStages { .. }
+            | Self::Allocate { .. }
+            | Self::Zero { .. }
+            | Self::Copy { .. } => false,
         }
     }
 }

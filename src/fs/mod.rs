@@ -33,7 +33,7 @@ pub mod proto {
 }
 
 pub use acl::{ACCESS_ACL, DEFAULT_ACL};
-pub use applied::{Applied, Change, FileEffect};
+pub use applied::{Applied, Change, FileEffect, StagedPiece};
 pub use apply::{apply, decode};
 pub use check::{Problem, check};
 pub use delegations::{Delegations, Local};

@@ -2,21 +2,24 @@
 //! that were set after them, and the ctime of a change that changed nothing else.
 //!
 //! All open files of an inode share one [`Buffer`]; every read and stat of this mount looks through
-//! it. Bytes go through three stages: *pending* (taken in), *taken* (on their way in commands, still
-//! readable here) and *settled* (applied here, or lost and recorded as a failure). At most one lot
-//! is taken at a time, so commands of one inode never overtake each other.
+//! it. Bytes are first *pending* (taken in), then *taken* (on their way in commands, still
+//! readable here) and at last *settled* (applied here, or lost and recorded as a failure). At most one lot
+//! is taken at a time, so commands of one inode never overtake each other. Many pending bytes are moved out of
+//! memory, to a stage, from where one command takes them.
 
 use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
+use rangemap::RangeSet;
 use tokio::sync::Semaphore;
 
 use super::extents::{self, Extents, Piece};
 use super::locks::Lockers;
 use super::times::later;
 use crate::fs::proto;
-use crate::types::{ByteRange, Ino, LogIndex, SessionId};
+use crate::node::OpenStage;
+use crate::types::{ByteRange, Ino, LogIndex, SessionId, StageId};
 
 /// What one WRITE brings.
 #[derive(Clone, Debug)]
@@ -64,12 +67,32 @@ pub(super) struct Batch {
     pub(super) ctime: Option<proto::Time>,
     /// The only session that may commit it.
     pub(super) only_in: Option<SessionId>,
+    /// The bytes are in the open stage; `writes` says nothing of them yet.
+    pub(super) is_staged: bool,
+}
+
+/// Bytes that lie over what the record says.
+#[derive(Clone, Debug)]
+pub(super) enum Patch {
+    /// Here.
+    Bytes(Piece),
+    /// At the same offsets of a stage.
+    Staged(StageId, ByteRange),
+}
+
+impl Patch {
+    pub(super) fn range(&self) -> ByteRange {
+        match self {
+            Self::Bytes(piece) => piece.range(),
+            Self::Staged(_, range) => *range,
+        }
+    }
 }
 
 impl Batch {
     /// Whether a change of attributes can carry all of it.
     pub(super) fn is_portable(&self) -> bool {
-        self.writes.len() <= 1 && !self.ordered
+        self.writes.len() <= 1 && !self.ordered && !self.is_staged
     }
 
     /// Has a change of attributes carry the bytes and times that came before it.
@@ -104,6 +127,8 @@ pub(super) struct Buffer {
     state: Mutex<State>,
     /// One permit: whoever holds it takes a lot and sees it settled.
     pub(super) turn: Semaphore,
+    /// The stage that pending bytes go to; of whoever has the turn.
+    pub(super) open_stage: tokio::sync::Mutex<Option<OpenStage>>,
     pub(super) lockers: Lockers,
 }
 
@@ -111,6 +136,12 @@ pub(super) struct Buffer {
 #[derive(Debug, Default)]
 pub(super) struct State {
     dirty: Extents,
+    /// On their way to the stage; older than `dirty`.
+    moving: Vec<Piece>,
+    /// In it; older than both.
+    staged: Staged,
+    /// How many WRITEs had been taken in when the last of these were moved.
+    staged_accepted: u64,
     appends: Vec<Bytes>,
     append_bytes: usize,
     kill_suid_sgid: bool,
@@ -128,11 +159,34 @@ pub(super) struct State {
     failures: u64,
     last_errno: i32,
     commit_scheduled: bool,
+    drain_scheduled: bool,
+}
+
+/// Ranges of a stage.
+#[derive(Clone, Debug, Default)]
+struct Staged {
+    stage: Option<StageId>,
+    ranges: RangeSet<u64>,
+}
+
+impl Staged {
+    fn end(&self) -> u64 {
+        self.ranges.last().map_or(0, |range| range.end)
+    }
+
+    fn overlay(&self, range: ByteRange, patch: &mut Vec<Patch>) {
+        let Some(stage) = self.stage.filter(|_| !range.is_empty()) else { return };
+        patch.extend(self.ranges.overlapping(range.start..range.end).map(|found| {
+            let start = found.start.max(range.start);
+            Patch::Staged(stage, ByteRange { start, end: found.end.min(range.end) })
+        }));
+    }
 }
 
 #[derive(Debug)]
 struct Taken {
     pieces: Vec<Piece>,
+    staged: Staged,
     bytes: usize,
     appends: bool,
     kill_suid_sgid: bool,
@@ -148,7 +202,13 @@ struct Taken {
 
 impl Buffer {
     pub(super) fn new(ino: Ino) -> Self {
-        Self { ino, state: Mutex::default(), turn: Semaphore::new(1), lockers: Lockers::default() }
+        Self {
+            ino,
+            state: Mutex::default(),
+            turn: Semaphore::new(1),
+            open_stage: tokio::sync::Mutex::default(),
+            lockers: Lockers::default(),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -166,7 +226,7 @@ impl State {
         }
         match new.offset {
             Some(_) if !self.appends.is_empty() => return false,
-            None if self.dirty.bytes() > 0 => return false,
+            None if self.dirty.bytes() > 0 || self.has_staged() => return false,
             Some(offset) => self.dirty.write(offset, &new.data),
             None => {
                 self.append_bytes += new.data.len();
@@ -197,7 +257,10 @@ impl State {
         inline_max: usize,
         now: Instant,
     ) -> bool {
-        let fits = self.written.is_some() && self.appends.is_empty() && self.only_in.is_none();
+        let fits = self.written.is_some()
+            && self.appends.is_empty()
+            && self.only_in.is_none()
+            && !self.has_staged();
         if !fits || !self.dirty.fit_one_command(inline_max) {
             return false;
         }
@@ -209,7 +272,8 @@ impl State {
     /// Takes what is pending for a change of attributes to carry; `None` where nothing is, or where one
     /// command cannot carry it.
     pub(super) fn take_carried(&mut self, ino: Ino, inline_max: usize) -> Option<Batch> {
-        if !self.appends.is_empty() || !self.dirty.fit_one_command(inline_max) {
+        let is_small = self.dirty.fit_one_command(inline_max) && !self.has_staged();
+        if !self.appends.is_empty() || !is_small {
             return None;
         }
         let batch = self.take(ino, inline_max);
@@ -217,6 +281,36 @@ impl State {
             taken.carried = true;
         }
         batch
+    }
+
+    /// Whether pending bytes are in a stage, or on their way.
+    pub(super) fn has_staged(&self) -> bool {
+        !self.staged.ranges.is_empty() || !self.moving.is_empty()
+    }
+
+    /// Whether what is pending has to go through a stage: because some does, or because it is more than one
+    /// command is to carry. Appended bytes do not.
+    pub(super) fn wants_stage(&self, inline_max: usize) -> bool {
+        self.has_staged() || self.dirty.bytes() > inline_max
+    }
+
+    /// Pending bytes that are to be added to the stage now. They stay readable here; then [`Self::moved`].
+    pub(super) fn move_to_stage(&mut self) -> Vec<Piece> {
+        debug_assert!(self.moving.is_empty(), "one at a time");
+        self.moving = self.dirty.take(usize::MAX);
+        self.staged_accepted = self.accepted;
+        self.moving.clone()
+    }
+
+    /// They are in it. Answers what they weighed.
+    pub(super) fn moved(&mut self, stage: StageId) -> usize {
+        debug_assert!(self.staged.stage.is_none_or(|open| open == stage), "one stage at a time");
+        self.staged.stage = Some(stage);
+        let moved = std::mem::take(&mut self.moving);
+        for range in moved.iter().map(Piece::range) {
+            self.staged.ranges.insert(range.start..range.end);
+        }
+        moved.iter().map(|piece| piece.data.len()).sum()
     }
 
     /// Takes what is pending for a flush, in commands of at most `inline_max` bytes; `None` where
@@ -227,12 +321,25 @@ impl State {
         if !self.is_pending() {
             return None;
         }
-        self.dirty_since = None;
-        let (written, ctime) = (self.written.take(), self.ctime.take());
+        let is_staged = self.has_staged();
+        // Written since the others were moved: they remain, for the next lot.
+        let rest = is_staged && self.dirty.bytes() > 0;
+        let (written, ctime) = (self.written, self.ctime.take());
+        if !rest {
+            self.dirty_since = None;
+            self.written = None;
+        }
         let times = std::mem::take(&mut self.times);
-        let kill_suid_sgid = std::mem::take(&mut self.kill_suid_sgid);
+        let kill_suid_sgid = self.kill_suid_sgid;
+        self.kill_suid_sgid &= rest;
         let ordered = !self.appends.is_empty();
-        let (bytes, pieces, commands) = if ordered {
+        // Where moving them failed, they are lost with the lot.
+        let moving = std::mem::take(&mut self.moving);
+        let lost = moving.iter().map(|piece| piece.data.len()).sum::<usize>();
+        let staged = std::mem::take(&mut self.staged);
+        let (bytes, pieces, commands) = if is_staged {
+            (0, Vec::new(), vec![Vec::new()])
+        } else if ordered {
             let commands = append_commands(std::mem::take(&mut self.appends), inline_max);
             (std::mem::take(&mut self.append_bytes), Vec::new(), commands)
         } else {
@@ -241,10 +348,11 @@ impl State {
             let commands = extents::into_commands(&pieces, inline_max);
             (bytes, pieces, commands)
         };
-        let accepted = self.accepted;
+        let accepted = if rest { self.staged_accepted } else { self.accepted };
         self.taken = Some(Taken {
             pieces,
-            bytes,
+            staged,
+            bytes: bytes + lost,
             appends: ordered,
             kill_suid_sgid,
             written,
@@ -254,13 +362,21 @@ impl State {
             carried: times.any(),
             superseded: false,
         });
-        let write = |pieces| proto::Write { ino: ino.0, pieces, append: ordered, kill_suid_sgid };
+        let write = |pieces| proto::Write {
+            ino: ino.0,
+            pieces,
+            append: ordered,
+            kill_suid_sgid,
+            ..Default::default()
+        };
         let writes = commands.into_iter().map(write).collect();
         // A write raises ctime to its own time.
         let brings = |ctime| written.is_some_and(|time| later(time, ctime) == time);
         let ctime = ctime.filter(|ctime| times.any() || !brings(*ctime));
-        let only_in = self.only_in.take();
-        Some(Batch { writes, ordered, time: written.unwrap_or_default(), times, ctime, only_in })
+        let only_in = self.only_in;
+        self.only_in = self.only_in.filter(|_| rest);
+        let time = written.unwrap_or_default();
+        Some(Batch { writes, ordered, time, times, ctime, only_in, is_staged })
     }
 
     /// Bytes of this mount were applied here. Where they came with a change of attributes, which may
@@ -312,8 +428,10 @@ impl State {
         bytes + ctimes.iter().flatten().count()
     }
 
+    /// In memory.
     fn pending_bytes(&self) -> usize {
-        self.dirty.bytes() + self.append_bytes
+        let moving = self.moving.iter().map(|piece| piece.data.len()).sum::<usize>();
+        self.dirty.bytes() + moving + self.append_bytes
     }
 
     fn is_pending(&self) -> bool {
@@ -323,6 +441,15 @@ impl State {
     /// Since when something has been pending.
     pub(super) fn dirty_since(&self) -> Option<Instant> {
         self.dirty_since
+    }
+
+    /// Whether pending bytes have to be moved out of memory in the background; true only once until that begins.
+    pub(super) fn schedule_drain(&mut self) -> bool {
+        !std::mem::replace(&mut self.drain_scheduled, true)
+    }
+
+    pub(super) fn drain_begins(&mut self) {
+        self.drain_scheduled = false;
     }
 
     /// Whether a commit has to be started in the background; true only once until it takes a lot.
@@ -341,11 +468,14 @@ impl State {
     }
 
     /// What overlaps `range`, to be applied in this order over the backing file's bytes.
-    pub(super) fn overlay(&self, range: ByteRange) -> Vec<Piece> {
+    pub(super) fn overlay(&self, range: ByteRange) -> Vec<Patch> {
         let mut patch = Vec::new();
         if let Some(taken) = self.shown() {
+            taken.staged.overlay(range, &mut patch);
             extents::overlay(&taken.pieces, range, &mut patch);
         }
+        self.staged.overlay(range, &mut patch);
+        extents::overlay(&self.moving, range, &mut patch);
         self.dirty.overlay(range, &mut patch);
         patch
     }
@@ -361,8 +491,9 @@ impl State {
         let written = self.written.or(taken.and_then(|taken| taken.written));
         let ctime = self.ctime.or(taken.and_then(|taken| taken.ctime));
         let changed = [written, ctime].into_iter().flatten().reduce(later)?;
-        let taken_end =
-            taken.and_then(|taken| taken.pieces.last()).map_or(0, |piece| piece.range().end);
+        let end_of = |pieces: &[Piece]| pieces.last().map_or(0, |piece| piece.range().end);
+        let taken_end = taken.map_or(0, |taken| end_of(&taken.pieces).max(taken.staged.end()));
+        let pending_end = self.dirty.end().max(end_of(&self.moving)).max(self.staged.end());
         // In the order in which they happened.
         let mut shown = (SetTimes::default(), None);
         for (written, times) in [
@@ -374,7 +505,7 @@ impl State {
         }
         Some(BufferedAttributes {
             set: shown.0,
-            end: self.dirty.end().max(taken_end),
+            end: pending_end.max(taken_end),
             bytes: self.pending_bytes() + taken.map_or(0, |taken| taken.bytes),
             written: shown.1,
             changed,
@@ -391,7 +522,7 @@ fn append_commands(appends: Vec<Bytes>, inline_max: usize) -> Vec<Vec<proto::Pie
     for data in appends {
         let fits = bytes + data.len() <= inline_max;
         bytes = if fits { bytes } else { 0 } + data.len();
-        let piece = proto::Piece { offset: 0, data };
+        let piece = proto::Piece { data, ..Default::default() };
         match commands.last_mut() {
             Some(last) if fits => last.push(piece),
             Some(_) | None => commands.push(vec![piece]),

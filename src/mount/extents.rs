@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::buffer::Patch;
 use crate::fs::proto;
 use crate::types::ByteRange;
 
@@ -101,31 +102,30 @@ impl Extents {
     }
 
     /// Copies what overlaps `range` to the end of `patch`.
-    pub(super) fn overlay(&self, range: ByteRange, patch: &mut Vec<Piece>) {
+    pub(super) fn overlay(&self, range: ByteRange, patch: &mut Vec<Patch>) {
         let first = self.by_offset.range(..=range.start).next_back().map_or(range.start, |e| *e.0);
         for (start, extent) in self.by_offset.range(first..range.end) {
             if let Some((offset, bytes)) = overlap(*start, extent, range) {
-                patch.push(Piece { offset, data: Bytes::copy_from_slice(bytes) });
+                let data = Bytes::copy_from_slice(bytes);
+                patch.push(Patch::Bytes(Piece { offset, data }));
             }
         }
     }
 }
 
 /// Those of `pieces` (in the order of offsets, not overlapping) that overlap `range`.
-pub(super) fn overlay(pieces: &[Piece], range: ByteRange, patch: &mut Vec<Piece>) {
+pub(super) fn overlay(pieces: &[Piece], range: ByteRange, patch: &mut Vec<Patch>) {
     let first = pieces.partition_point(|piece| piece.range().end <= range.start);
     let overlapping = pieces[first..].iter().take_while(|piece| piece.offset < range.end);
-    patch.extend(overlapping.cloned());
+    patch.extend(overlapping.cloned().map(Patch::Bytes));
 }
 
-/// Puts a patch, later pieces over earlier ones, onto bytes that were read from `offset` on.
-pub(super) fn apply(patch: &[Piece], offset: u64, bytes: &mut [u8]) {
+/// Puts bytes onto those that were read from `offset` on.
+pub(super) fn apply(piece: &Piece, offset: u64, bytes: &mut [u8]) {
     let range = ByteRange::at(offset, bytes.len() as u64);
-    for piece in patch {
-        if let Some((at, data)) = overlap(piece.offset, &piece.data, range) {
-            let at = index(at - offset);
-            bytes[at..at + data.len()].copy_from_slice(data);
-        }
+    if let Some((at, data)) = overlap(piece.offset, &piece.data, range) {
+        let at = index(at - offset);
+        bytes[at..at + data.len()].copy_from_slice(data);
     }
 }
 
@@ -143,7 +143,11 @@ pub(super) fn into_commands(pieces: &[Piece], inline_max: usize) -> Vec<Vec<prot
         }
         bytes += piece.data.len();
         if let Some(last) = commands.last_mut() {
-            last.push(proto::Piece { offset: piece.offset, data: piece.data.clone() });
+            last.push(proto::Piece {
+                offset: piece.offset,
+                data: piece.data.clone(),
+                ..Default::default()
+            });
         }
     }
     commands

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::attributes::Seen;
-use super::buffer::NewBytes;
+use super::buffer::{NewBytes, Patch};
 use super::core::Core;
 use super::errors::OpError;
-use super::extents::{self, Piece};
+use super::extents;
 use super::open_table::OpenFile;
 use crate::fs::limits::SIZE_MAX;
 use crate::node::NodeError;
+use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
 /// The bits that clear on a write by somebody without privileges.
@@ -19,7 +20,7 @@ const SUID_SGID: u32 = 0o6000;
 /// Where a read found its bytes: a backing file and, over it, what is buffered.
 struct Source {
     seen: Seen,
-    patch: Vec<Piece>,
+    patch: Vec<Patch>,
 }
 
 impl Core {
@@ -47,7 +48,9 @@ impl Core {
                     continue;
                 }
                 let bytes = self.read_source(&source, offset, size).await?;
-                if self.node.cuts() == cuts {
+                if let Some(bytes) = bytes
+                    && self.node.cuts() == cuts
+                {
                     // The session may have ended while this waited.
                     self.file(handle)?;
                     return Ok(bytes);
@@ -148,23 +151,47 @@ impl Core {
         })
     }
 
+    /// Nothing where a stage that bytes were in has become part of the file meanwhile.
     async fn read_source(
         &self,
         source: &Source,
         offset: u64,
         size: u32,
-    ) -> Result<Vec<u8>, OpError> {
+    ) -> Result<Option<Vec<u8>>, OpError> {
         let left = source.seen.size().saturating_sub(offset).min(u64::from(size));
         let mut bytes = vec![0; usize::try_from(left).expect("at most a request's size")];
-        let covered = source.patch.iter().any(|piece| {
-            piece.offset <= offset && piece.offset + piece.data.len() as u64 >= offset + left
+        let wanted = ByteRange::at(offset, left);
+        let covered = source.patch.iter().map(Patch::range).any(|range| {
+            range.start <= wanted.start && range.end >= wanted.end
         });
         if left > 0 && !covered {
             let generation = Generation(source.seen.inode.generation);
             bytes = self.read_backing(source.seen.ino, generation, offset, bytes).await?;
         }
-        extents::apply(&source.patch, offset, &mut bytes);
-        Ok(bytes)
+        for patch in &source.patch {
+            match patch {
+                Patch::Bytes(piece) => extents::apply(piece, offset, &mut bytes),
+                Patch::Staged(stage, range) => {
+                    let range = ByteRange { end: range.end.min(wanted.end), ..*range };
+                    if range.start >= range.end {
+                        continue;
+                    }
+                    let node = self.node.clone();
+                    let (stage, len) = (*stage, usize::try_from(range.len()).expect("within a read"));
+                    let read = tokio::task::spawn_blocking(move || {
+                        let mut part = vec![0; len];
+                        let is_there = node.files().read_stage(stage, range.start, &mut part)?;
+                        Ok::<_, StoreError>(is_there.then_some(part))
+                    });
+                    let Some(part) = read.await.map_err(|_| NodeError::Stopping)?? else {
+                        return Ok(None);
+                    };
+                    let at = usize::try_from(range.start - offset).expect("within a read");
+                    bytes[at..at + len].copy_from_slice(&part);
+                }
+            }
+        }
+        Ok(Some(bytes))
     }
 
     /// Fills `bytes` from the backing file: here where they are in memory, else on a thread that may
@@ -179,13 +206,19 @@ impl Core {
         if self.node.files().read_cached(ino, generation, offset, &mut bytes)? {
             return Ok(bytes);
         }
-        let node = self.node.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            node.files().read(ino, generation, offset, &mut bytes).map(|()| bytes)
-        });
-        match read.await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(NodeError::Stopping.into()),
+        loop {
+            let node = self.node.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                let is_whole = node.files().read(ino, generation, offset, &mut bytes)?;
+                Ok::<_, StoreError>((bytes, is_whole))
+            });
+            let (read, is_whole) = read.await.map_err(|_| NodeError::Stopping)??;
+            if is_whole {
+                return Ok(read);
+            }
+            bytes = read;
+            let range = ByteRange::at(offset, bytes.len() as u64);
+            self.node.until_here((ino, generation), range).await?;
         }
     }
 

@@ -11,7 +11,7 @@ use super::errors::OpError;
 use super::times;
 use crate::fs::proto;
 use crate::fs::proto::command::Op;
-use crate::node::{NodeError, Pending};
+use crate::node::{NodeError, OpenStage, Pending};
 use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 /// An inode with this many buffered bytes is committed in the background.
@@ -22,6 +22,8 @@ const INODE_MAX_BYTES: usize = 4 << 20;
 const MOUNT_MAX_BYTES: usize = 64 << 20;
 /// Bytes older than this are committed without being asked for.
 const MAX_AGE: Duration = Duration::from_secs(1);
+/// The same for those in a stage: each commit of part of a file may cost a copy of it.
+const MAX_STAGE_AGE: Duration = Duration::from_secs(30);
 /// How often ages are looked at.
 const AGE_TICK: Duration = Duration::from_millis(250);
 
@@ -33,9 +35,58 @@ impl Core {
         }
         let bytes = buffer.lock().weight();
         if bytes > INODE_MAX_BYTES || self.buffered.load(Ordering::Relaxed) > MOUNT_MAX_BYTES {
-            self.commit(buffer).await;
+            self.drain(buffer).await;
         } else if bytes >= START_BYTES {
-            self.commit_soon(buffer);
+            self.drain_soon(buffer);
+        }
+    }
+
+    /// Moves what is pending out of memory: to the stage, or appended bytes to the log.
+    async fn drain(&self, buffer: &Buffer) {
+        if buffer.lock().has_appends() {
+            return self.commit(buffer).await;
+        }
+        let _turn = buffer.turn.acquire().await.expect("a turn is never closed");
+        buffer.lock().drain_begins();
+        if let Err(error) = self.stage_pending(buffer).await {
+            self.lose_pending(buffer, &error).await;
+        }
+    }
+
+    /// The same in the background.
+    fn drain_soon(self: &Arc<Self>, buffer: &Arc<Buffer>) {
+        if buffer.lock().schedule_drain() {
+            let (core, buffer) = (self.clone(), buffer.clone());
+            self.runtime.spawn(async move { core.drain(&buffer).await });
+        }
+    }
+
+    /// Adds what is pending to the buffer's stage. By whoever has the turn.
+    async fn stage_pending(&self, buffer: &Buffer) -> Result<(), NodeError> {
+        let pieces = buffer.lock().move_to_stage();
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let mut open = buffer.open_stage.lock().await;
+        if open.is_none() {
+            *open = Some(self.node.begin_stage()?);
+        }
+        let stage = open.as_mut().expect("just opened");
+        for piece in pieces {
+            stage.add(piece.offset, piece.data).await?;
+        }
+        let moved = buffer.lock().moved(stage.id());
+        self.buffered.fetch_sub(moved, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What is pending cannot be kept: the next fsync or close says so. By whoever has the turn.
+    async fn lose_pending(&self, buffer: &Buffer, error: &NodeError) {
+        report(error);
+        let batch = buffer.lock().take(buffer.ino, self.inline_max);
+        drop(buffer.open_stage.lock().await.take());
+        if batch.is_some() {
+            self.settle(buffer, Err(libc::EIO));
         }
     }
 
@@ -74,9 +125,15 @@ impl Core {
             if buffer.lock().is_settled(target) {
                 return;
             }
+            if buffer.lock().wants_stage(self.inline_max)
+                && let Err(error) = self.stage_pending(buffer).await
+            {
+                return self.lose_pending(buffer, &error).await;
+            }
             let batch = buffer.lock().take(buffer.ino, self.inline_max);
             let Some(batch) = batch else { return };
-            let result = self.propose(buffer.ino, batch).await;
+            let stage = if batch.is_staged { buffer.open_stage.lock().await.take() } else { None };
+            let result = self.propose(buffer.ino, batch, stage).await;
             self.settle(buffer, result);
         }
     }
@@ -107,7 +164,7 @@ impl Core {
                 // It left nothing behind: the bytes and the change go by themselves, and each has
                 // an outcome of its own.
                 Ok(_) => {
-                    let result = self.propose(buffer.ino, batch).await;
+                    let result = self.propose(buffer.ino, batch, None).await;
                     self.settle(buffer, result);
                 }
                 Err(error) => {
@@ -159,12 +216,13 @@ impl Core {
         loop {
             tokio::time::sleep(AGE_TICK).await;
             let Some(core) = core.upgrade() else { return };
-            if core.buffered.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
             for buffer in core.open.buffers() {
-                let since = buffer.lock().dirty_since();
-                if since.is_some_and(|since| since.elapsed() >= MAX_AGE) {
+                let (since, is_staged) = {
+                    let state = buffer.lock();
+                    (state.dirty_since(), state.has_staged())
+                };
+                let max_age = if is_staged { MAX_STAGE_AGE } else { MAX_AGE };
+                if since.is_some_and(|since| since.elapsed() >= max_age) {
                     core.commit_soon(&buffer);
                 }
             }
@@ -172,7 +230,18 @@ impl Core {
     }
 
     /// Proposes one lot. Answers the index at which the last of it was applied.
-    async fn propose(&self, ino: Ino, mut batch: Batch) -> Result<LogIndex, i32> {
+    async fn propose(
+        &self,
+        ino: Ino,
+        mut batch: Batch,
+        stage: Option<OpenStage>,
+    ) -> Result<LogIndex, i32> {
+        if let Some(stage) = stage {
+            self.fill_in(&mut batch, ino, stage).await.map_err(|error| {
+                report(&error);
+                libc::EIO
+            })?;
+        }
         let Some(ctime) = batch.ctime.take() else { return self.propose_writes(ino, batch).await };
         let only_in = batch.only_in;
         let mut set = proto::SetAttr { ino: ino.0, raise_ctime: true, ..<_>::default() };
@@ -190,8 +259,28 @@ impl Core {
         Ok(written.max(mod_index(&outcome)))
     }
 
+    /// Says what the stage has, once a quorum has it on disk.
+    async fn fill_in(
+        &self,
+        batch: &mut Batch,
+        ino: Ino,
+        mut stage: OpenStage,
+    ) -> Result<(), NodeError> {
+        let id = stage.id();
+        if batch.only_in.is_some_and(|session| session != id.session) {
+            return Err(NodeError::SessionLost);
+        }
+        batch.only_in = Some(id.session);
+        stage.hold(true).await?;
+        let pieces = stage.pieces().await?;
+        let [write] = &mut batch.writes[..] else { unreachable!("one command takes a stage") };
+        *write = proto::Write { ino: ino.0, pieces, stage: id.number, ..std::mem::take(write) };
+        stage.written();
+        Ok(())
+    }
+
     async fn propose_writes(&self, ino: Ino, batch: Batch) -> Result<LogIndex, i32> {
-        let Batch { writes, ordered, time, times: _, ctime: _, only_in } = batch;
+        let Batch { writes, ordered, time, times: _, ctime: _, only_in, is_staged: _ } = batch;
         let mut last = Ok(LogIndex(0));
         let propose = |write| self.node.mutate_here(only_in, Op::Write(write), time);
         if ordered {

@@ -10,7 +10,7 @@ use super::invalidate::invalidate;
 use super::shared::Shared;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
 use crate::fs::proto;
-use crate::fs::{self, Applied, Change, Overlay};
+use crate::fs::{self, Applied, Change, FileEffect, Overlay};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId};
 
@@ -87,7 +87,12 @@ struct Round {
 }
 
 /// Runs until the driver is gone, or until this replica cannot go on.
-pub(super) fn run(shared: &Arc<Shared>, inbox: &mut UnboundedReceiver<Work>, due: &Sender<()>) {
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    inbox: &mut UnboundedReceiver<Work>,
+    due: &Sender<()>,
+    staged: &Sender<()>,
+) {
     while let Some(first) = inbox.blocking_recv() {
         let mut work = Inbox { shown_by_others: true, ..Inbox::default() };
         work.add(first);
@@ -99,6 +104,9 @@ pub(super) fn run(shared: &Arc<Shared>, inbox: &mut UnboundedReceiver<Work>, due
         if let Err(error) = work.carry_out(shared) {
             shared.fail(&error);
             return;
+        }
+        if !shared.files.are_in_place() {
+            let _ = staged.try_send(());
         }
         if shared.snapshot_is_due() {
             // The thread may be at work on one.
@@ -207,12 +215,10 @@ fn apply_entry(
     shared.clock.observe(command.clock);
     let Applied { outcome, changes, effects } = fs::apply(overlay, entry.position, &command)?;
     // Before the state says so: a crash in between replays both, and neither minds.
-    for effect in &effects {
-        if effect.cuts() && !std::mem::replace(&mut round.cutting, true) {
-            shared.cuts.begin();
-        }
-        shared.files.carry_out(effect).map_err(ApplyError::of_effect)?;
+    if effects.iter().any(FileEffect::cuts) && !std::mem::replace(&mut round.cutting, true) {
+        shared.cuts.begin();
     }
+    shared.files.carry_out_all(index, &effects).map_err(ApplyError::of_effect)?;
     debug_assert!(
         changes.iter().all(|c| shared.received.unapplied.read().covers(index, c)),
         "{command:?} changed what was not marked: {changes:?}"

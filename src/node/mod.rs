@@ -8,6 +8,7 @@
 //! | `core` | the streams to the peers, and the task that owns the core; never blocks; has the mount forget what received entries will change, where that waits for nothing |
 //! | `log` | appends to the Raft log and syncs it, as one write for all that waits |
 //! | `apply` | has the mount forget what received entries will change; applies committed ones: backing files, state |
+//! | `merge` | brings stages in place |
 //! | `snapshot` | writes snapshot files and cuts the log behind them |
 
 mod apply;
@@ -18,12 +19,14 @@ mod invalidate;
 mod locks;
 mod log_writer;
 mod look;
+mod merger;
 mod mutations;
 mod observers;
 mod session;
 mod shared;
 mod snapshots;
 mod space;
+mod staging;
 mod start;
 mod status;
 mod touches;
@@ -36,6 +39,7 @@ pub use locks::Locked;
 pub use look::Look;
 pub use observers::Observer;
 pub use space::SpaceReport;
+pub use staging::{OpenStage, StageError, Weighed};
 pub use start::{Node, NodeConfig, run_promptly};
 pub use status::RaftStatus;
-pub use transport::{ToPeer, Transport};
+pub use transport::{ToPeer, ToStage, Transport};

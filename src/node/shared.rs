@@ -13,6 +13,7 @@ use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
 use super::space::Space;
+use super::staging::Staging;
 use super::status::RaftStatus;
 use super::touches::Touches;
 use super::{NodeConfig, Transport};
@@ -46,6 +47,7 @@ pub(super) struct Shared {
     pub(super) state: State,
     pub(super) files: Files,
     pub(super) space: Space,
+    pub(super) staging: Staging,
     pub(super) cuts: Cuts,
     pub(super) received: Received,
     /// Inputs that nobody waits for.

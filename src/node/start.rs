@@ -16,7 +16,8 @@ use super::mutations::Mutations;
 use super::observers::Observers;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
 use super::space::{self, Space};
-use super::{Handle, Transport, apply, locks, log_writer, session, snapshots};
+use super::staging::Staging;
+use super::{Handle, Transport, apply, locks, log_writer, merger, session, snapshots};
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::query;
 use crate::store::{Recovered, StoreError};
@@ -88,6 +89,7 @@ impl Node {
         let (log, mut log_inbox) = mpsc::unbounded_channel();
         let (to_apply, mut apply_inbox) = mpsc::unbounded_channel();
         let (due, mut snapshot_due) = mpsc::channel(1);
+        let (staged, mut merge_due) = mpsc::channel(1);
         let node = config.core.node;
         let (locks, recalled_locks) = Locks::new();
         let shared = Arc::new(Shared {
@@ -108,6 +110,7 @@ impl Node {
             state: recovered.state,
             files: recovered.files,
             space: Space::new(node, config.reserve),
+            staging: Staging::new(),
             cuts: Cuts::default(),
             received: Received::default(),
             late: Mutex::default(),
@@ -128,7 +131,11 @@ impl Node {
         let of_log = shared.clone();
         let mut threads = vec![thread("log", move || log_writer::run(&of_log, &mut log_inbox))?];
         let of_apply = shared.clone();
-        threads.push(thread("apply", move || apply::run(&of_apply, &mut apply_inbox, &due))?);
+        threads.push(thread("apply", move || {
+            apply::run(&of_apply, &mut apply_inbox, &due, &staged);
+        })?);
+        let of_merge = shared.clone();
+        threads.push(thread("merge", move || merger::run(&of_merge, &mut merge_due))?);
         let of_snapshot = shared.clone();
         threads.push(thread("snapshot", move || snapshots::run(&of_snapshot, &mut snapshot_due))?);
         let handle = Handle(shared, None);

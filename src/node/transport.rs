@@ -1,8 +1,9 @@
 //! How a node talks to its peers. Implemented by `rpc`.
 
 use super::space::SpaceReport;
+use super::staging::Weighed;
 use crate::consensus::PeerMessage;
-use crate::types::NodeId;
+use crate::types::{NodeId, StageId};
 
 /// What daemons say to each other.
 #[derive(Clone, Debug)]
@@ -13,10 +14,45 @@ pub enum ToPeer {
     Space(SpaceReport),
 }
 
+/// What a node tells a peer of a stage of its own.
+#[derive(Clone, Debug)]
+pub enum ToStage {
+    /// Bytes.
+    Data {
+        /// Of which stage.
+        id: StageId,
+        /// Where in it.
+        offset: u64,
+        /// What.
+        bytes: Weighed,
+    },
+    /// Asks whether it holds what it was sent of a stage: answered by [`Handle::stage_marked`](super::Handle::stage_marked).
+    Mark {
+        /// Of which stage.
+        id: StageId,
+        /// The number of the question.
+        mark: u64,
+        /// On disk.
+        durable: bool,
+    },
+    /// The stage will not be written.
+    Abandon {
+        /// Which.
+        id: StageId,
+    },
+}
+
 /// Messages to peers. They may be lost, repeated or reordered; whoever needs an answer asks again.
 pub trait Transport: Send + Sync {
     /// Sends without waiting; drops the message where the peer is out of reach or far behind.
     fn send(&self, to: NodeId, message: ToPeer);
+
+    /// The connection that carries stages to a peer, by its number; nothing where there is none.
+    fn stage_lane(&self, node: NodeId) -> Option<u64>;
+
+    /// Sends by that connection, in order, without waiting; nothing is sent where it is lost. Whoever sends bounds
+    /// what is on its way.
+    fn stage(&self, to: NodeId, lane: u64, message: ToStage);
 
     /// A peer listens at this address from now on.
     fn learn(&self, node: NodeId, address: &str);

@@ -4,13 +4,17 @@
 //! peer, and serves the `Peer` and `Admin` services. Knows nothing of what the messages mean.
 
 mod admin_service;
+mod bulk_service;
 mod envelope;
+mod hello;
 mod join;
+mod lanes;
 mod local_caller;
 mod mounts;
 mod peer_service;
 mod peers;
 mod server;
+mod stage_lanes;
 
 /// Messages and services of `proto/admin.proto`.
 #[allow(missing_docs, clippy::pedantic, rustdoc::all, reason = "generated")]
@@ -25,6 +29,7 @@ pub mod peer {
 }
 
 pub use admin_service::AdminService;
+pub use bulk_service::BulkService;
 pub use join::{JoinError, Joined, join};
 pub use mounts::{Mounts, MountsError};
 pub use peer_service::PeerService;

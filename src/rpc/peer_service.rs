@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::peer::peer_server::Peer;
 use super::peer::{Delivered, Frame, Hello, JoinReply, JoinRequest, MemberAddress};
-use super::{FORMAT, envelope};
+use super::{envelope, hello::check};
 use crate::fs::query;
 use crate::node::Handle;
 use crate::types::{ClusterId, NodeId};
@@ -24,23 +24,6 @@ impl PeerService {
     pub fn new(cluster: ClusterId, handle: Handle, genesis: bytes::Bytes) -> Self {
         Self { cluster, handle, genesis }
     }
-
-    fn check(&self, format: u32, cluster: &[u8]) -> Result<(), Status> {
-        if format > FORMAT {
-            return Err(Status::failed_precondition(format!(
-                "this daemon speaks format {FORMAT} of the peer protocol, the caller {format}: update \
-                 this one first"
-            )));
-        }
-        if cluster != self.cluster.0 {
-            return Err(Status::failed_precondition(format!(
-                "this daemon belongs to cluster {}: correct `cluster` in the caller's configuration, or \
-                 the address by which it was called",
-                self.cluster
-            )));
-        }
-        Ok(())
-    }
 }
 
 #[tonic::async_trait]
@@ -55,7 +38,7 @@ impl Peer for PeerService {
         else {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };
-        self.check(format, &cluster)?;
+        check(self.cluster, format, &cluster)?;
         let from = NodeId(node);
         tracing::info!(peer = node, "peer connected");
         // It has probably lost what it was sent on the last connection.
@@ -73,7 +56,7 @@ impl Peer for PeerService {
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         let JoinRequest { format, cluster, nonce, address } = request.into_inner();
-        self.check(format, &cluster)?;
+        check(self.cluster, format, &cluster)?;
         let node = self
             .handle
             .add_member(nonce, address)

@@ -13,9 +13,10 @@ use tokio_stream::Stream;
 
 use super::peer::peer_client::PeerClient;
 use super::peer::{Envelope, Frame, Hello};
+use super::stage_lanes::StageLanes;
 use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope};
 use crate::consensus::PeerMessage;
-use crate::node::{Handle, ToPeer, Transport};
+use crate::node::{Handle, ToPeer, ToStage, Transport};
 use crate::types::{ClusterId, NodeId};
 
 /// More than this many bytes on their way to one peer are dropped: Raft sends them again when the
@@ -28,12 +29,13 @@ const RECONNECT: Duration = Duration::from_millis(100);
 
 /// The streams to all peers.
 pub struct Peers {
-    cluster: ClusterId,
+    hello: Hello,
     node: NodeId,
     runtime: tokio::runtime::Handle,
     /// Told of new connections.
     handle: Arc<OnceLock<Handle>>,
     links: RwLock<HashMap<NodeId, Link>>,
+    stages: StageLanes,
 }
 
 #[derive(Clone)]
@@ -51,16 +53,18 @@ impl std::fmt::Debug for Peers {
 }
 
 impl Peers {
-    /// No peers yet; [`Transport::learn`] makes them known.
+    /// No peers yet; [`Transport::learn`] makes them known. Bulk data is sent on a runtime of its own, `bulk`.
     #[must_use]
-    pub fn new(cluster: ClusterId, node: NodeId, runtime: tokio::runtime::Handle) -> Self {
-        Self {
-            cluster,
-            node,
-            runtime,
-            handle: Arc::new(OnceLock::new()),
-            links: RwLock::new(HashMap::new()),
-        }
+    pub fn new(
+        cluster: ClusterId,
+        node: NodeId,
+        runtime: tokio::runtime::Handle,
+        bulk: tokio::runtime::Handle,
+    ) -> Self {
+        let hello = Hello { format: FORMAT, cluster: cluster.0.to_vec().into(), node: node.0 };
+        let handle = Arc::new(OnceLock::new());
+        let stages = StageLanes::new(bulk, hello.clone(), handle.clone());
+        Self { hello, node, runtime, handle, links: RwLock::new(HashMap::new()), stages }
     }
 
     /// The node to tell of new connections. Called once.
@@ -107,11 +111,19 @@ impl Transport for Peers {
             queued: Arc::new(AtomicUsize::new(0)),
             connected: Arc::new(AtomicBool::new(false)),
         };
-        let hello =
-            Hello { format: FORMAT, cluster: self.cluster.0.to_vec().into(), node: self.node.0 };
+        self.stages.learn(node, link.address.clone());
+        let hello = self.hello.clone();
         let handle = self.handle.clone();
         self.runtime.spawn(keep_connected(node, link.clone(), hello, messages, handle));
         links.insert(node, link);
+    }
+
+    fn stage_lane(&self, node: NodeId) -> Option<u64> {
+        self.stages.number(node)
+    }
+
+    fn stage(&self, to: NodeId, lane: u64, message: ToStage) {
+        self.stages.send(to, lane, message);
     }
 
     fn is_connected(&self, node: NodeId) -> bool {

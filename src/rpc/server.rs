@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use super::admin::admin_server::AdminServer;
+use super::peer::bulk_server::BulkServer;
 use super::peer::peer_server::PeerServer;
-use super::{AdminService, MAX_MESSAGE, PeerService, WINDOW};
+use super::{AdminService, BulkService, MAX_MESSAGE, PeerService, WINDOW, lanes};
 
 /// Why the daemon cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })
 }
 
-/// Serves until `stop` resolves.
+/// Serves until `stop` resolves; bulk data on a runtime of its own.
 ///
 /// # Errors
 /// When the server ends by itself.
@@ -46,9 +47,11 @@ pub async fn serve(
     listener: TcpListener,
     peer: PeerService,
     admin: AdminService,
+    bulk: (BulkService, tokio::runtime::Handle),
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let (incoming, for_bulk) = lanes::split(listener);
+    let bulk = bulk.1.spawn(serve_bulk(bulk.0, for_bulk));
     let peer = PeerServer::new(peer)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -60,5 +63,26 @@ pub async fn serve(
         .add_service(AdminServer::new(admin))
         .serve_with_incoming_shutdown(incoming, stop)
         .await?;
+    bulk.abort();
     Ok(())
+}
+
+async fn serve_bulk(
+    service: BulkService,
+    mut accepted: mpsc::Receiver<std::net::TcpStream>,
+) -> Result<(), tonic::transport::Error> {
+    let bulk = BulkServer::new(service)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    // Each is registered with this runtime from here on.
+    let incoming = futures_util::stream::poll_fn(move |context| {
+        accepted.poll_recv(context).map(|stream| stream.map(tokio::net::TcpStream::from_std))
+    });
+    Server::builder()
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(2 * WINDOW)
+        .http2_keepalive_interval(Some(std::time::Duration::from_secs(1)))
+        .add_service(bulk)
+        .serve_with_incoming(incoming)
+        .await
 }

@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
+use super::layout::Away;
+use super::layouts::{Layouts, Locked};
 use super::pins::Pins;
 use super::recent::Recent;
 use super::spares::Spares;
+use super::stages::Stages;
 use super::sys;
 use crate::fs::FileEffect;
 use crate::store::StoreError;
@@ -38,6 +42,10 @@ pub struct Files {
     open: [Shard; SHARDS],
     spares: Spares,
     pins: Pins,
+    layouts: Layouts,
+    stages: Stages,
+    /// Told when bytes that were missing are no more, or will not come by themselves.
+    changed: Notify,
 }
 
 impl Files {
@@ -53,24 +61,58 @@ impl Files {
         let open = std::array::from_fn(|_| Mutex::new(Recent::new(DESCRIPTORS / SHARDS)));
         let spares = Spares::open(path.join("spare"))?;
         let pins = Pins::open(stages, same_boot)?;
-        Ok(Self { path: path.to_owned(), dir, open, spares, pins })
+        let layouts = Layouts::open(stages, same_boot)?;
+        let stages = Stages::open(stages)?;
+        let changed = Notify::new();
+        let files =
+            Self { path: path.to_owned(), dir, open, spares, pins, layouts, stages, changed };
+        files.note_placed()?;
+        files.retire_unneeded()?;
+        Ok(files)
     }
 
-    /// Carries out one effect of an applied command. Buffered by the kernel: durable only after
-    /// [`Self::sync`].
+    /// Stages that were merged by an earlier process go with the next sync.
+    fn retire_unneeded(&self) -> Result<(), StoreError> {
+        let needed = self.layouts.stages();
+        let all = self.stages.all_written()?;
+        all.into_iter()
+            .filter(|index| !needed.contains(index))
+            .for_each(|i| self.layouts.retire(i));
+        Ok(())
+    }
+
+    /// Carries out the effects of the entry at `index`, where no earlier process has. Buffered by the kernel:
+    /// durable only after [`Self::sync`].
     ///
     /// # Errors
     /// When the local file system refuses.
-    pub fn carry_out(&self, effect: &FileEffect) -> Result<(), StoreError> {
+    pub fn carry_out_all(&self, index: LogIndex, effects: &[FileEffect]) -> Result<(), StoreError> {
+        if effects.is_empty() || !self.layouts.begin(index)? {
+            return Ok(());
+        }
+        effects.iter().try_for_each(|effect| self.carry_out(effect))?;
+        self.layouts.end(index);
+        Ok(())
+    }
+
+    pub(super) fn carry_out(&self, effect: &FileEffect) -> Result<(), StoreError> {
         match effect {
             FileEffect::Write { ino, generation, offset, data } => {
                 self.save_pinned((*ino, *generation), ByteRange::at(*offset, data.len() as u64))?;
+                let mut layouts = self.changing(*ino);
                 let file = self.file_or_new(*ino, *generation)?;
                 let written = file.write_all_at(data, *offset);
-                written.map_err(|source| self.failed("write", *ino, *generation, source))
+                written.map_err(|source| self.failed("write", *ino, *generation, source))?;
+                layouts.clear((*ino, *generation), ByteRange::at(*offset, data.len() as u64))
             }
+            FileEffect::Stage { index, ino, generation, stage, pieces } => {
+                self.write_stage(*index, (*ino, *generation), *stage, pieces)
+            }
+            FileEffect::EndStages { session } => self.stages.end(*session),
             FileEffect::Truncate { ino, generation, size } => {
                 self.save_pinned((*ino, *generation), ByteRange::from(*size))?;
+                let mut layouts = self.changing(*ino);
+                layouts.clear((*ino, *generation), ByteRange::from(*size))?;
                 let file = self.file_or_new(*ino, *generation)?;
                 let cut = file.set_len(*size);
                 cut.map_err(|source| self.failed("truncate", *ino, *generation, source))
@@ -80,7 +122,13 @@ impl Files {
             }
             FileEffect::Zero { ino, generation, range, reserved } => {
                 self.save_pinned((*ino, *generation), *range)?;
-                self.zero((*ino, *generation), *range, *reserved)
+                let mut layouts = self.changing(*ino);
+                if layouts.get((*ino, *generation)).is_some() {
+                    // A stage that has these bytes must not become the file.
+                    self.file_or_new(*ino, *generation)?;
+                }
+                self.zero((*ino, *generation), *range, *reserved)?;
+                layouts.clear((*ino, *generation), *range)
             }
             FileEffect::Copy {
                 index,
@@ -97,6 +145,7 @@ impl Files {
             }
             FileEffect::Remove { ino, generation } => {
                 let key = (*ino, *generation);
+                self.changing(*ino).forget(key)?;
                 let bytes = || self.blocks(*ino, *generation).map_or(0, |blocks| blocks * 512);
                 if self.pins.defers_removal(key, bytes)? {
                     return Ok(());
@@ -124,7 +173,7 @@ impl Files {
     }
 
     /// Before bytes of a file change: saves those that a replay will copy.
-    fn save_pinned(&self, key: Key, range: ByteRange) -> Result<(), StoreError> {
+    pub(super) fn save_pinned(&self, key: Key, range: ByteRange) -> Result<(), StoreError> {
         self.pins.save(key, range, || self.file(key.0, key.1))
     }
 
@@ -132,8 +181,27 @@ impl Files {
         &self.pins
     }
 
+    pub(super) fn layouts(&self) -> &Layouts {
+        &self.layouts
+    }
+
+    pub(super) fn stages(&self) -> &Stages {
+        &self.stages
+    }
+
+    /// Told when bytes that were missing are no more, or will not come by themselves.
+    pub fn changed(&self) -> &Notify {
+        &self.changed
+    }
+
+    /// Nobody merges into a file of `ino`, or fetches for it, meanwhile.
+    fn changing(&self, ino: Ino) -> Locked<'_> {
+        self.layouts.lock(ino)
+    }
+
     /// Fills `buffer` from `offset` on; what lies beyond the backing file's end, or in a file that does
-    /// not exist, is zeros (the caller has cut the request to the file's size).
+    /// not exist, is zeros (the caller has cut the request to the file's size). False, and `buffer` undefined,
+    /// where some of it is [`Self::missing`].
     ///
     /// # Errors
     /// When the local file system cannot read.
@@ -141,6 +209,27 @@ impl Files {
         &self,
         ino: Ino,
         generation: Generation,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<bool, StoreError> {
+        let key = (ino, generation);
+        let range = ByteRange::at(offset, buffer.len() as u64);
+        while let Some(parts) = self.parts(key, range) {
+            if parts.iter().any(|(_, away)| matches!(away, Some(Away::Missing { .. }))) {
+                return Ok(false);
+            }
+            if self.read_parts(key, offset, buffer, &parts)? {
+                return Ok(true);
+            }
+        }
+        self.read_in_place(key, offset, buffer)?;
+        Ok(true)
+    }
+
+    /// The same of the backing file alone.
+    pub(super) fn read_in_place(
+        &self,
+        (ino, generation): Key,
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<(), StoreError> {
@@ -173,6 +262,9 @@ impl Files {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<bool, StoreError> {
+        if !self.is_in_place((ino, generation), ByteRange::at(offset, buffer.len() as u64)) {
+            return Ok(false);
+        }
         let file = match self.file_nowait(ino, generation) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -192,7 +284,7 @@ impl Files {
                     Some(libc::EAGAIN) => return Ok(false),
                     // This file system cannot tell: better to wait than never to answer from here.
                     Some(libc::EOPNOTSUPP) => {
-                        return self.read(ino, generation, offset, buffer).map(|()| true);
+                        return self.read(ino, generation, offset, buffer);
                     }
                     _ => return Err(self.failed("read", ino, generation, error)),
                 },
@@ -227,7 +319,18 @@ impl Files {
     /// # Errors
     /// When bytes could not be written; some are lost then.
     pub fn sync(&self) -> Result<(), StoreError> {
-        sys::syncfs(&self.dir).map_err(StoreError::io("sync", &self.path))
+        let image = self.layouts.image()?;
+        sys::syncfs(&self.dir).map_err(StoreError::io("sync", &self.path))?;
+        self.layouts.keep(&image)?;
+        self.stages.remove_written(&image.retired)
+    }
+
+    /// The same, in a directory that exists.
+    pub(super) fn path_for(&self, (ino, generation): Key) -> Result<PathBuf, StoreError> {
+        let path = self.path_of(ino, generation);
+        let dir = path.parent().expect("a backing file is in a directory");
+        std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
+        Ok(path)
     }
 
     /// Where the backing file of a generation is, whether it exists or not.

@@ -9,6 +9,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 use rustix::io::Errno;
 
 use super::files::{Files, Key};
+use super::layout::Away;
 use super::sys;
 use crate::store::StoreError;
 use crate::types::{ByteRange, LogIndex};
@@ -116,6 +117,7 @@ impl Files {
             let to = self.file_or_new(target.0, target.1)?;
             copy_bytes(&stage, ByteRange::at(0, range.len()), &to, offset)
         } else {
+            self.merge(source, range)?;
             self.pins().pin(index, source, range)?;
             match (self.file(source.0, source.1)?, self.file(target.0, target.1)?) {
                 (Some(from), Some(to)) => copy_bytes(&from, range, &to, offset),
@@ -126,7 +128,15 @@ impl Files {
                 (None, None) => Ok(()),
             }
         };
-        copied.map_err(|source| self.failed("copy to", target.0, target.1, source))
+        copied.map_err(|source| self.failed("copy to", target.0, target.1, source))?;
+        let by = offset.wrapping_sub(range.start);
+        let missing = self.missing(source, range);
+        let mut layouts = self.layouts().lock(target.0);
+        layouts.clear(target, ByteRange::at(offset, range.len()))?;
+        for (part, _) in missing {
+            layouts.set(target, part.moved(by), Away::Missing { version: index })?;
+        }
+        Ok(())
     }
 }
 
@@ -168,7 +178,7 @@ fn next_hole(file: &File, range: ByteRange) -> io::Result<u64> {
     }
 }
 
-fn copy_data(from: &File, range: ByteRange, to: &File, offset: u64) -> io::Result<()> {
+pub(super) fn copy_data(from: &File, range: ByteRange, to: &File, offset: u64) -> io::Result<()> {
     let (mut read_at, mut write_at) = (range.start, offset);
     while read_at < range.end {
         let left = usize::try_from(range.end - read_at).unwrap_or(usize::MAX);

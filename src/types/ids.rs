@@ -106,6 +106,21 @@ pub struct ProposalKey {
     pub seq: Seq,
 }
 
+/// Bytes that a session has sent to all replicas and not written yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StageId {
+    /// Whose.
+    pub session: SessionId,
+    /// Which of the session's, from 1.
+    pub number: u64,
+}
+
+impl fmt::Display for StageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.session, self.number)
+    }
+}
+
 /// 16 random bytes that name a cluster. Printed and read as 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClusterId(pub [u8; 16]);

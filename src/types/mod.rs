@@ -6,7 +6,7 @@ mod time;
 
 pub use ids::{
     ClusterId, Generation, Ino, LogIndex, MountId, NodeId, Position, ProposalKey, Seq, SessionId,
-    Term, VolumeId,
+    StageId, Term, VolumeId,
 };
 pub use range::ByteRange;
 pub use time::{Monotonic, Timestamp};

@@ -22,6 +22,12 @@ impl ByteRange {
         Self { start, end: u64::MAX }
     }
 
+    /// The same number of bytes, `by` further on (modulo 2^64).
+    #[must_use]
+    pub fn moved(self, by: u64) -> Self {
+        Self { start: self.start.wrapping_add(by), end: self.end.wrapping_add(by) }
+    }
+
     /// Number of bytes.
     #[must_use]
     pub fn len(self) -> u64 {

@@ -146,11 +146,35 @@ fn attributes() -> impl Strategy<Value = proto::SetAttr> {
 }
 
 fn write() -> impl Strategy<Value = proto::Write> {
-    let piece = (0..40_u64, vec(1..255_u8, 0..12))
-        .prop_map(|(offset, data)| proto::Piece { offset, data: data.into() });
-    (vec(piece, 0..4), any::<bool>(), any::<bool>()).prop_map(|(pieces, append, kill_suid_sgid)| {
-        proto::Write { ino: 0, pieces, append, kill_suid_sgid }
-    })
+    let piece = (0..40_u64, vec(1..255_u8, 0..12)).prop_map(|(offset, data)| proto::Piece {
+        offset,
+        data: data.into(),
+        ..Default::default()
+    });
+    (vec(piece, 0..4), any::<bool>(), any::<bool>(), 0..6_u64).prop_map(
+        |(pieces, append, kill_suid_sgid, stage)| match stage {
+            0..4 => proto::Write { pieces, append, kill_suid_sgid, ..Default::default() },
+            _ => proto::Write {
+                pieces: staged(&pieces),
+                append,
+                kill_suid_sgid,
+                stage,
+                ..Default::default()
+            },
+        },
+    )
+}
+
+/// As many pieces of a stage, none of them empty, one behind the other.
+fn staged(pieces: &[proto::Piece]) -> Vec<proto::Piece> {
+    let mut end = 0;
+    let one = |piece: &proto::Piece| {
+        let offset = end + piece.offset;
+        let length = piece.data.len() as u64 + 1;
+        end = offset + length;
+        proto::Piece { offset, length, checksums: vec![0], ..Default::default() }
+    };
+    pieces.iter().map(one).collect()
 }
 
 fn allocate() -> impl Strategy<Value = proto::Allocate> {

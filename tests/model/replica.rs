@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use quorumfs::fs::{Applied, Digest, FileEffect, Overlay, Position, apply, check, genesis, proto};
-use quorumfs::types::{LogIndex, Term};
+use quorumfs::types::{ByteRange, LogIndex, Term};
 
 /// Backing files, by inode and generation.
 pub type Files = BTreeMap<(u64, u64), Vec<u8>>;
@@ -88,6 +88,11 @@ impl Replica {
     }
 }
 
+/// What a stage holds in these tests.
+pub fn staged_bytes(number: u64, range: ByteRange) -> Vec<u8> {
+    (range.start..range.end).map(|at| (at * 7 + number).to_le_bytes()[0]).collect()
+}
+
 fn carry_out(files: &mut Files, stages: &mut Stages, effect: &FileEffect) {
     match effect {
         FileEffect::Write { ino, generation, offset, data } => {
@@ -96,6 +101,16 @@ fn carry_out(files: &mut Files, stages: &mut Stages, effect: &FileEffect) {
             file.resize(file.len().max(offset + data.len()), 0);
             file[offset..offset + data.len()].copy_from_slice(data);
         }
+        FileEffect::Stage { ino, generation, stage, pieces, .. } => {
+            let file = files.entry((ino.0, generation.0)).or_default();
+            for piece in pieces {
+                let bytes = staged_bytes(stage.number, piece.staged);
+                let at = usize::try_from(piece.at).expect("small files");
+                file.resize(file.len().max(at + bytes.len()), 0);
+                file[at..at + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+        FileEffect::EndStages { .. } => {}
         FileEffect::Truncate { ino, generation, size } => {
             let size = usize::try_from(*size).expect("small files");
             files.entry((ino.0, generation.0)).or_default().resize(size, 0);

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorumfs::fs::{Errno, proto};
 
+use quorumfs::types::ByteRange;
+
 use crate::acls::{ACCESS, Acl, DEFAULT, Entry};
+use crate::replica::staged_bytes;
 
 /// What a program may do beyond what its user may.
 const CAPABILITY: &str = "security.capability";
@@ -95,12 +98,18 @@ impl Node {
     fn write(&mut self, op: &proto::Write, time: i64, index: u64) -> Result<bool> {
         let bytes = self.bytes()?;
         let mut wrote = false;
-        for piece in op.pieces.iter().filter(|piece| !piece.data.is_empty()) {
+        for piece in &op.pieces {
+            let data = match op.stage {
+                0 => piece.data.to_vec(),
+                stage => staged_bytes(stage, ByteRange::at(piece.offset, piece.length)),
+            };
             let at = if op.append { bytes.len() } else { usize::try_from(piece.offset).unwrap() };
-            let end = at + piece.data.len();
-            bytes.resize(bytes.len().max(end), 0);
-            bytes[at..end].copy_from_slice(&piece.data);
-            wrote = true;
+            let end = at + data.len();
+            if !data.is_empty() {
+                bytes.resize(bytes.len().max(end), 0);
+                bytes[at..end].copy_from_slice(&data);
+                wrote = true;
+            }
         }
         if wrote {
             self.ctime = self.ctime.max(time);

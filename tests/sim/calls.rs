@@ -145,9 +145,12 @@ pub fn op(subject: Subject, call: Call) -> Op {
         }
         (Subject::Log { file }, Call::Append { tag, .. }) => Op::Write(proto::Write {
             ino: file.0,
-            pieces: vec![proto::Piece { offset: 0, data: tag.to_be_bytes().to_vec().into() }],
+            pieces: vec![proto::Piece {
+                data: tag.to_be_bytes().to_vec().into(),
+                ..Default::default()
+            }],
             append: true,
-            kill_suid_sgid: false,
+            ..Default::default()
         }),
         _ => unreachable!("no such mutation: {call:?} of {subject:?}"),
     }

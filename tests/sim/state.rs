@@ -136,6 +136,8 @@ fn carry_out(files: &mut Files, effect: &FileEffect) {
             file.resize(file.len().max(end), 0);
             file[start..end].copy_from_slice(data);
         }
+        FileEffect::Stage { .. } => unreachable!("nobody stages bytes here"),
+        FileEffect::EndStages { .. } => {}
         FileEffect::Truncate { ino, generation, size } => {
             let size = usize::try_from(*size).expect("files are small here");
             files.entry((ino.0, generation.0)).or_default().resize(size, 0);

@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::context::{Context, Step, Stop};
 use super::{locks, orphans};
-use crate::fs::applied::Change;
+use crate::fs::applied::{Change, FileEffect};
 use crate::fs::errno::Errno;
 use crate::fs::keys::{self, Counter};
 use crate::fs::limits::{FIRST_GRANT, GRANT_MAX, GRANTS_KEPT, INO_END, TOMBSTONES_KEPT};
@@ -110,6 +110,7 @@ fn bury<V: ViewMut + Records>(
     context.view.put(keys::tombstone(node, id), session.encode_to_vec());
     locks::release_all(context, id)?;
     orphans::release_all(context, id)?;
+    context.order(FileEffect::EndStages { session: id });
     context.note(Change::SessionEnded { session: id, node });
     Ok(())
 }

@@ -1,14 +1,14 @@
-//! Bytes that travel in the log.
+//! Bytes that travel in the log, or beside it in stages.
 
 use super::context::{Context, Inode, Step, later, left_behind, without_suid_sgid};
 use super::xattr;
-use crate::fs::applied::{Change, FileEffect};
+use crate::fs::applied::{Change, FileEffect, StagedPiece};
 use crate::fs::errno::Errno;
-use crate::fs::limits::SIZE_MAX;
+use crate::fs::limits::{CHECKSUM_BLOCK, SIZE_MAX};
 use crate::fs::proto;
 use crate::fs::record::Records;
 use crate::fs::view::ViewMut;
-use crate::types::{ByteRange, Generation, Ino};
+use crate::types::{ByteRange, Generation, Ino, StageId};
 
 pub(super) fn write<V: ViewMut + Records>(
     context: &mut Context<'_, V>,
@@ -43,9 +43,38 @@ pub(super) fn plan<'a>(inode: &Inode, op: &'a proto::Write) -> Result<Plan<'a>, 
     if !inode.is_regular() || op.ino != inode.ino.0 {
         return Err(Errno::EINVAL);
     }
+    check_pieces(op)?;
     let appended_at = op.append.then_some(inode.record.size);
     let placed = place(&op.pieces, appended_at)?;
     Ok(Plan { op, placed, appended_at })
+}
+
+/// Bytes are either all here, or all in one stage, from ascending offsets that do not overlap.
+fn check_pieces(op: &proto::Write) -> Result<(), Errno> {
+    let mut end = 0;
+    for piece in &op.pieces {
+        if op.stage == 0 {
+            if piece.length != 0 || !piece.checksums.is_empty() {
+                return Err(Errno::EINVAL);
+            }
+            continue;
+        }
+        let range = ByteRange::at(piece.offset, piece.length);
+        if range.end > SIZE_MAX {
+            return Err(Errno::EFBIG);
+        }
+        let blocks = range.end.div_ceil(CHECKSUM_BLOCK) - range.start / CHECKSUM_BLOCK;
+        let is_whole = piece.data.is_empty() && piece.checksums.len() as u64 == blocks;
+        if range.is_empty() || range.start < end || !is_whole {
+            return Err(Errno::EINVAL);
+        }
+        end = range.end;
+    }
+    Ok(())
+}
+
+fn length(piece: &proto::Piece) -> u64 {
+    piece.length + piece.data.len() as u64
 }
 
 /// A piece with the range where it goes.
@@ -59,8 +88,8 @@ struct Placed<'a> {
 fn place(pieces: &[proto::Piece], end: Option<u64>) -> Result<Vec<Placed<'_>>, Errno> {
     let mut append_at = end;
     let mut placed = Vec::with_capacity(pieces.len());
-    for piece in pieces.iter().filter(|piece| !piece.data.is_empty()) {
-        let range = ByteRange::at(append_at.unwrap_or(piece.offset), piece.data.len() as u64);
+    for piece in pieces.iter().filter(|piece| length(piece) > 0) {
+        let range = ByteRange::at(append_at.unwrap_or(piece.offset), length(piece));
         if range.end > SIZE_MAX {
             return Err(Errno::EFBIG);
         }
@@ -83,10 +112,28 @@ pub(super) fn put_bytes<V: ViewMut + Records>(
     let ino = inode.ino;
     let generation = Generation(inode.record.generation);
     for Placed { range, piece } in &plan.placed {
-        let data = piece.data.clone();
-        context.order(FileEffect::Write { ino, generation, offset: range.start, data });
+        if plan.op.stage == 0 {
+            let data = piece.data.clone();
+            context.order(FileEffect::Write { ino, generation, offset: range.start, data });
+        }
         context.note(Change::Bytes { ino, range: *range });
         inode.record.size = inode.record.size.max(range.end);
+    }
+    if plan.op.stage != 0 {
+        let pieces = plan.placed.iter().map(|Placed { range, piece }| StagedPiece {
+            at: range.start,
+            staged: ByteRange::at(piece.offset, piece.length),
+            checksums: piece.checksums.clone(),
+        });
+        let index = context.at.index;
+        let stage = StageId { session: context.session, number: plan.op.stage };
+        context.order(FileEffect::Stage {
+            index,
+            ino,
+            generation,
+            stage,
+            pieces: pieces.collect(),
+        });
     }
     xattr::drop_capabilities(context, ino);
     if plan.op.kill_suid_sgid {

@@ -4,7 +4,7 @@ use super::{
     Ino, Op, ROOT, World, bytes, proto, query, release, rmdir, session_end, unlink, write,
 };
 use crate::fs::{Change, FileEffect};
-use crate::types::Generation;
+use crate::types::{Generation, SessionId};
 
 #[test]
 fn an_orphan_goes_when_all_have_let_go() {
@@ -50,7 +50,10 @@ fn a_session_that_ends_lets_go() {
     let second = query::orphans(&world.state, Ino(0), 2).expect("sound")[1].0;
     assert_eq!(query::orphans(&world.state, second, 9).expect("sound").len(), 2);
     let applied = world.cluster(session_end(world.session));
-    assert_eq!(applied.effects.len(), 3);
+    let (ended, removed) = applied.effects.split_last().expect("some");
+    assert_eq!(*ended, FileEffect::EndStages { session: SessionId(world.session) });
+    assert!(removed.iter().all(|effect| matches!(effect, FileEffect::Remove { .. })));
+    assert_eq!(removed.len(), 3);
     assert_eq!(query::orphans(&world.state, Ino(0), 9), Ok(vec![]));
 }
 

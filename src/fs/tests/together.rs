@@ -6,8 +6,8 @@ use crate::fs::{Change, FileEffect};
 use crate::types::{ByteRange, Generation};
 
 fn bytes_of(ino: u64, offset: u64, data: &str) -> Write {
-    let pieces = vec![Piece { offset, data: bytes(data) }];
-    Write { ino, pieces, append: false, kill_suid_sgid: false }
+    let pieces = vec![Piece { offset, data: bytes(data), ..Default::default() }];
+    Write { ino, pieces, ..Default::default() }
 }
 
 /// "hello", written to a file at `seconds`, and what comes with it.

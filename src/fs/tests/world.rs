@@ -195,8 +195,8 @@ pub(super) fn rename(from: (u64, &str), to: (u64, &str), flags: u32) -> Op {
 }
 
 pub(super) fn write(ino: u64, offset: u64, data: &str) -> Op {
-    let pieces = vec![proto::Piece { offset, data: bytes(data) }];
-    Op::Write(proto::Write { ino, pieces, append: false, kill_suid_sgid: false })
+    let pieces = vec![proto::Piece { offset, data: bytes(data), ..Default::default() }];
+    Op::Write(proto::Write { ino, pieces, ..Default::default() })
 }
 
 pub(super) fn resize(ino: u64, size: u64) -> Op {

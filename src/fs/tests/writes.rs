@@ -7,8 +7,11 @@ use crate::fs::{Change, FileEffect};
 use crate::types::{ByteRange, Generation};
 
 fn pieces(ino: u64, pieces: &[(u64, &str)], append: bool) -> proto::Write {
-    let pieces = pieces.iter().map(|&(offset, data)| Piece { offset, data: bytes(data) }).collect();
-    proto::Write { ino, pieces, append, kill_suid_sgid: false }
+    let pieces = pieces
+        .iter()
+        .map(|&(offset, data)| Piece { offset, data: bytes(data), ..Default::default() })
+        .collect();
+    proto::Write { ino, pieces, append, ..Default::default() }
 }
 
 #[test]

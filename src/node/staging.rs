@@ -1,0 +1,352 @@
+//! Bytes that this node's mounts send to all replicas beside the log, and what the others send here.
+//!
+//! An [`OpenStage`] takes bytes in while a program writes; [`OpenStage::hold`] waits until a quorum has all of
+//! them, in memory or on disk, and then one small command can write them. A peer whose connection broke in
+//! between lacks some: it is sent the whole stage again, from this node's own copy, where a quorum cannot be had
+//! otherwise. A peer that is slow holds the writer back, by the budget; one that does not move at all loses its
+//! connection by the transport's keep-alive, and with it its place in the budget.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
+use rangemap::RangeSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::handle::{Handle, NodeError};
+use super::shared::Shared;
+use super::transport::ToStage;
+use crate::fs::limits::CHECKSUM_BLOCK;
+use crate::fs::{proto, query};
+use crate::store::{Files, StoreError, checksum_blocks};
+use crate::types::{ByteRange, NodeId, SessionId, StageId};
+
+/// Bytes on their way to peers at most, of all stages of this node.
+const BUDGET: usize = 256 << 20;
+/// A stage that is sent again goes in pieces of so many bytes.
+const PIECE: usize = 1 << 20;
+/// Between two attempts to find a quorum.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// What is under way.
+#[derive(Debug)]
+pub(super) struct Staging {
+    budget: Arc<Semaphore>,
+    stages: AtomicU64,
+    marks: AtomicU64,
+    /// Marks that peers are to answer.
+    waiting: Mutex<HashMap<(NodeId, u64), oneshot::Sender<bool>>>,
+}
+
+/// Bytes that count against the budget until every peer was sent them.
+#[derive(Clone, Debug)]
+pub struct Weighed {
+    /// The bytes.
+    pub data: Bytes,
+    /// Their CRC-32C.
+    pub checksum: u32,
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl Staging {
+    pub(super) fn new() -> Self {
+        Self {
+            budget: Arc::new(Semaphore::new(BUDGET)),
+            stages: AtomicU64::new(0),
+            marks: AtomicU64::new(0),
+            waiting: Mutex::default(),
+        }
+    }
+
+    async fn weigh(&self, data: Bytes) -> Weighed {
+        let weight = u32::try_from(data.len().min(BUDGET)).expect("the budget is below 4 GiB");
+        let permit = self.budget.clone().acquire_many_owned(weight).await;
+        let checksum = crc32c::crc32c(&data);
+        Weighed { data, checksum, _permit: Arc::new(permit.expect("the budget is never closed")) }
+    }
+
+    pub(super) fn marked(&self, from: NodeId, mark: u64, holds: bool) {
+        if let Some(waiter) = self.waiting.lock().remove(&(from, mark)) {
+            // Whoever waited may have its quorum already.
+            let _ = waiter.send(holds);
+        }
+    }
+
+    /// What a peer has not answered it never will.
+    pub(super) fn lane_lost(&self, node: NodeId) {
+        self.waiting.lock().retain(|(peer, _), _| *peer != node);
+    }
+}
+
+/// A stage of this node's session, to which bytes may still be added. Dropped before it is
+/// [`written`](Self::written), it is abandoned everywhere.
+#[derive(Debug)]
+pub struct OpenStage {
+    handle: Handle,
+    id: StageId,
+    /// The connections by which peers have been sent all of it so far.
+    lanes: BTreeMap<NodeId, u64>,
+    ranges: RangeSet<u64>,
+    is_written: bool,
+}
+
+impl Handle {
+    /// A new stage of this node's session.
+    ///
+    /// # Errors
+    /// [`NodeError::SessionLost`] where there is none.
+    pub fn begin_stage(&self) -> Result<OpenStage, NodeError> {
+        let session = self.session();
+        if session == SessionId::CLUSTER {
+            return Err(NodeError::SessionLost);
+        }
+        let number = self.0.staging.stages.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut lanes = BTreeMap::new();
+        for node in peers(&self.0)? {
+            if let Some(lane) = self.0.transport.stage_lane(node) {
+                lanes.insert(node, lane);
+            }
+        }
+        let id = StageId { session, number };
+        Ok(OpenStage {
+            handle: self.clone(),
+            id,
+            lanes,
+            ranges: RangeSet::new(),
+            is_written: false,
+        })
+    }
+
+    /// A peer has said whether it holds what it was asked for.
+    pub fn stage_marked(&self, from: NodeId, mark: u64, holds: bool) {
+        self.0.staging.marked(from, mark, holds);
+    }
+
+    /// The connection for stages to a peer is lost.
+    pub fn stage_lane_lost(&self, node: NodeId) {
+        self.0.staging.lane_lost(node);
+    }
+
+    /// Bytes of a peer's stage have come. Waits for the disk: not for a thread that must not.
+    ///
+    /// # Errors
+    /// When the session is over, or the disk refuses: this replica then lacks them.
+    pub fn stage_received(&self, id: StageId, offset: u64, data: &[u8]) -> Result<(), StageError> {
+        let is_known = {
+            let state = self.state();
+            let applied = state.applied();
+            // One that was opened just now may not be applied here yet.
+            id.session.0 > applied.0 || query::session(&state, id.session)?.is_some()
+        };
+        if !is_known {
+            return Err(StageError::Over(id.session));
+        }
+        Ok(self.files().stage(id, offset, data)?)
+    }
+}
+
+/// Why bytes of a stage were not taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// Nobody will write them.
+    #[error("session {0} has ended")]
+    Over(SessionId),
+    /// This replica's own trouble.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl OpenStage {
+    /// What names it in the command that writes it.
+    #[must_use]
+    pub fn id(&self) -> StageId {
+        self.id
+    }
+
+    /// What has been added to it.
+    #[must_use]
+    pub fn ranges(&self) -> &RangeSet<u64> {
+        &self.ranges
+    }
+
+    /// Adds bytes at the offset that they have in the file. Waits while too many are on their way to peers.
+    ///
+    /// # Errors
+    /// When this node's own disk refuses.
+    pub async fn add(&mut self, offset: u64, data: Bytes) -> Result<(), NodeError> {
+        let range = ByteRange::at(offset, data.len() as u64);
+        if range.is_empty() {
+            return Ok(());
+        }
+        let weighed = self.handle.0.staging.weigh(data.clone()).await;
+        let sent = self.lanes.iter().map(|(node, lane)| (*node, *lane)).collect::<Vec<_>>();
+        for (node, lane) in sent {
+            self.send_data(node, lane, offset, &weighed);
+        }
+        drop(weighed);
+        let (handle, id) = (self.handle.clone(), self.id);
+        let stored = tokio::task::spawn_blocking(move || handle.files().stage(id, offset, &data));
+        stored.await.map_err(|_| NodeError::Stopping)??;
+        self.ranges.insert(range.start..range.end);
+        Ok(())
+    }
+
+    /// Waits until a quorum of the voters has everything that was added: on disk, where it is to be durable.
+    ///
+    /// # Errors
+    /// [`NodeError::Deadline`] after `op_timeout`.
+    pub async fn hold(&mut self, durable: bool) -> Result<(), NodeError> {
+        let deadline = Instant::now() + self.handle.op_timeout();
+        loop {
+            if self.ask(durable, deadline).await? {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(NodeError::Deadline);
+            }
+            tokio::time::sleep(AGAIN).await;
+            self.send_again().await?;
+        }
+    }
+
+    /// All that was added, as the pieces of the command that writes it.
+    ///
+    /// # Errors
+    /// When this node's own disk refuses.
+    pub async fn pieces(&self) -> Result<Vec<proto::Piece>, NodeError> {
+        let (handle, id, ranges) = (self.handle.clone(), self.id, self.ranges.clone());
+        let pieces = tokio::task::spawn_blocking(move || {
+            let piece = |range: Range<u64>| {
+                let range = ByteRange { start: range.start, end: range.end };
+                let checksums = checksums(handle.files(), id, range)?;
+                let (offset, length) = (range.start, range.len());
+                Ok(proto::Piece { offset, length, checksums, ..proto::Piece::default() })
+            };
+            ranges.into_iter().map(piece).collect::<Result<_, NodeError>>()
+        });
+        pieces.await.map_err(|_| NodeError::Stopping)?
+    }
+
+    /// The command that writes it is on its way: it belongs to the file from now on.
+    pub fn written(mut self) {
+        self.is_written = true;
+    }
+
+    /// Asks everybody who has been sent all of it; whether a quorum holds it.
+    async fn ask(&self, durable: bool, deadline: Instant) -> Result<bool, NodeError> {
+        let shared = &self.handle.0;
+        let own = shared.node;
+        let voters: Vec<_> =
+            shared.state.conf_state().voters.iter().map(|id| NodeId(*id)).collect();
+        let mut missing = voters.len() / 2 + 1;
+        let mut answers = FuturesUnordered::new();
+        for node in voters.iter().copied().filter(|node| *node != own) {
+            let Some(lane) = self.lanes.get(&node).copied() else { continue };
+            if shared.transport.stage_lane(node) != Some(lane) {
+                continue;
+            }
+            let mark = shared.staging.marks.fetch_add(1, Ordering::Relaxed) + 1;
+            let (answer, answered) = oneshot::channel();
+            shared.staging.waiting.lock().insert((node, mark), answer);
+            let sent = ToStage::Mark { id: self.id, mark, durable };
+            shared.transport.stage(node, lane, sent);
+            answers.push(answered);
+        }
+        if voters.contains(&own) {
+            // Meanwhile the others do the same.
+            if durable {
+                let (handle, id) = (self.handle.clone(), self.id);
+                let synced = tokio::task::spawn_blocking(move || handle.files().sync_stage(id));
+                synced.await.map_err(|_| NodeError::Stopping)??;
+            }
+            missing -= 1;
+        }
+        while missing > 0 {
+            let next = tokio::time::timeout_at(deadline.into(), answers.next());
+            match next.await {
+                Ok(Some(Ok(true))) => missing -= 1,
+                // It does not hold all, or its connection is lost.
+                Ok(Some(Ok(false) | Err(_))) => {}
+                Ok(None) => return Ok(false),
+                Err(_) => return Err(NodeError::Deadline),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sends everything to whoever has a new connection.
+    async fn send_again(&mut self) -> Result<(), NodeError> {
+        for node in peers(&self.handle.0)? {
+            let Some(lane) = self.handle.0.transport.stage_lane(node) else { continue };
+            if self.lanes.get(&node) == Some(&lane) {
+                continue;
+            }
+            for range in self.ranges.clone() {
+                let mut at = range.start;
+                while at < range.end {
+                    let len = usize::try_from(range.end - at).unwrap_or(PIECE).min(PIECE);
+                    let (handle, id) = (self.handle.clone(), self.id);
+                    let read = tokio::task::spawn_blocking(move || {
+                        let mut bytes = vec![0; len];
+                        let is_there = handle.files().read_stage(id, at, &mut bytes)?;
+                        Ok::<_, StoreError>(is_there.then_some(bytes))
+                    });
+                    let read = read.await.map_err(|_| NodeError::Stopping)??;
+                    let data = Bytes::from(read.ok_or(NodeError::SessionLost)?);
+                    let weighed = self.handle.0.staging.weigh(data).await;
+                    self.send_data(node, lane, at, &weighed);
+                    at += len as u64;
+                }
+            }
+            self.lanes.insert(node, lane);
+        }
+        Ok(())
+    }
+
+    fn send_data(&self, node: NodeId, lane: u64, offset: u64, weighed: &Weighed) {
+        let data = ToStage::Data { id: self.id, offset, bytes: weighed.clone() };
+        self.handle.0.transport.stage(node, lane, data);
+    }
+}
+
+impl Drop for OpenStage {
+    fn drop(&mut self) {
+        if self.is_written {
+            return;
+        }
+        for (node, lane) in &self.lanes {
+            self.handle.0.transport.stage(*node, *lane, ToStage::Abandon { id: self.id });
+        }
+        if let Err(error) = self.handle.files().abandon_stage(self.id) {
+            tracing::warn!(%error, "a stage that nobody needs stays until the next start");
+        }
+    }
+}
+
+/// The other members.
+fn peers(shared: &Shared) -> Result<Vec<NodeId>, StoreError> {
+    let members = query::members(&shared.state.read())?;
+    Ok(members
+        .into_iter()
+        .map(|member| NodeId(member.node))
+        .filter(|node| *node != shared.node)
+        .collect())
+}
+
+/// Of each block that a range of a stage lies in, of the part that is in the range.
+fn checksums(files: &Files, id: StageId, range: ByteRange) -> Result<Vec<u32>, NodeError> {
+    let mut buffer = vec![0; usize::try_from(CHECKSUM_BLOCK).expect("a block is small")];
+    checksum_blocks(range)
+        .map(|block| {
+            let part = &mut buffer[..usize::try_from(block.len()).expect("at most a block")];
+            // Its session has ended where it is gone.
+            let is_there = files.read_stage(id, block.start, part)?;
+            if is_there { Ok(crc32c::crc32c(part)) } else { Err(NodeError::SessionLost) }
+        })
+        .collect()
+}

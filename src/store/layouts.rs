@@ -1,0 +1,388 @@
+//! Which bytes of which files are not in their backing files, and how far effects have been carried out.
+//!
+//! Both belong to the files: they live and die with them. While nothing but the process dies, the kernel keeps
+//! every write, so what is noted here is exact, and effects up to the one that was under way need not be carried
+//! out again. After anything else, what counts is the *image*: what was known when the file system was last
+//! synced whole; effects after that are carried out again.
+//!
+//! - `stages/carried` is the index of the entry whose effects were begun last: written before they are.
+//! - `stages/notes.<n>` has each change of a layout since image `n` was begun. Never synced.
+//! - `stages/image` is the newest image, replaced atomically: its number, the index up to which all effects are
+//!   durable, and all layouts.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::durable;
+use super::files::Key;
+use super::layout::{Away, Layout, Part};
+use crate::store::StoreError;
+use crate::types::{ByteRange, Generation, Ino, LogIndex};
+
+/// Locks that layouts are spread over.
+const SHARDS: usize = 16;
+/// Eight-byte integers, little-endian: kind, inode, generation, start and end of the range, two more.
+const RECORD: usize = 56;
+const MAGIC: u64 = u64::from_le_bytes(*b"qfslayt1");
+/// Magic, number, index, and behind the records a CRC-32C of everything before it.
+const IMAGE_HEADER: usize = 24;
+const IMAGE_ADVICE: &str =
+    "it cannot be repaired: start this node with an empty data directory, as a new member";
+
+/// What a note says; its number is its kind on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Note {
+    InPlace,
+    Away(Away),
+    /// The file is gone.
+    Gone,
+}
+
+type ByKey = HashMap<Key, Layout>;
+
+/// All files' layouts; see the module's documentation.
+#[derive(Debug)]
+pub(super) struct Layouts {
+    dir: PathBuf,
+    shards: [Mutex<ByKey>; SHARDS],
+    /// Files that are not wholly in place.
+    away: AtomicUsize,
+    notes: Mutex<Notes>,
+    carried: File,
+    /// Effects below are carried out.
+    resume: LogIndex,
+    /// All effects up to here are carried out.
+    done: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Notes {
+    file: File,
+    number: u64,
+    /// Stages that nothing needs, but a replay from the last image may.
+    retired: Vec<LogIndex>,
+}
+
+/// What becomes durable when the file system is synced next.
+#[derive(Debug)]
+pub(super) struct Image {
+    number: u64,
+    bytes: Vec<u8>,
+    /// Stages that can go then.
+    pub(super) retired: Vec<LogIndex>,
+}
+
+impl Layouts {
+    /// What an earlier process knew, or where more than it has died, what it had synced.
+    pub(super) fn open(dir: &Path, same_boot: bool) -> Result<Self, StoreError> {
+        let mut files = ByKey::new();
+        let (number, synced) = read_image(&dir.join("image"), &mut files)?.unwrap_or_default();
+        let mut last = number;
+        while same_boot {
+            let path = notes_path(dir, last);
+            match std::fs::read(&path) {
+                Ok(bytes) => take_notes(&bytes, &mut files),
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                Err(source) => return Err(StoreError::io("read", &path)(source)),
+            }
+            last += 1;
+        }
+        if !same_boot {
+            remove_notes(dir, u64::MAX)?;
+        }
+        let path = dir.join("carried");
+        let carried =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let carried = carried.map_err(StoreError::io("open", &path))?;
+        let mut begun = [0; 8];
+        // An empty one says 0, too.
+        let known = carried.read_exact_at(&mut begun, 0).is_ok();
+        let begun = LogIndex(if known && same_boot { u64::from_le_bytes(begun) } else { 0 });
+        let resume = if same_boot { begun } else { synced.next() };
+        let file = open_notes(dir, last)?;
+        let layouts = Self {
+            dir: dir.to_owned(),
+            shards: std::array::from_fn(|_| Mutex::default()),
+            away: AtomicUsize::new(0),
+            notes: Mutex::new(Notes { file, number: last, retired: Vec::new() }),
+            carried,
+            resume,
+            done: AtomicU64::new(resume.0.saturating_sub(1)),
+        };
+        for (key, layout) in files {
+            if !layout.is_in_place() {
+                layouts.shard(key.0).lock().insert(key, layout);
+                layouts.away.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(layouts)
+    }
+
+    /// Whether the effects of the entry at `index` are to be carried out: they are not where an earlier process
+    /// has. To be called before they are, and [`Self::end`] afterwards.
+    pub(super) fn begin(&self, index: LogIndex) -> Result<bool, StoreError> {
+        if index < self.resume {
+            return Ok(false);
+        }
+        let written = self.carried.write_all_at(&index.0.to_le_bytes(), 0);
+        written.map_err(StoreError::io("write", &self.dir.join("carried")))?;
+        Ok(true)
+    }
+
+    /// The effects of the entry at `index` are carried out.
+    pub(super) fn end(&self, index: LogIndex) {
+        self.done.fetch_max(index.0, Ordering::AcqRel);
+    }
+
+    /// The layouts of `ino` and some others: nobody else reads or changes them, or bytes of these files, meanwhile.
+    pub(super) fn lock(&self, ino: Ino) -> Locked<'_> {
+        Locked { layouts: self, shard: self.shard(ino).lock() }
+    }
+
+    /// The same where nobody has to be waited for.
+    pub(super) fn try_lock(&self, ino: Ino) -> Option<Locked<'_>> {
+        Some(Locked { layouts: self, shard: self.shard(ino).try_lock()? })
+    }
+
+    /// Whether all bytes of all files are in place.
+    pub(super) fn are_in_place(&self) -> bool {
+        self.away.load(Ordering::Acquire) == 0
+    }
+
+    /// Stages that some file needs.
+    pub(super) fn stages(&self) -> Vec<LogIndex> {
+        let of = |shard: &Mutex<ByKey>| {
+            shard.lock().values().flat_map(Layout::stages).collect::<Vec<_>>()
+        };
+        self.shards.iter().flat_map(of).collect()
+    }
+
+    /// The files that are not wholly in place.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.shards
+            .iter()
+            .flat_map(|shard| shard.lock().keys().copied().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Nothing needs that stage any more, but a replay from the last image.
+    pub(super) fn retire(&self, index: LogIndex) {
+        self.notes.lock().retired.push(index);
+    }
+
+    /// What is going to be durable once the file system has been synced whole after this call; then
+    /// [`Self::keep`] it.
+    pub(super) fn image(&self) -> Result<Image, StoreError> {
+        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        // Nothing is noted without one of these.
+        let mut notes = self.notes.lock();
+        let number = notes.number + 1;
+        notes.file = open_notes(&self.dir, number)?;
+        notes.number = number;
+        let synced = self.done.load(Ordering::Acquire);
+        let mut bytes = Vec::new();
+        for field in [MAGIC, number, synced] {
+            bytes.extend(field.to_le_bytes());
+        }
+        for (key, layout) in shards.iter().flat_map(|shard| shard.iter()) {
+            for (range, away) in layout.away() {
+                bytes.extend(encode(*key, range, Note::Away(away)));
+            }
+        }
+        bytes.extend(u64::from(crc32c::crc32c(&bytes)).to_le_bytes());
+        // What a replay may set aside again, or has, stays.
+        let needed: Vec<_> =
+            shards.iter().flat_map(|shard| shard.values()).flat_map(Layout::stages).collect();
+        let unneeded =
+            std::mem::take(&mut notes.retired).into_iter().filter(|i| !needed.contains(i));
+        let (retired, later) = unneeded.partition(|index| index.0 <= synced);
+        notes.retired = later;
+        Ok(Image { number, bytes, retired })
+    }
+
+    /// The file system has been synced: the image counts from now on.
+    pub(super) fn keep(&self, image: &Image) -> Result<(), StoreError> {
+        durable::replace(&self.dir.join("image"), &image.bytes)?;
+        remove_notes(&self.dir, image.number)
+    }
+
+    fn shard(&self, ino: Ino) -> &Mutex<ByKey> {
+        &self.shards[usize::from(ino.0.to_le_bytes()[0]) % SHARDS]
+    }
+
+    fn note(&self, key: Key, range: ByteRange, note: Note) -> Result<(), StoreError> {
+        let mut notes = self.notes.lock();
+        let written = notes.file.write_all(&encode(key, range, note));
+        written.map_err(StoreError::io("write", &notes_path(&self.dir, notes.number)))
+    }
+}
+
+/// See [`Layouts::lock`].
+#[derive(Debug)]
+pub(super) struct Locked<'a> {
+    layouts: &'a Layouts,
+    shard: MutexGuard<'a, ByKey>,
+}
+
+impl Locked<'_> {
+    /// The layout of a file; none where it is wholly in place.
+    pub(super) fn get(&self, key: Key) -> Option<&Layout> {
+        self.shard.get(&key)
+    }
+
+    /// The parts of a range.
+    pub(super) fn parts(&self, key: Key, range: ByteRange) -> Vec<Part> {
+        self.shard.get(&key).map_or_else(
+            || if range.is_empty() { Vec::new() } else { vec![(range, None)] },
+            |layout| layout.parts(range),
+        )
+    }
+
+    /// Bytes of a file are somewhere else from now on.
+    pub(super) fn set(&mut self, key: Key, range: ByteRange, away: Away) -> Result<(), StoreError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.layouts.note(key, range, Note::Away(away))?;
+        self.change(key, |layout| layout.set(range, away));
+        Ok(())
+    }
+
+    /// Bytes of a file are in place from now on.
+    pub(super) fn clear(&mut self, key: Key, range: ByteRange) -> Result<(), StoreError> {
+        let Some(layout) = self.shard.get(&key) else { return Ok(()) };
+        if layout.parts(range).iter().all(|(_, away)| away.is_none()) {
+            return Ok(());
+        }
+        self.layouts.note(key, range, Note::InPlace)?;
+        self.change(key, |layout| layout.clear(range));
+        Ok(())
+    }
+
+    /// The file is gone.
+    pub(super) fn forget(&mut self, key: Key) -> Result<(), StoreError> {
+        if self.shard.contains_key(&key) {
+            self.layouts.note(key, ByteRange::at(0, 0), Note::Gone)?;
+            self.change(key, |layout| *layout = Layout::default());
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, key: Key, change: impl FnOnce(&mut Layout)) {
+        let is_new = !self.shard.contains_key(&key);
+        let layout = self.shard.entry(key).or_default();
+        let before = layout.stages();
+        change(layout);
+        let after = layout.stages();
+        for index in before.into_iter().filter(|index| !after.contains(index)) {
+            self.layouts.retire(index);
+        }
+        match (is_new, layout.is_in_place()) {
+            (true, false) => drop(self.layouts.away.fetch_add(1, Ordering::AcqRel)),
+            (false, true) => drop(self.layouts.away.fetch_sub(1, Ordering::AcqRel)),
+            (true, true) | (false, false) => {}
+        }
+        if self.shard[&key].is_in_place() {
+            self.shard.remove(&key);
+        }
+    }
+}
+
+fn notes_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("notes.{number}"))
+}
+
+fn notes_number(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("notes.")?.parse().ok()
+}
+
+/// Removes the notes of older images than that.
+fn remove_notes(dir: &Path, number: u64) -> Result<(), StoreError> {
+    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let path = entry.map_err(StoreError::io("list", dir))?.path();
+        if notes_number(&path).is_some_and(|other| other < number) {
+            std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Empty: whatever an earlier process left under that name counts no more.
+fn open_notes(dir: &Path, number: u64) -> Result<File, StoreError> {
+    let path = notes_path(dir, number);
+    File::create(&path).map_err(StoreError::io("create", &path))
+}
+
+/// Number and index of an image, whose layouts go to `files`; nothing where there is none.
+fn read_image(path: &Path, files: &mut ByKey) -> Result<Option<(u64, LogIndex)>, StoreError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StoreError::io("read", path)(source)),
+    };
+    let damaged = || StoreError::Corrupt {
+        path: path.to_owned(),
+        offset: None,
+        what: "its checksum does not agree with what it holds".to_owned(),
+        advice: IMAGE_ADVICE,
+    };
+    let (content, checksum) = bytes.split_last_chunk::<8>().ok_or_else(damaged)?;
+    let header: [u64; 3] = std::array::from_fn(|field| integer(content, field).unwrap_or(0));
+    let is_whole = u64::from(crc32c::crc32c(content)) == u64::from_le_bytes(*checksum);
+    if !is_whole || header[0] != MAGIC {
+        return Err(damaged());
+    }
+    take_notes(&content[IMAGE_HEADER..], files);
+    Ok(Some((header[1], LogIndex(header[2]))))
+}
+
+/// A record that is not whole is what a process was writing when it died: its change had not begun.
+fn take_notes(bytes: &[u8], files: &mut ByKey) {
+    for (key, range, note) in bytes.chunks_exact(RECORD).filter_map(decode) {
+        match note {
+            Note::InPlace => files.entry(key).or_default().clear(range),
+            Note::Away(away) => files.entry(key).or_default().set(range, away),
+            Note::Gone => drop(files.remove(&key)),
+        }
+    }
+}
+
+fn encode((ino, generation): Key, range: ByteRange, note: Note) -> [u8; RECORD] {
+    let [kind, one, two] = match note {
+        Note::InPlace => [0, 0, 0],
+        Note::Away(Away::Staged { index, shift }) => [1, index.0, shift],
+        Note::Away(Away::Missing { version }) => [2, version.0, 0],
+        Note::Gone => [3, 0, 0],
+    };
+    let fields = [kind, ino.0, generation.0, range.start, range.end, one, two];
+    let mut record = [0; RECORD];
+    for (bytes, field) in record.chunks_exact_mut(8).zip(fields) {
+        bytes.copy_from_slice(&field.to_le_bytes());
+    }
+    record
+}
+
+fn decode(record: &[u8]) -> Option<(Key, ByteRange, Note)> {
+    let field = |number| integer(record, number);
+    let index = LogIndex(field(5)?);
+    let note = match field(0)? {
+        0 => Note::InPlace,
+        1 => Note::Away(Away::Staged { index, shift: field(6)? }),
+        2 => Note::Away(Away::Missing { version: index }),
+        3 => Note::Gone,
+        _ => return None,
+    };
+    let range = ByteRange { start: field(3)?, end: field(4)? };
+    Some(((Ino(field(1)?), Generation(field(2)?)), range, note))
+}
+
+fn integer(bytes: &[u8], number: usize) -> Option<u64> {
+    let bytes = bytes.get(8 * number..8 * number + 8)?;
+    Some(u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
+}

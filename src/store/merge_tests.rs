@@ -1,0 +1,369 @@
+//! Stages become bytes of files, whenever they come and whatever dies meanwhile.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proptest::collection::vec;
+use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
+
+use super::{ByteRange, CHUNK, Files, Key, LogIndex, StageId, StagedPiece};
+use crate::fs::FileEffect;
+use crate::store::stages::checksum_blocks;
+use crate::types::{Generation, Ino, SessionId};
+
+const GENERATION: Generation = Generation(1);
+const SESSION: SessionId = SessionId(3);
+
+fn open(dir: &Path, same_boot: bool) -> Files {
+    Files::open(&dir.join("files"), &dir.join("stages"), same_boot).unwrap()
+}
+
+fn key(ino: u64) -> Key {
+    (Ino(ino), GENERATION)
+}
+
+fn id(number: u64) -> StageId {
+    StageId { session: SESSION, number }
+}
+
+fn write(ino: u64, offset: u64, data: &[u8]) -> FileEffect {
+    let data = data.to_vec().into();
+    FileEffect::Write { ino: Ino(ino), generation: GENERATION, offset, data }
+}
+
+fn truncate(ino: u64, size: u64) -> FileEffect {
+    FileEffect::Truncate { ino: Ino(ino), generation: GENERATION, size }
+}
+
+fn remove(ino: u64) -> FileEffect {
+    FileEffect::Remove { ino: Ino(ino), generation: GENERATION }
+}
+
+/// One piece of a stage, of which `data` are the bytes from `from` on.
+fn piece(at: u64, from: u64, data: &[u8]) -> StagedPiece {
+    let staged = ByteRange::at(from, data.len() as u64);
+    let checksum = |block: ByteRange| {
+        let at = |at: u64| usize::try_from(at - from).unwrap();
+        crc32c::crc32c(&data[at(block.start)..at(block.end)])
+    };
+    StagedPiece { at, staged, checksums: checksum_blocks(staged).map(checksum).collect() }
+}
+
+fn stage(index: u64, ino: u64, number: u64, pieces: Vec<StagedPiece>) -> FileEffect {
+    let (index, ino) = (LogIndex(index), Ino(ino));
+    FileEffect::Stage { index, ino, generation: GENERATION, stage: id(number), pieces }
+}
+
+fn carry_out(files: &Files, index: u64, effect: &FileEffect) {
+    files.carry_out_all(LogIndex(index), std::slice::from_ref(effect)).unwrap();
+}
+
+/// Nothing where some are missing.
+fn bytes(files: &Files, ino: u64, len: usize) -> Option<Vec<u8>> {
+    let mut buffer = vec![0xee; len];
+    let is_whole = files.read(Ino(ino), GENERATION, 0, &mut buffer).unwrap();
+    let mut cached = vec![0xee; len];
+    if files.read_cached(Ino(ino), GENERATION, 0, &mut cached).unwrap() {
+        assert!(is_whole && buffer == cached);
+    }
+    is_whole.then_some(buffer)
+}
+
+fn count(dir: &Path, name: &str) -> usize {
+    std::fs::read_dir(dir.join("stages").join(name)).unwrap().count()
+}
+
+fn merge_all(files: &Files) {
+    while files.merge_some().unwrap() {}
+}
+
+/// The bytes of a new file are written once: the stage becomes the file.
+#[test]
+fn a_stage_becomes_a_new_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    let data = vec![7; 300 << 10];
+    files.stage(id(1), 0, &data[..100_000]).unwrap();
+    files.stage(id(1), 100_000, &data[100_000..]).unwrap();
+    files.sync_stage(id(1)).unwrap();
+    let staged = std::fs::metadata(dir.path().join("stages/new/3.1")).unwrap();
+    carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, &data)]));
+    use std::os::unix::fs::MetadataExt;
+    let placed = std::fs::metadata(files.path_of(Ino(1), GENERATION)).unwrap();
+    assert_eq!(placed.ino(), staged.ino());
+    assert!(bytes(&files, 1, data.len()).unwrap() == data);
+    assert_eq!((count(dir.path(), "new"), count(dir.path(), "written")), (0, 0));
+    assert!(!files.merge_some().unwrap());
+}
+
+/// Over bytes that are there it is read where it is, and merged in time.
+#[test]
+fn a_stage_is_merged_into_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    let len = usize::try_from(2 * CHUNK).unwrap();
+    carry_out(&files, 4, &write(1, 0, b"below"));
+    files.stage(id(1), 3, &vec![7; len]).unwrap();
+    carry_out(&files, 5, &stage(5, 1, 1, vec![piece(3, 3, &vec![7; len])]));
+    let mut wanted = vec![7; len + 3];
+    wanted[..3].copy_from_slice(b"bel");
+    assert!(bytes(&files, 1, len + 3).unwrap() == wanted);
+    carry_out(&files, 6, &write(1, 10, b"over"));
+    wanted[10..14].copy_from_slice(b"over");
+    assert!(files.merge_some().unwrap());
+    assert!(bytes(&files, 1, len + 3).unwrap() == wanted);
+    merge_all(&files);
+    assert!(bytes(&files, 1, len + 3).unwrap() == wanted);
+    assert_eq!(count(dir.path(), "written"), 1, "a replay may need it");
+    files.sync().unwrap();
+    assert_eq!(count(dir.path(), "written"), 0);
+    assert!(bytes(&files, 1, len + 3).unwrap() == wanted);
+}
+
+/// Appended bytes are wherever the log has put them.
+#[test]
+fn an_appended_stage_is_shifted() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    carry_out(&files, 4, &write(1, 0, b"head "));
+    files.stage(id(1), 0, b"tail, in two pieces").unwrap();
+    let pieces = vec![piece(5, 0, b"tail, in "), piece(14, 9, b"two pieces")];
+    carry_out(&files, 5, &stage(5, 1, 1, pieces));
+    assert_eq!(bytes(&files, 1, 24).unwrap(), b"head tail, in two pieces");
+    merge_all(&files);
+    assert_eq!(bytes(&files, 1, 24).unwrap(), b"head tail, in two pieces");
+}
+
+/// What has not come yet is missing until it does, unless something else is written there.
+#[test]
+fn late_bytes_are_missing_until_they_come() {
+    for below in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path(), true);
+        if below {
+            carry_out(&files, 4, &write(1, 0, b"....................."));
+        }
+        files.stage(id(1), 0, b"come").unwrap();
+        carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, b"come, late, later")]));
+        assert_eq!(bytes(&files, 1, 4).unwrap(), b"come");
+        assert_eq!(bytes(&files, 1, 17), None);
+        let missing = |range| files.missing(key(1), range);
+        assert_eq!(missing(ByteRange::at(0, 17)), [(ByteRange::at(4, 13), LogIndex(5))]);
+        carry_out(&files, 6, &write(1, 6, b"LATE"));
+        files.stage(id(1), 4, b", late,").unwrap();
+        assert_eq!(missing(ByteRange::at(0, 17)), [(ByteRange::at(11, 6), LogIndex(5))]);
+        assert_eq!(bytes(&files, 1, 11).unwrap(), b"come, LATE,");
+        files.stage(id(1), 11, b" later").unwrap();
+        merge_all(&files);
+        assert_eq!(bytes(&files, 1, 17).unwrap(), b"come, LATE, later");
+        assert!(files.layouts().are_in_place());
+    }
+}
+
+/// A replica that had nothing of a stage lacks all of it, also after it is started again.
+#[test]
+fn bytes_without_a_stage_are_missing() {
+    for same_boot in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path(), true);
+        carry_out(&files, 5, &stage(5, 1, 1, vec![piece(10, 10, b"never came")]));
+        carry_out(&files, 6, &truncate(1, 15));
+        let missing = [(ByteRange { start: 10, end: 15 }, LogIndex(5))];
+        assert_eq!(files.missing(key(1), ByteRange::at(0, 99)), missing);
+        assert_eq!(bytes(&files, 1, 10).unwrap(), [0; 10]);
+        files.sync().unwrap();
+        drop(files);
+        let files = open(dir.path(), same_boot);
+        assert_eq!(files.missing(key(1), ByteRange::at(0, 99)), missing);
+        carry_out(&files, 7, &remove(1));
+        assert!(files.layouts().are_in_place());
+    }
+}
+
+/// What a session has not written goes with it.
+#[test]
+fn stages_end_with_their_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    files.stage(id(1), 0, b"forgotten").unwrap();
+    files.stage(StageId { session: SessionId(4), number: 1 }, 0, b"of another").unwrap();
+    drop(files);
+    let files = open(dir.path(), true);
+    files.stage(id(2), 0, b"forgotten, too").unwrap();
+    carry_out(&files, 5, &FileEffect::EndStages { session: SESSION });
+    assert_eq!(count(dir.path(), "new"), 1);
+    files.abandon_stage(StageId { session: SessionId(4), number: 1 }).unwrap();
+    assert_eq!(count(dir.path(), "new"), 0);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(u64, u64, u8, usize),
+    /// How much of it comes before it is written, in percent; the rest comes later, if at all.
+    Stage(u64, u64, u8, usize, u64),
+    Truncate(u64, u64),
+    Remove(u64),
+    Merge(u8),
+    Sync,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let ino = || 1..3_u64;
+    prop_oneof![
+        2 => (ino(), 0..40_u64, 1..=255_u8, 1..30_usize).prop_map(|(i, at, b, n)| Step::Write(i, at, b, n)),
+        4 => (ino(), 0..40_u64, 1..=255_u8, 1..60_usize, 0..130_u64)
+            .prop_map(|(i, at, b, n, part)| Step::Stage(i, at, b, n, part)),
+        1 => (ino(), 1..40_u64).prop_map(|(ino, size)| Step::Truncate(ino, size)),
+        1 => ino().prop_map(Step::Remove),
+        2 => (0..4_u8).prop_map(Step::Merge),
+        1 => proptest::strategy::Just(Step::Sync),
+    ]
+}
+
+/// What files hold, 128 bytes of each.
+type Contents = BTreeMap<u64, [u8; 128]>;
+
+/// The files of a replica, and what they should hold.
+struct World {
+    dir: tempfile::TempDir,
+    files: Files,
+    wanted: Contents,
+    /// Each removal is the end of a life.
+    lives: BTreeMap<u64, u64>,
+    effects: Vec<FileEffect>,
+    /// How many of them a sync has made durable.
+    synced: usize,
+    /// Of each stage something came before it was written.
+    all_came: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path(), true);
+        Self {
+            dir,
+            files,
+            wanted: Contents::new(),
+            lives: BTreeMap::new(),
+            effects: Vec::new(),
+            synced: 0,
+            all_came: true,
+        }
+    }
+
+    fn ino(&self, ino: u64) -> u64 {
+        ino + 10 * self.lives.get(&ino).copied().unwrap_or(0)
+    }
+
+    fn carry_out(&mut self, effect: FileEffect) {
+        self.effects.push(effect.clone());
+        carry_out(&self.files, self.effects.len() as u64, &effect);
+    }
+
+    fn put(&mut self, ino: u64, at: u64, data: &[u8]) {
+        let at = usize::try_from(at).unwrap();
+        self.wanted.entry(ino).or_insert([0; 128])[at..at + data.len()].copy_from_slice(data);
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Write(ino, at, byte, len) => {
+                let ino = self.ino(ino);
+                self.carry_out(write(ino, at, &vec![byte; len]));
+                self.put(ino, at, &vec![byte; len]);
+            }
+            Step::Stage(ino, at, byte, len, percent) => {
+                let (ino, data) = (self.ino(ino), vec![byte; len]);
+                let index = self.effects.len() as u64 + 1;
+                let early = (len * usize::try_from(percent).unwrap() / 100).min(len);
+                if early > 0 {
+                    self.files.stage(id(index), at, &data[..early]).unwrap();
+                }
+                self.carry_out(stage(index, ino, index, vec![piece(at, at, &data)]));
+                self.put(ino, at, &data);
+                self.all_came &= early > 0;
+                // The rest comes: at once here, at any time in the tests above. Of nothing there is no rest.
+                if 0 < early && early < len {
+                    self.files.stage(id(index), at + early as u64, &data[early..]).unwrap();
+                }
+            }
+            Step::Truncate(ino, size) => {
+                let ino = self.ino(ino);
+                self.carry_out(truncate(ino, size));
+                let at = usize::try_from(size).unwrap();
+                self.wanted.entry(ino).or_insert([0; 128])[at..].fill(0);
+            }
+            Step::Remove(ino) => {
+                let this = self.ino(ino);
+                self.carry_out(remove(this));
+                self.wanted.remove(&this);
+                *self.lives.entry(ino).or_default() += 1;
+            }
+            Step::Merge(chunks) => {
+                for _ in 0..chunks {
+                    self.files.merge_some().unwrap();
+                }
+            }
+            Step::Sync => {
+                self.files.sync().unwrap();
+                self.synced = self.effects.len();
+            }
+        }
+    }
+
+    /// The process dies, or the machine; everything since some state before is replayed: after more than the
+    /// process has died, one of before the last sync.
+    fn crash(&mut self, same_boot: bool, from: usize) {
+        let newest = if same_boot { self.effects.len() } else { self.synced };
+        let from = from % (newest + 1);
+        self.files = {
+            let nothing = tempfile::tempdir().unwrap();
+            let elsewhere = open(nothing.path(), true);
+            drop(std::mem::replace(&mut self.files, elsewhere));
+            open(self.dir.path(), same_boot)
+        };
+        for (index, effect) in self.effects.iter().enumerate().skip(from) {
+            carry_out(&self.files, index as u64 + 1, effect);
+        }
+    }
+
+    /// Whatever is not missing is right.
+    fn check(&self) {
+        for (ino, wanted) in &self.wanted {
+            let missing = self.files.missing(key(*ino), ByteRange::at(0, 128));
+            let mut at = 0;
+            for end in missing.iter().map(|(range, _)| range.start).chain([128]) {
+                let len = usize::try_from(end - at).unwrap();
+                let mut found = vec![0xee; len];
+                assert!(self.files.read(Ino(*ino), GENERATION, at, &mut found).unwrap());
+                let start = usize::try_from(at).unwrap();
+                assert_eq!(found, wanted[start..start + len], "inode {ino} from {at}");
+                let behind = missing.iter().find(|(range, _)| range.start == end);
+                at = behind.map_or(128, |(range, _)| range.end);
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Crashes anywhere, after which everything since some state before is replayed. Only bytes of which no
+    /// stage ever came are missing.
+    #[test]
+    fn replaying_leaves_the_same_bytes(
+        runs in vec((vec(step(), 0..15), any::<bool>(), 0..100_usize), 1..4),
+    ) {
+        let mut world = World::new();
+        for (steps, same_boot, from) in &runs {
+            steps.iter().for_each(|step| world.step(step));
+            world.check();
+            world.crash(*same_boot, *from);
+            world.check();
+        }
+        merge_all(&world.files);
+        world.check();
+        world.files.sync().unwrap();
+        prop_assert_eq!(count(world.dir.path(), "written"), 0);
+        prop_assert_eq!(world.all_came && !world.files.layouts().are_in_place(), false);
+    }
+}

@@ -1,0 +1,284 @@
+//! Stages: bytes that a session has sent to all replicas before it writes them (DESIGN, section 5).
+//!
+//! A stage is a file with the written file's own offsets. It is *fresh*, `stages/new/<session>.<number>`, until
+//! the entry that writes it is applied; then it becomes the backing file itself, or waits as
+//! `stages/written/<index>` until it is merged into that.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rangemap::RangeSet;
+
+use super::durable;
+use super::merge::Target;
+use super::recent::Recent;
+use crate::fs::StagedPiece;
+use crate::fs::limits::CHECKSUM_BLOCK;
+use crate::store::StoreError;
+use crate::types::{ByteRange, LogIndex, SessionId, StageId};
+
+/// Descriptors of written stages that are kept open at most.
+const DESCRIPTORS: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Stages {
+    fresh: PathBuf,
+    written: PathBuf,
+    arriving: Mutex<HashMap<StageId, Arc<Stage>>>,
+    open: Mutex<Recent<LogIndex, Arc<File>>>,
+}
+
+/// What this replica has of a stage that is to be written.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// It has not been written.
+    Fresh(Arc<Stage>),
+    /// An earlier process had begun to write it.
+    Written(Arc<Stage>),
+    Nothing,
+}
+
+/// A stage that bytes may still come for.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) file: File,
+    pub(super) state: Mutex<Arrived>,
+}
+
+/// What has come of a stage.
+#[derive(Debug, Default)]
+pub(super) struct Arrived {
+    pub(super) received: RangeSet<u64>,
+    /// Where it goes, once that is known.
+    pub(super) target: Option<Arc<Target>>,
+}
+
+impl Stages {
+    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        let (fresh, written) = (dir.join("new"), dir.join("written"));
+        for dir in [&fresh, &written] {
+            std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
+        }
+        let open = Mutex::new(Recent::new(DESCRIPTORS));
+        Ok(Self { fresh, written, arriving: Mutex::default(), open })
+    }
+
+    /// Reads bytes that have come; false where the stage is not fresh.
+    pub(super) fn read(
+        &self,
+        id: StageId,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<bool, StoreError> {
+        let Some(stage) = self.arriving.lock().get(&id).cloned() else { return Ok(false) };
+        let read = stage.file.read_exact_at(buffer, offset);
+        read.map_err(StoreError::io("read", &self.fresh_path(id)))?;
+        // It may have been written, and become a file that others have changed, while this read.
+        let is_fresh = stage.state.lock().target.is_none();
+        Ok(is_fresh)
+    }
+
+    /// Makes everything that has come of a stage durable.
+    pub(super) fn sync(&self, id: StageId) -> Result<(), StoreError> {
+        let stage = self.arriving(id)?;
+        stage.file.sync_data().map_err(StoreError::io("fsync", &self.fresh_path(id)))?;
+        durable::sync_dir(&self.fresh)
+    }
+
+    /// A stage whose bytes are arriving, here from now on.
+    pub(super) fn arriving(&self, id: StageId) -> Result<Arc<Stage>, StoreError> {
+        let mut arriving = self.arriving.lock();
+        if let Some(stage) = arriving.get(&id) {
+            return Ok(stage.clone());
+        }
+        let path = self.fresh_path(id);
+        // One that an earlier process had began is filled anew.
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(StoreError::io("create", &path))?;
+        let stage = Arc::new(Stage { file, state: Mutex::default() });
+        arriving.insert(id, stage.clone());
+        Ok(stage)
+    }
+
+    /// A stage that is to be written, with what has come of it, or where an earlier process
+    /// received it, with what its checksums prove of these pieces.
+    pub(super) fn find(&self, id: StageId, pieces: &[StagedPiece]) -> Result<Found, StoreError> {
+        if let Some(stage) = self.arriving.lock().get(&id) {
+            return Ok(Found::Fresh(stage.clone()));
+        }
+        let stage = prove(&self.fresh_path(id), pieces)?;
+        Ok(stage.map_or(Found::Nothing, Found::Fresh))
+    }
+
+    /// The stage that an earlier process has begun to write, by the entry at `index`.
+    pub(super) fn find_written(
+        &self,
+        index: LogIndex,
+        pieces: &[StagedPiece],
+    ) -> Result<Found, StoreError> {
+        let stage = prove(&self.written_path(index), pieces)?;
+        Ok(stage.map_or(Found::Nothing, Found::Written))
+    }
+
+    /// A fresh stage is written by the entry at `index`. Bytes that still come for it go to where it is then.
+    pub(super) fn move_to_written(&self, id: StageId, index: LogIndex) -> Result<(), StoreError> {
+        let (from, to) = (self.fresh_path(id), self.written_path(index));
+        std::fs::rename(&from, &to).map_err(StoreError::io("rename into place", &to))
+    }
+
+    /// A written stage is somewhere else now.
+    pub(super) fn close(&self, index: LogIndex) {
+        self.open.lock().remove(&index);
+    }
+
+    /// No more bytes are expected of a stage, which is written; false where it is not.
+    pub(super) fn finish(&self, id: StageId) -> bool {
+        let mut arriving = self.arriving.lock();
+        let is_written = arriving.get(&id).is_some_and(|stage| stage.state.lock().target.is_some());
+        if is_written {
+            arriving.remove(&id);
+        }
+        is_written
+    }
+
+    /// A written stage.
+    pub(super) fn file(&self, index: LogIndex) -> Result<Option<Arc<File>>, StoreError> {
+        let mut open = self.open.lock();
+        if let Some(file) = open.get(&index) {
+            return Ok(Some(file.clone()));
+        }
+        let path = self.written_path(index);
+        match File::open(&path) {
+            Ok(file) => {
+                let file = Arc::new(file);
+                open.insert(index, file.clone());
+                Ok(Some(file))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::io("open", &path)(source)),
+        }
+    }
+
+    /// Deletes written stages that nothing needs.
+    pub(super) fn remove_written(&self, retired: &[LogIndex]) -> Result<(), StoreError> {
+        for index in retired {
+            self.open.lock().remove(index);
+            remove(&self.written_path(*index))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what a session has staged and not written.
+    pub(super) fn end(&self, session: SessionId) -> Result<(), StoreError> {
+        self.arriving.lock().retain(|id, _| id.session != session);
+        for (id, path) in self.all_fresh()? {
+            if id.session == session {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a stage that its session will not write.
+    pub(super) fn abandon(&self, id: StageId) -> Result<(), StoreError> {
+        self.arriving.lock().remove(&id);
+        remove(&self.fresh_path(id))
+    }
+
+    /// All written stages.
+    pub(super) fn all_written(&self) -> Result<Vec<LogIndex>, StoreError> {
+        let index = |name: &str| name.parse().ok().map(LogIndex);
+        Ok(list(&self.written, index)?.into_iter().map(|(index, _)| index).collect())
+    }
+
+    fn all_fresh(&self) -> Result<Vec<(StageId, PathBuf)>, StoreError> {
+        list(&self.fresh, |name| {
+            let (session, number) = name.split_once('.')?;
+            let (session, number) = (SessionId(session.parse().ok()?), number.parse().ok()?);
+            Some(StageId { session, number })
+        })
+    }
+
+    pub(super) fn fresh_path(&self, id: StageId) -> PathBuf {
+        self.fresh.join(id.to_string())
+    }
+
+    pub(super) fn written_path(&self, index: LogIndex) -> PathBuf {
+        self.written.join(index.to_string())
+    }
+}
+
+/// A stage that an earlier process has left, with what its checksums prove of these pieces; nothing where there
+/// is none.
+fn prove(path: &Path, pieces: &[StagedPiece]) -> Result<Option<Arc<Stage>>, StoreError> {
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StoreError::io("open", path)(source)),
+    };
+    let mut received = RangeSet::new();
+    for piece in pieces {
+        let proven = proven(&file, piece).map_err(StoreError::io("read", path))?;
+        proven.into_iter().for_each(|range| received.insert(range.start..range.end));
+    }
+    let state = Mutex::new(Arrived { received, target: None });
+    Ok(Some(Arc::new(Stage { file, state })))
+}
+
+/// What of a piece the file has for certain: whole blocks whose checksums agree.
+fn proven(file: &File, piece: &StagedPiece) -> io::Result<Vec<ByteRange>> {
+    let mut buffer = vec![0; usize::try_from(CHECKSUM_BLOCK).expect("a block is small")];
+    let mut found = Vec::new();
+    for (block, checksum) in checksum_blocks(piece.staged).zip(&piece.checksums) {
+        let part = &mut buffer[..usize::try_from(block.len()).expect("at most a block")];
+        match file.read_exact_at(part, block.start) {
+            Ok(()) if crc32c::crc32c(part) == *checksum => found.push(block),
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// The parts of a range of a stage that have a checksum each.
+#[must_use]
+pub fn checksum_blocks(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+    let first = range.start / CHECKSUM_BLOCK * CHECKSUM_BLOCK;
+    let starts = std::iter::successors(Some(first), |start| Some(start + CHECKSUM_BLOCK));
+    starts.take_while(move |start| *start < range.end).map(move |start| ByteRange {
+        start: start.max(range.start),
+        end: (start + CHECKSUM_BLOCK).min(range.end),
+    })
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path)(source))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The files of a directory whose names mean something.
+fn list<T>(
+    dir: &Path,
+    meaning: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<(T, PathBuf)>, StoreError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let path = entry.map_err(StoreError::io("list", dir))?.path();
+        let name = path.file_name().and_then(std::ffi::OsStr::to_str);
+        if let Some(meaning) = name.and_then(&meaning) {
+            found.push((meaning, path));
+        }
+    }
+    Ok(found)
+}

@@ -175,7 +175,7 @@ mod tests {
         proptest,
     };
 
-    use super::{ByteRange, Extents, PIECES_MAX, apply, index, into_commands, overlay};
+    use super::{ByteRange, Extents, PIECES_MAX, Patch, apply, index, into_commands, overlay};
 
     const INLINE_MAX: usize = 64 << 10;
 
@@ -244,7 +244,10 @@ mod tests {
                     for (i, byte) in wanted.iter_mut().enumerate() {
                         *byte = model.get(index(offset) + i).copied().unwrap_or(0);
                     }
-                    apply(&patch, offset, &mut seen);
+                    for patch in &patch {
+                        let Patch::Bytes(piece) = patch else { unreachable!("nothing is staged") };
+                        apply(piece, offset, &mut seen);
+                    }
                     prop_assert!(seen == wanted, "read of {} bytes at {}", len, offset);
                 }
             }

@@ -161,9 +161,11 @@ impl Core {
         let left = source.seen.size().saturating_sub(offset).min(u64::from(size));
         let mut bytes = vec![0; usize::try_from(left).expect("at most a request's size")];
         let wanted = ByteRange::at(offset, left);
-        let covered = source.patch.iter().map(Patch::range).any(|range| {
-            range.start <= wanted.start && range.end >= wanted.end
-        });
+        let covered = source
+            .patch
+            .iter()
+            .map(Patch::range)
+            .any(|range| range.start <= wanted.start && range.end >= wanted.end);
         if left > 0 && !covered {
             let generation = Generation(source.seen.inode.generation);
             bytes = self.read_backing(source.seen.ino, generation, offset, bytes).await?;
@@ -177,7 +179,8 @@ impl Core {
                         continue;
                     }
                     let node = self.node.clone();
-                    let (stage, len) = (*stage, usize::try_from(range.len()).expect("within a read"));
+                    let (stage, len) =
+                        (*stage, usize::try_from(range.len()).expect("within a read"));
                     let read = tokio::task::spawn_blocking(move || {
                         let mut part = vec![0; len];
                         let is_there = node.files().read_stage(stage, range.start, &mut part)?;

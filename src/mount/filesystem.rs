@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
@@ -376,6 +376,7 @@ impl Filesystem for QuorumFs {
         reply: ReplyDirectory,
     ) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
+        core.cache.names.listed(ino, Instant::now());
         let in_flight = InFlight::new(&core);
         poll_first(&self.0.runtime, async move {
             match core.readdir(ino, offset, reply).await {

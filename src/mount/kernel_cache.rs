@@ -231,7 +231,7 @@ impl<K: Copy + Eq + Hash> Expiries<K> {
         self.until.get(&key).is_some_and(|until| *until > now)
     }
 
-    fn take(&mut self, key: K, now: Instant) -> bool {
+    pub(super) fn take(&mut self, key: K, now: Instant) -> bool {
         self.until.remove(&key).is_some_and(|until| until > now)
     }
 

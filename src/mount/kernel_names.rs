@@ -318,6 +318,12 @@ impl KernelNames {
         Removing { names: self.names.clone(), ids, thread }
     }
 
+    /// The names of a directory are listed: whoever does that is going to look at some. A new file among them is no
+    /// reason not to give them any more.
+    pub(super) fn listed(&self, directory: Ino, now: Instant) {
+        self.names.lock().changed.take(directory, now);
+    }
+
     /// A name changed; `existed` where the kernel may have it with its old meaning. Whether it has to be dropped.
     pub(super) fn changed(
         &self,
@@ -409,6 +415,8 @@ mod tests {
         assert!(give(&names, NAME, THREAD, now));
         assert!(!names.changed((DIR, b"new"), false, now));
         assert!(!give(&names, (DIR, b"file"), THREAD, now));
+        names.listed(DIR, now);
+        assert!(give(&names, (DIR, b"listed"), THREAD, now));
         let directory = names.give((DIR, b"sub"), THREAD, now, LEASE);
         assert_eq!(directory.ttl(true, now, LEASE), LEASE);
         assert!(!names.changed((DIR, b"file"), true, now), "never given");

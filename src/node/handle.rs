@@ -1,7 +1,7 @@
 //! What a mount and the services can ask of their node.
 
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::transport::ToPeer;
 use crate::consensus::{Input, Wait};
 use crate::fs::proto;
 use crate::store::{Files, StateRead, StoreError};
-use crate::types::{ByteRange, Generation, Ino, LogIndex, MountId, NodeId, SessionId};
+use crate::types::{Ino, LogIndex, MountId, NodeId, SessionId};
 
 /// What is taken off the lease before the kernel may rely on it: replies take time to arrive.
 const TTL_MARGIN: Duration = Duration::from_millis(100);
@@ -264,31 +264,6 @@ impl Handle {
         let replaced = self.0.received.replaced();
         let is_over = || self.may_serve(mod_index) || self.0.received.replaced() != replaced;
         self.until(changes, is_over).await
-    }
-
-    /// Waits until bytes of a backing file are on this node.
-    ///
-    /// # Errors
-    /// [`NodeError::Deadline`] after `op_timeout`.
-    pub async fn until_here(
-        &self,
-        key: (Ino, Generation),
-        range: ByteRange,
-    ) -> Result<(), NodeError> {
-        let files = self.files();
-        let here = async {
-            loop {
-                let mut changed = pin!(files.changed().notified());
-                // From now on nothing is missed.
-                changed.as_mut().enable();
-                if files.missing(key, range).is_empty() {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        let waited = tokio::time::timeout(self.op_timeout(), here).await;
-        waited.map_err(|_| NodeError::Deadline)
     }
 
     /// For how long from now this node's state is at most `age` old.

@@ -14,6 +14,7 @@
 mod apply;
 mod clock;
 mod driver;
+mod fetch;
 mod handle;
 mod invalidate;
 mod locks;
@@ -34,6 +35,7 @@ mod transport;
 
 pub use apply::{answers_here, without_answering};
 pub use clock::{monotonic, wall};
+pub use fetch::{Fetched, Wanted};
 pub use handle::{Handle, NodeError, Pending};
 pub use locks::Locked;
 pub use look::Look;
@@ -42,4 +44,4 @@ pub use space::SpaceReport;
 pub use staging::{OpenStage, StageError, Weighed};
 pub use start::{Node, NodeConfig, run_promptly};
 pub use status::RaftStatus;
-pub use transport::{ToPeer, ToStage, Transport};
+pub use transport::{Answered, ToPeer, ToStage, Transport};

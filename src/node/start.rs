@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::clock::HybridClock;
 use super::driver::Driver;
+use super::fetch::{self, Fetching};
 use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
@@ -111,6 +112,7 @@ impl Node {
             files: recovered.files,
             space: Space::new(node, config.reserve),
             staging: Staging::new(),
+            fetching: Fetching::new(),
             cuts: Cuts::default(),
             received: Received::default(),
             late: Mutex::default(),
@@ -144,6 +146,7 @@ impl Node {
             tokio::spawn(session::housekeep(handle.clone())),
             tokio::spawn(locks::give_back(handle.clone(), recalled_locks)),
             tokio::spawn(space::watch(handle.clone())),
+            tokio::spawn(fetch::fetch(handle.clone())),
         ];
         Ok(Self { handle, driver, threads, tasks })
     }

@@ -1,5 +1,8 @@
 //! How a node talks to its peers. Implemented by `rpc`.
 
+use std::pin::Pin;
+
+use super::fetch::{Fetched, Wanted};
 use super::space::SpaceReport;
 use super::staging::Weighed;
 use crate::consensus::PeerMessage;
@@ -42,6 +45,9 @@ pub enum ToStage {
     },
 }
 
+/// What a peer answers, if it does.
+pub type Answered<T> = Pin<Box<dyn Future<Output = Option<T>> + Send>>;
+
 /// Messages to peers. They may be lost, repeated or reordered; whoever needs an answer asks again.
 pub trait Transport: Send + Sync {
     /// Sends without waiting; drops the message where the peer is out of reach or far behind.
@@ -53,6 +59,9 @@ pub trait Transport: Send + Sync {
     /// Sends by that connection, in order, without waiting; nothing is sent where it is lost. Whoever sends bounds
     /// what is on its way.
     fn stage(&self, to: NodeId, lane: u64, message: ToStage);
+
+    /// Asks a peer for bytes; nothing where it does not have them, or cannot be asked.
+    fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Fetched>;
 
     /// A peer listens at this address from now on.
     fn learn(&self, node: NodeId, address: &str);

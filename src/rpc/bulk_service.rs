@@ -9,9 +9,11 @@ use tonic::{Request, Response, Status, Streaming};
 use super::hello::check;
 use super::peer::bulk_server::Bulk;
 use super::peer::stage_frame::Body;
-use super::peer::{StageAnswer, StageFrame, StageMark};
-use crate::node::Handle;
-use crate::types::{ClusterId, NodeId, SessionId, StageId, VolumeId};
+use super::peer::{FetchReply, FetchRequest, StageAnswer, StageFrame, StageMark};
+use crate::node::{Fetched, Handle, Wanted};
+use crate::types::{
+    ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, SessionId, StageId, VolumeId,
+};
 
 /// Serves `Bulk` of `proto/peer.proto` for one node.
 #[derive(Debug)]
@@ -51,6 +53,32 @@ impl Bulk for BulkService {
         };
         tokio::spawn(incoming.run(frames));
         Ok(Response::new(UnboundedReceiverStream::new(answered)))
+    }
+
+    async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<FetchReply>, Status> {
+        let request = request.into_inner();
+        let hello = request.hello.unwrap_or_default();
+        check(self.cluster, hello.format, &hello.cluster)?;
+        if request.volume != VolumeId::FIRST.0 {
+            return Err(Status::not_found("there is no such volume here"));
+        }
+        let wanted = Wanted {
+            ino: Ino(request.ino),
+            generation: Generation(request.generation),
+            range: ByteRange::at(request.offset, request.length),
+            version: LogIndex(request.version),
+        };
+        let handle = self.handle.clone();
+        let given = tokio::task::spawn_blocking(move || handle.give(wanted)).await;
+        match given {
+            Ok(Ok(Some(Fetched { version, data }))) => {
+                let checksum = crc32c::crc32c(&data);
+                Ok(Response::new(FetchReply { version: version.0, data, checksum }))
+            }
+            Ok(Ok(None)) => Err(Status::not_found("these bytes are not here")),
+            Ok(Err(error)) => Err(Status::internal(error.to_string())),
+            Err(_) => Err(Status::unavailable("the daemon is stopping")),
+        }
     }
 }
 

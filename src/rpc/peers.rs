@@ -16,7 +16,7 @@ use super::peer::{Envelope, Frame, Hello};
 use super::stage_lanes::StageLanes;
 use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope};
 use crate::consensus::PeerMessage;
-use crate::node::{Handle, ToPeer, ToStage, Transport};
+use crate::node::{Answered, Fetched, Handle, ToPeer, ToStage, Transport, Wanted};
 use crate::types::{ClusterId, NodeId};
 
 /// More than this many bytes on their way to one peer are dropped: Raft sends them again when the
@@ -124,6 +124,10 @@ impl Transport for Peers {
 
     fn stage(&self, to: NodeId, lane: u64, message: ToStage) {
         self.stages.send(to, lane, message);
+    }
+
+    fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Fetched> {
+        self.stages.fetch(from, wanted)
     }
 
     fn is_connected(&self, node: NodeId) -> bool {

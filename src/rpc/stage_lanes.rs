@@ -9,12 +9,16 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_stream::Stream;
+use tonic::transport::Channel;
 
 use super::lanes;
+use super::peer::bulk_client::BulkClient;
 use super::peer::stage_frame::Body;
-use super::peer::{Hello, StageAbandon, StageData, StageFrame, StageMark};
-use crate::node::{Handle, ToStage, Weighed};
-use crate::types::{NodeId, StageId, VolumeId};
+use super::peer::{
+    FetchReply, FetchRequest, Hello, StageAbandon, StageData, StageFrame, StageMark,
+};
+use crate::node::{Answered, Fetched, Handle, ToStage, Wanted, Weighed};
+use crate::types::{LogIndex, NodeId, StageId, VolumeId};
 
 /// Between two attempts to connect.
 const RECONNECT: Duration = Duration::from_millis(100);
@@ -29,6 +33,7 @@ struct Connection {
     number: u64,
     /// None where there is no connection now.
     queue: Option<UnboundedSender<ToStage>>,
+    client: Option<BulkClient<Channel>>,
 }
 
 /// The connections to all peers.
@@ -64,6 +69,26 @@ impl StageLanes {
         connection.queue.is_some().then_some(connection.number)
     }
 
+    pub(super) fn fetch(&self, node: NodeId, wanted: Wanted) -> Answered<Fetched> {
+        let lane = self.lanes.read().get(&node).cloned();
+        let client = lane.and_then(|lane| lane.0.lock().client.clone());
+        let request = FetchRequest {
+            hello: Some(self.hello.clone()),
+            volume: VolumeId::FIRST.0,
+            ino: wanted.ino.0,
+            generation: wanted.generation.0,
+            offset: wanted.range.start,
+            length: wanted.range.len(),
+            version: wanted.version.0,
+        };
+        Box::pin(async move {
+            let reply = client?.fetch(request).await;
+            let FetchReply { version, data, checksum } = reply.ok()?.into_inner();
+            let is_whole = crc32c::crc32c(&data) == checksum;
+            is_whole.then_some(Fetched { version: LogIndex(version), data })
+        })
+    }
+
     pub(super) fn send(&self, node: NodeId, number: u64, message: ToStage) {
         let lanes = self.lanes.read();
         let Some(connection) = lanes.get(&node).map(|lane| lane.0.lock()) else { return };
@@ -94,6 +119,7 @@ async fn keep_connected(
                         let mut connection = lane.0.lock();
                         connection.number += 1;
                         connection.queue = Some(queue);
+                        connection.client = Some(client.clone());
                     }
                     let mut answers = answers.into_inner();
                     while let Ok(Some(answer)) = answers.message().await {
@@ -101,7 +127,11 @@ async fn keep_connected(
                             handle.stage_marked(node, answer.mark, answer.holds);
                         }
                     }
-                    lane.0.lock().queue = None;
+                    {
+                        let mut connection = lane.0.lock();
+                        connection.queue = None;
+                        connection.client = None;
+                    }
                     if let Some(handle) = handle.get() {
                         handle.stage_lane_lost(node);
                     }

@@ -21,8 +21,8 @@ const CHUNK: u64 = 1 << 20;
 /// Where the bytes of a stage go that was written, perhaps before all of them had come.
 #[derive(Debug)]
 pub(super) struct Target {
-    key: Key,
-    index: LogIndex,
+    pub(super) key: Key,
+    pub(super) index: LogIndex,
     pieces: Vec<StagedPiece>,
 }
 
@@ -285,8 +285,50 @@ impl Files {
         let all = self.stages().all_written()?;
         let unneeded = all.into_iter().filter(|index| !needed.contains(index));
         // One that goes meanwhile counts nothing.
-        let len = |index| std::fs::metadata(self.stages().written_path(index)).map_or(0, |m| m.len());
+        let len =
+            |index| std::fs::metadata(self.stages().written_path(index)).map_or(0, |m| m.len());
         Ok(unneeded.map(len).sum())
+    }
+
+    /// Some files that lack bytes.
+    #[must_use]
+    pub fn incomplete(&self, limit: usize) -> Vec<Key> {
+        let keys = self.layouts().keys().into_iter();
+        keys.filter(|key| !self.missing(*key, ByteRange::from(0)).is_empty()).take(limit).collect()
+    }
+
+    /// Whether bytes that one entry has written may still come by themselves.
+    #[must_use]
+    pub fn is_arriving(&self, key: Key, version: LogIndex) -> bool {
+        self.stages().any_written(|target| target.key == key && target.index == version)
+    }
+
+    /// Bytes of a version of the file have come from a peer, and this replica has applied that version: they
+    /// fill what of them is still missing.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub fn install(
+        &self,
+        key: Key,
+        offset: u64,
+        data: &[u8],
+        version: LogIndex,
+    ) -> Result<(), StoreError> {
+        let mut layouts = self.layouts().lock(key.0);
+        for (part, away) in layouts.parts(key, ByteRange::at(offset, data.len() as u64)) {
+            if !matches!(away, Some(Away::Missing { version: needed }) if needed <= version) {
+                continue;
+            }
+            let at = |at: u64| usize::try_from(at - offset).expect("within what came");
+            let file = self.file_or_new(key.0, key.1)?;
+            let written = file.write_all_at(&data[at(part.start)..at(part.end)], part.start);
+            written.map_err(|source| self.failed("write", key.0, key.1, source))?;
+            layouts.clear(key, part)?;
+        }
+        drop(layouts);
+        self.changed().notify_waiters();
+        Ok(())
     }
 
     /// Merges one chunk of some stage into its file; false where there is nothing to merge.

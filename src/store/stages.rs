@@ -147,6 +147,12 @@ impl Stages {
         is_written
     }
 
+    /// Whether there is a written stage like this, of which bytes may still come.
+    pub(super) fn any_written(&self, like: impl Fn(&Target) -> bool) -> bool {
+        let arriving = self.arriving.lock();
+        arriving.values().any(|stage| stage.state.lock().target.as_deref().is_some_and(&like))
+    }
+
     /// A written stage.
     pub(super) fn file(&self, index: LogIndex) -> Result<Option<Arc<File>>, StoreError> {
         let mut open = self.open.lock();

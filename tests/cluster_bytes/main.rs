@@ -6,6 +6,7 @@ mod appends;
 mod direct;
 mod execution;
 mod mappings;
+mod staged;
 #[path = "../support/mod.rs"]
 mod support;
 mod synchronous;

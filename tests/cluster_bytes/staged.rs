@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
+use super::support::python::Python;
 use super::support::{Cluster, PATIENCE, wait_until};
 use super::{assert_bytes, content, open, pattern};
 
@@ -126,12 +127,13 @@ fn staged_bytes_survive_the_death_of_all_daemons() {
     synced.write_all_at(&pattern(8, MIB), 3 << 20).expect("write");
     synced.sync_all().expect("fsync");
     fs::write(cluster.mount(2).join("closed"), &wanted).expect("write");
-    let mut begun = File::create(cluster.mount(3).join("begun")).expect("create");
-    begun.write_all(&wanted).expect("write");
+    // In a process of its own: starting another one here would flush the file.
+    let mut python = Python::start("python3", &cluster.mount(3));
+    python.does("f = open('begun', 'wb', buffering=0); f.write(bytes(9 << 20))");
     for node in 1..=3 {
         cluster.kill(node, "KILL");
     }
-    drop((synced, begun));
+    drop((synced, python));
     cluster.up_again();
     cluster.settle();
     let mut overwritten = wanted.clone();

@@ -62,6 +62,8 @@ pub(super) struct Fetching {
     asked: Mutex<BTreeMap<NodeId, usize>>,
     slots: Arc<Semaphore>,
     wake: Notify,
+    /// Told when something that was missing may be here.
+    pub(super) changed: Notify,
 }
 
 impl Fetching {
@@ -72,6 +74,7 @@ impl Fetching {
             asked: Mutex::default(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             wake: Notify::new(),
+            changed: Notify::new(),
         }
     }
 }
@@ -85,7 +88,7 @@ impl Handle {
         let files = self.files();
         let here = async {
             loop {
-                let mut changed = std::pin::pin!(files.changed().notified());
+                let mut changed = std::pin::pin!(self.0.fetching.changed.notified());
                 // From now on nothing is missed.
                 changed.as_mut().enable();
                 if files.missing(key, range).is_empty() {

@@ -120,6 +120,12 @@ impl Node {
             log: recovered.log,
             config,
         });
+        let of_files = Arc::downgrade(&shared);
+        shared.files.on_change(move || {
+            if let Some(shared) = of_files.upgrade() {
+                shared.fetching.changed.notify_waiters();
+            }
+        });
         let driver = Driver {
             core,
             shared: shared.clone(),

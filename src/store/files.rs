@@ -4,10 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::layout::Away;
 use super::layouts::{Layouts, Locked};
@@ -29,6 +28,16 @@ const SHARDS: usize = 16;
 pub(super) type Key = (Ino, Generation);
 type Shard = Mutex<Recent<Key, Arc<File>>>;
 
+/// Whoever wants to know.
+#[derive(Default)]
+struct Listener(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").finish_non_exhaustive()
+    }
+}
+
 /// The backing files of this replica, `files/<hh>/<ino>.<gen>` (`hh` is the second byte of the inode
 /// number in hexadecimal, so that files made one after the other lie side by side), behind a bounded
 /// cache of descriptors.
@@ -45,7 +54,7 @@ pub struct Files {
     layouts: Layouts,
     stages: Stages,
     /// Told when bytes that were missing are no more, or will not come by themselves.
-    changed: Notify,
+    changed: Listener,
 }
 
 impl Files {
@@ -63,7 +72,7 @@ impl Files {
         let pins = Pins::open(stages, same_boot)?;
         let layouts = Layouts::open(stages, same_boot)?;
         let stages = Stages::open(stages)?;
-        let changed = Notify::new();
+        let changed = Listener::default();
         let files =
             Self { path: path.to_owned(), dir, open, spares, pins, layouts, stages, changed };
         files.note_placed()?;
@@ -91,7 +100,7 @@ impl Files {
             return Ok(());
         }
         effects.iter().try_for_each(|effect| self.carry_out(effect))?;
-        self.layouts.end(index);
+        self.layouts.end(index, effects.iter().any(|e| matches!(e, FileEffect::Stage { .. })))?;
         Ok(())
     }
 
@@ -189,9 +198,16 @@ impl Files {
         &self.stages
     }
 
-    /// Told when bytes that were missing are no more, or will not come by themselves.
-    pub fn changed(&self) -> &Notify {
-        &self.changed
+    /// Has `listener` called when bytes that were missing are no more, or will not come by themselves. Once.
+    pub fn on_change(&self, listener: impl Fn() + Send + Sync + 'static) {
+        let first = self.changed.0.set(Box::new(listener)).is_ok();
+        debug_assert!(first, "there is one listener");
+    }
+
+    pub(super) fn tell_changed(&self) {
+        if let Some(listener) = self.changed.0.get() {
+            listener();
+        }
     }
 
     /// Nobody merges into a file of `ino`, or fetches for it, meanwhile.

@@ -5,7 +5,8 @@
 //! out again. After anything else, what counts is the *image*: what was known when the file system was last
 //! synced whole; effects after that are carried out again.
 //!
-//! - `stages/carried` is the index of the entry whose effects were begun last: written before they are.
+//! - `stages/carried` is the index of the entry whose effects were begun last, written before they are; and of the
+//!   last one that wrote a stage, written afterwards.
 //! - `stages/notes.<n>` has each change of a layout since image `n` was begun. Never synced.
 //! - `stages/image` is the newest image, replaced atomically: its number, the index up to which all effects are
 //!   durable, and all layouts.
@@ -100,11 +101,18 @@ impl Layouts {
         let carried =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let carried = carried.map_err(StoreError::io("open", &path))?;
-        let mut begun = [0; 8];
-        // An empty one says 0, too.
-        let known = carried.read_exact_at(&mut begun, 0).is_ok();
-        let begun = LogIndex(if known && same_boot { u64::from_le_bytes(begun) } else { 0 });
-        let resume = if same_boot { begun } else { synced.next() };
+        let mark = |at| {
+            let mut mark = [0; 8];
+            // An empty one says 0, too.
+            let known = carried.read_exact_at(&mut mark, at).is_ok();
+            LogIndex(if known { u64::from_le_bytes(mark) } else { 0 })
+        };
+        let (begun, ended) = (mark(0), mark(8));
+        let resume = match same_boot {
+            true if begun == ended && begun > LogIndex(0) => begun.next(),
+            true => begun,
+            false => synced.next(),
+        };
         let file = open_notes(dir, last)?;
         let layouts = Self {
             dir: dir.to_owned(),
@@ -135,9 +143,15 @@ impl Layouts {
         Ok(true)
     }
 
-    /// The effects of the entry at `index` are carried out.
-    pub(super) fn end(&self, index: LogIndex) {
+    /// The effects of the entry at `index` are carried out. Where one wrote a stage they must not be once more:
+    /// the stage may be gone then.
+    pub(super) fn end(&self, index: LogIndex, wrote_stage: bool) -> Result<(), StoreError> {
+        if wrote_stage {
+            let written = self.carried.write_all_at(&index.0.to_le_bytes(), 8);
+            written.map_err(StoreError::io("write", &self.dir.join("carried")))?;
+        }
         self.done.fetch_max(index.0, Ordering::AcqRel);
+        Ok(())
     }
 
     /// The layouts of `ino` and some others: nobody else reads or changes them, or bytes of these files, meanwhile.

@@ -98,7 +98,7 @@ impl Files {
     /// Nothing more comes of a stage: what of it was written, and has not come, stays missing.
     pub fn give_up_stage(&self, id: StageId) {
         if self.stages().finish(id) {
-            self.changed().notify_waiters();
+            self.tell_changed();
         }
     }
 
@@ -215,7 +215,7 @@ impl Files {
             }
         }
         drop(layouts);
-        self.changed().notify_waiters();
+        self.tell_changed();
         Ok(())
     }
 
@@ -327,7 +327,7 @@ impl Files {
             layouts.clear(key, part)?;
         }
         drop(layouts);
-        self.changed().notify_waiters();
+        self.tell_changed();
         Ok(())
     }
 

@@ -144,6 +144,15 @@ pub enum FileEffect {
         /// Which session.
         session: SessionId,
     },
+    /// A life of the bytes ends, and another one begins, empty.
+    Renew {
+        /// Whose bytes.
+        ino: Ino,
+        /// The life that ends.
+        generation: Generation,
+        /// The one that begins.
+        next: Generation,
+    },
     /// Cut or extend (with zeros) to a size, creating the file where it is absent.
     Truncate {
         /// Whose bytes.
@@ -225,7 +234,7 @@ impl FileEffect {
     #[must_use]
     pub fn cuts(&self) -> bool {
         match self {
-            Self::Truncate { .. } | Self::Remove { .. } => true,
+            Self::Renew { .. } | Self::Truncate { .. } | Self::Remove { .. } => true,
             Self::Write { .. }
             | Self::Stage { .. }
             | Self::EndStages { .. }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::layout::Away;
 use super::layouts::{Layouts, Locked};
+use super::lent::Lent;
 use super::pins::Pins;
 use super::recent::Recent;
 use super::spares::Spares;
@@ -53,6 +54,7 @@ pub struct Files {
     pins: Pins,
     layouts: Layouts,
     stages: Stages,
+    lent: Lent,
     /// Told when bytes that were missing are no more, or will not come by themselves.
     changed: Listener,
 }
@@ -74,7 +76,7 @@ impl Files {
         let stages = Stages::open(stages)?;
         let changed = Listener::default();
         let files =
-            Self { path: path.to_owned(), dir, open, spares, pins, layouts, stages, changed };
+            Self { path: path.to_owned(), dir, open, spares, pins, layouts, stages, lent: Lent::default(), changed };
         files.note_placed()?;
         files.retire_unneeded()?;
         Ok(files)
@@ -99,32 +101,23 @@ impl Files {
         if effects.is_empty() || !self.layouts.begin(index)? {
             return Ok(());
         }
-        effects.iter().try_for_each(|effect| self.carry_out(effect))?;
+        effects.iter().try_for_each(|effect| self.carry_out(index, effect))?;
         self.layouts.end(index, effects.iter().any(|e| matches!(e, FileEffect::Stage { .. })))?;
         Ok(())
     }
 
-    pub(super) fn carry_out(&self, effect: &FileEffect) -> Result<(), StoreError> {
+    pub(super) fn carry_out(&self, at: LogIndex, effect: &FileEffect) -> Result<(), StoreError> {
         match effect {
             FileEffect::Write { ino, generation, offset, data } => {
-                self.save_pinned((*ino, *generation), ByteRange::at(*offset, data.len() as u64))?;
-                let mut layouts = self.changing(*ino);
-                let file = self.file_or_new(*ino, *generation)?;
-                let written = file.write_all_at(data, *offset);
-                written.map_err(|source| self.failed("write", *ino, *generation, source))?;
-                layouts.clear((*ino, *generation), ByteRange::at(*offset, data.len() as u64))
+                self.write(at, (*ino, *generation), *offset, data)
             }
             FileEffect::Stage { index, ino, generation, stage, pieces } => {
                 self.write_stage(*index, (*ino, *generation), *stage, pieces)
             }
             FileEffect::EndStages { session } => self.stages.end(*session),
+            FileEffect::Renew { ino, generation, next } => self.renew((*ino, *generation), *next),
             FileEffect::Truncate { ino, generation, size } => {
-                self.save_pinned((*ino, *generation), ByteRange::from(*size))?;
-                let mut layouts = self.changing(*ino);
-                layouts.clear((*ino, *generation), ByteRange::from(*size))?;
-                let file = self.file_or_new(*ino, *generation)?;
-                let cut = file.set_len(*size);
-                cut.map_err(|source| self.failed("truncate", *ino, *generation, source))
+                self.resize(at, (*ino, *generation), *size)
             }
             FileEffect::Allocate { ino, generation, range } => {
                 self.reserve((*ino, *generation), *range)
@@ -153,15 +146,44 @@ impl Files {
                 self.copy(*index, source, *range, target, *offset)
             }
             FileEffect::Remove { ino, generation } => {
-                let key = (*ino, *generation);
-                self.changing(*ino).forget(key)?;
-                let bytes = || self.blocks(*ino, *generation).map_or(0, |blocks| blocks * 512);
-                if self.pins.defers_removal(key, bytes)? {
-                    return Ok(());
-                }
-                self.remove(*ino, *generation)
+                self.discard((*ino, *generation))
             }
         }
+    }
+
+    fn write(&self, at: LogIndex, key: Key, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        let range = ByteRange::at(offset, data.len() as u64);
+        self.save_pinned(key, range)?;
+        let mut layouts = self.changing(key.0);
+        if self.would_bare(&layouts, key, offset)? {
+            return self.set_aside(&mut layouts, at, key, (offset, data));
+        }
+        let written = self.file_or_new(key.0, key.1)?.write_all_at(data, offset);
+        written.map_err(|source| self.failed("write", key.0, key.1, source))?;
+        layouts.clear(key, range)
+    }
+
+    fn resize(&self, at: LogIndex, key: Key, size: u64) -> Result<(), StoreError> {
+        self.save_pinned(key, ByteRange::from(size))?;
+        let mut layouts = self.changing(key.0);
+        layouts.clear(key, ByteRange::from(size))?;
+        if let Some(last) = size.checked_sub(1)
+            && self.would_bare(&layouts, key, last)?
+        {
+            return self.set_aside(&mut layouts, at, key, (last, &[0]));
+        }
+        let cut = self.file_or_new(key.0, key.1)?.set_len(size);
+        cut.map_err(|source| self.failed("truncate", key.0, key.1, source))
+    }
+
+    /// Removes a backing file, but for what a replay will copy.
+    pub(super) fn discard(&self, key: Key) -> Result<(), StoreError> {
+        self.changing(key.0).forget(key)?;
+        let bytes = || self.blocks(key.0, key.1).map_or(0, |blocks| blocks * 512);
+        if self.pins.defers_removal(key, bytes)? {
+            return Ok(());
+        }
+        self.remove(key.0, key.1)
     }
 
     /// A snapshot at `index` is durable: no replay begins before it, and what was kept for one can go.
@@ -196,6 +218,10 @@ impl Files {
 
     pub(super) fn stages(&self) -> &Stages {
         &self.stages
+    }
+
+    pub(super) fn lent(&self) -> &Lent {
+        &self.lent
     }
 
     /// Has `listener` called when bytes that were missing are no more, or will not come by themselves. Once.
@@ -422,11 +448,20 @@ impl Files {
         Ok(file)
     }
 
+    /// The backing file becomes that of the file's next generation.
+    pub(super) fn rename(&self, key: Key, next: Generation) -> Result<(), StoreError> {
+        let mut open = self.shard(key.0).lock();
+        open.remove(&key);
+        let (from, to) = (self.path_of(key.0, key.1), self.path_for((key.0, next))?);
+        std::fs::rename(&from, &to).map_err(StoreError::io("rename", &to))
+    }
+
     fn remove(&self, ino: Ino, generation: Generation) -> Result<(), StoreError> {
         let mut open = self.shard(ino).lock();
         let path = self.path_of(ino, generation);
         // Without another descriptor of it (reads that are under way have one) it can become another file.
         let alone = open.remove(&(ino, generation)).and_then(Arc::into_inner);
+        let alone = alone.filter(|_| !self.lent.has(ino));
         if alone.is_some_and(|file| self.spares.keep(&path, file)) {
             return Ok(());
         }
@@ -454,140 +489,5 @@ impl Files {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::FileExt;
-
-    use bytes::Bytes;
-
-    use super::{DESCRIPTORS, FileEffect, Files, Generation, Ino};
-    use crate::store::spares::SPARES;
-
-    const GENERATION: Generation = Generation(7);
-
-    fn open(dir: &std::path::Path) -> Files {
-        Files::open(&dir.join("files"), &dir.join("stages"), true).unwrap()
-    }
-
-    fn write(ino: u64, offset: u64, data: &'static [u8]) -> FileEffect {
-        let data = Bytes::from_static(data);
-        FileEffect::Write { ino: Ino(ino), generation: GENERATION, offset, data }
-    }
-
-    fn truncate(ino: u64, size: u64) -> FileEffect {
-        FileEffect::Truncate { ino: Ino(ino), generation: GENERATION, size }
-    }
-
-    fn remove(ino: u64) -> FileEffect {
-        FileEffect::Remove { ino: Ino(ino), generation: GENERATION }
-    }
-
-    fn bytes(files: &Files, ino: u64, len: usize) -> Vec<u8> {
-        let mut buffer = vec![0xee; len];
-        files.read(Ino(ino), GENERATION, 0, &mut buffer).unwrap();
-        let mut cached = vec![0xee; len];
-        if files.read_cached(Ino(ino), GENERATION, 0, &mut cached).unwrap() {
-            assert_eq!(buffer, cached);
-        }
-        buffer
-    }
-
-    #[test]
-    fn holes_absent_files_and_what_lies_beyond_the_end_are_zeros() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = open(dir.path());
-        assert_eq!(bytes(&files, 1, 4), [0; 4]);
-        assert_eq!(files.blocks(Ino(1), GENERATION).unwrap(), 0);
-        files.carry_out(&write(1, 3, b"abc")).unwrap();
-        assert_eq!(bytes(&files, 1, 8), b"\0\0\0abc\0\0");
-        files.carry_out(&write(2, 1 << 20, b"far")).unwrap();
-        assert_eq!(bytes(&files, 2, 4), [0; 4]);
-        files.sync().unwrap();
-        assert!(files.blocks(Ino(2), GENERATION).unwrap() < 64, "a hole takes no space");
-        assert!(files.statvfs().unwrap().f_blocks > 0);
-    }
-
-    #[test]
-    fn what_truncation_cut_off_never_comes_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = open(dir.path());
-        files.carry_out(&write(1, 0, b"abcdef")).unwrap();
-        files.carry_out(&truncate(1, 2)).unwrap();
-        files.carry_out(&truncate(1, 6)).unwrap();
-        assert_eq!(bytes(&files, 1, 6), b"ab\0\0\0\0");
-    }
-
-    #[test]
-    fn replaying_leaves_the_same_bytes() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = open(dir.path());
-        let effects = [
-            write(1, 0, b"first"),
-            truncate(1, 3),
-            write(1, 5, b"x"),
-            write(2, 0, b"y"),
-            remove(2),
-        ];
-        for replayed_from in 0..effects.len() {
-            for effect in effects.iter().chain(&effects[replayed_from..]) {
-                files.carry_out(effect).unwrap();
-            }
-            assert_eq!(bytes(&files, 1, 7), b"fir\0\0x\0");
-            assert_eq!(bytes(&files, 2, 1), [0]);
-            assert!(!files.path_of(Ino(2), GENERATION).exists());
-        }
-        files.carry_out(&remove(1)).unwrap();
-        files.carry_out(&remove(1)).unwrap();
-    }
-
-    #[test]
-    fn a_removed_file_leaves_nothing_in_the_next() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = open(dir.path());
-        files.carry_out(&write(1, 0, b"secret")).unwrap();
-        let reading = files.file(Ino(1), GENERATION).unwrap().unwrap();
-        files.carry_out(&remove(1)).unwrap();
-        files.carry_out(&write(2, 0, b"in another file")).unwrap();
-        let mut seen = [0; 6];
-        reading.read_at(&mut seen, 0).unwrap();
-        assert_eq!(&seen, b"secret", "a read that is under way has the removed file still");
-
-        files.carry_out(&remove(2)).unwrap();
-        files.carry_out(&write(0x103, 12, b"next")).unwrap();
-        assert_eq!(bytes(&files, 0x103, 16), b"\0\0\0\0\0\0\0\0\0\0\0\0next");
-        assert!(!files.path_of(Ino(2), GENERATION).exists());
-        drop(files);
-        let files = open(dir.path());
-        assert_eq!(bytes(&files, 0x103, 16)[12..], *b"next");
-        for spares in std::fs::read_dir(dir.path().join("files/spare")).unwrap() {
-            assert_eq!(std::fs::read_dir(spares.unwrap().path()).unwrap().count(), 0);
-        }
-    }
-
-    #[test]
-    fn descriptors_are_bounded() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = open(dir.path());
-        for ino in 0..3 * DESCRIPTORS as u64 {
-            files.carry_out(&write(ino, 0, b"a")).unwrap();
-        }
-        // Only ours: other tests of this process have descriptors too.
-        let ours = |fd: std::io::Result<std::fs::DirEntry>| {
-            std::fs::read_link(fd.unwrap().path())
-                .is_ok_and(|to| to.starts_with(dir.path().join("files")))
-        };
-        let open =
-            std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| ours(fd).then_some(()));
-        assert!(open.count() <= DESCRIPTORS + SPARES + 1);
-        assert_eq!(bytes(&files, 0, 1), b"a");
-    }
-
-    #[test]
-    fn cached_reads_answer_what_is_in_memory() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = open(dir.path());
-        files.carry_out(&write(1, 0, b"abc")).unwrap();
-        let mut buffer = [0xee; 5];
-        assert!(files.read_cached(Ino(1), GENERATION, 0, &mut buffer).unwrap());
-        assert_eq!(&buffer, b"abc\0\0");
-    }
-}
+#[path = "files_tests.rs"]
+mod tests;

@@ -320,6 +320,9 @@ impl Files {
             if !matches!(away, Some(Away::Missing { version: needed }) if needed <= version) {
                 continue;
             }
+            if self.would_bare(&layouts, key, part.start)? {
+                break;
+            }
             let at = |at: u64| usize::try_from(at - offset).expect("within what came");
             let file = self.file_or_new(key.0, key.1)?;
             let written = file.write_all_at(&data[at(part.start)..at(part.end)], part.start);
@@ -357,6 +360,10 @@ impl Files {
             Some(Away::Missing { .. }) | None => None,
         });
         let Some((part, index, shift)) = staged else { return Ok(false) };
+        // Those behind it would, too.
+        if self.would_bare(&layouts, key, part.start)? {
+            return Ok(false);
+        }
         let chunk = ByteRange { end: part.end.min(part.start + CHUNK), ..part };
         let stage = self.stages().file(index)?.ok_or_else(|| self.lost_stage(index))?;
         let file = self.file_or_new(key.0, key.1)?;

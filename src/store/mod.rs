@@ -14,6 +14,7 @@ mod genesis;
 mod identity;
 mod layout;
 mod layouts;
+mod lent;
 mod log;
 mod merge;
 mod mount_list;

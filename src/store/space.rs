@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 use rustix::io::Errno;
@@ -113,26 +114,32 @@ impl Files {
         target: Key,
         offset: u64,
     ) -> Result<(), StoreError> {
-        let copied = if let Some(stage) = self.pins().stage(index)? {
-            let to = self.file_or_new(target.0, target.1)?;
-            copy_bytes(&stage, ByteRange::at(0, range.len()), &to, offset)
-        } else {
-            self.merge(source, range)?;
+        self.merge(source, range)?;
+        let saved = self.pins().stage(index)?;
+        if saved.is_none() {
             self.pins().pin(index, source, range)?;
-            match (self.file(source.0, source.1)?, self.file(target.0, target.1)?) {
-                (Some(from), Some(to)) => copy_bytes(&from, range, &to, offset),
-                (Some(from), None) => {
-                    copy_bytes(&from, range, &*self.file_or_new(target.0, target.1)?, offset)
-                }
-                (None, Some(to)) => punch(&to, ByteRange::at(offset, range.len())),
-                (None, None) => Ok(()),
+        }
+        let missing = self.missing(source, range);
+        // Until it is done, nobody merges what was written before.
+        let mut layouts = self.layouts().lock(target.0);
+        let (by, to) = (offset.wrapping_sub(range.start), ByteRange::at(offset, range.len()));
+        let aside = self.would_bare(&layouts, target, offset)?;
+        let target_file = || match aside {
+            true => self.aside(index).map(Arc::new),
+            false => self.file_or_new(target.0, target.1),
+        };
+        let copied = match (saved, self.file(source.0, source.1)?) {
+            (Some(saved), _) => {
+                copy_bytes(&saved, ByteRange::at(0, range.len()), &*target_file()?, offset)
             }
+            (None, Some(from)) => copy_bytes(&from, range, &*target_file()?, offset),
+            (None, None) => punch(&*target_file()?, to),
         };
         copied.map_err(|source| self.failed("copy to", target.0, target.1, source))?;
-        let by = offset.wrapping_sub(range.start);
-        let missing = self.missing(source, range);
-        let mut layouts = self.layouts().lock(target.0);
-        layouts.clear(target, ByteRange::at(offset, range.len()))?;
+        match aside {
+            true => layouts.set(target, to, Away::Staged { index, shift: 0 })?,
+            false => layouts.clear(target, to)?,
+        }
         for (part, _) in missing {
             layouts.set(target, part.moved(by), Away::Missing { version: index })?;
         }

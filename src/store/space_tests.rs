@@ -91,8 +91,8 @@ fn data_and_holes_are_told_apart_up_to_the_size_of_the_file() {
     let files = open(dir.path(), true);
     assert_eq!(segments(&files, 1, 100), [], "a file that does not exist is a hole");
     assert_eq!(files.seek(key(1), Seek::Hole, 7, 100).unwrap(), Some(7));
-    files.carry_out(&write(1, 64 * KIB, vec![1; 64 << 10])).unwrap();
-    files.carry_out(&write(1, 256 * KIB, vec![0; 64 << 10])).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &write(1, 64 * KIB, vec![1; 64 << 10])).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &write(1, 256 * KIB, vec![0; 64 << 10])).unwrap();
     let (first, second) = ((64 * KIB, 128 * KIB), (256 * KIB, 320 * KIB));
     assert_eq!(segments(&files, 1, 320 * KIB), [first, second]);
     assert_eq!(segments(&files, 1, 1000 * KIB), [first, second], "the file ends with a hole");
@@ -110,14 +110,14 @@ fn punching_gives_space_back_and_zeroing_keeps_it() {
     let mut wanted = vec![7; 256 << 10];
     wanted[64 << 10..192 << 10].fill(0);
     for (ino, reserved) in [(1, false), (2, true)] {
-        files.carry_out(&write(ino, 0, vec![7; 256 << 10])).unwrap();
+        files.carry_out(crate::types::LogIndex(1), &write(ino, 0, vec![7; 256 << 10])).unwrap();
         let before = blocks(&files, ino);
-        files.carry_out(&zero(ino, middle, reserved)).unwrap();
+        files.carry_out(crate::types::LogIndex(1), &zero(ino, middle, reserved)).unwrap();
         assert!(bytes(&files, ino, wanted.len()) == wanted);
         let given_back = before - blocks(&files, ino);
         assert_eq!(given_back, if reserved { 0 } else { 256 });
     }
-    files.carry_out(&zero(3, middle, false)).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &zero(3, middle, false)).unwrap();
     assert!(!files.path_of(Ino(3), GENERATION).exists(), "nothing has no holes");
 }
 
@@ -125,14 +125,14 @@ fn punching_gives_space_back_and_zeroing_keeps_it() {
 fn reserved_space_is_taken_and_shows_no_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let files = open(dir.path(), true);
-    files.carry_out(&reserve(1, ByteRange::at(0, 1024 * KIB))).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &reserve(1, ByteRange::at(0, 1024 * KIB))).unwrap();
     assert!(blocks(&files, 1) >= 2048);
     assert_eq!(std::fs::metadata(files.path_of(Ino(1), GENERATION)).unwrap().len(), 0);
     assert!(bytes(&files, 1, 1 << 20) == vec![0; 1 << 20]);
     assert_eq!(files.mapped(key(1), ByteRange::at(512 * KIB, 1024 * KIB)).unwrap(), 512 * KIB);
     assert_eq!(files.mapped(key(2), ByteRange::at(0, KIB)).unwrap(), 0);
     // More than any disk has: the bytes are there all the same, and no space is taken in vain.
-    files.carry_out(&reserve(1, ByteRange::at(0, 1 << 43))).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &reserve(1, ByteRange::at(0, 1 << 43))).unwrap();
     assert!(blocks(&files, 1) < 4096);
 }
 
@@ -140,12 +140,12 @@ fn reserved_space_is_taken_and_shows_no_bytes() {
 fn a_copy_has_the_holes_of_its_source() {
     let dir = tempfile::tempdir().unwrap();
     let files = open(dir.path(), true);
-    files.carry_out(&write(1, 64 * KIB, vec![1; 64 << 10])).unwrap();
-    files.carry_out(&write(1, 1024 * KIB, vec![2; 64 << 10])).unwrap();
-    files.carry_out(&write(2, 0, vec![9; 1280 << 10])).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &write(1, 64 * KIB, vec![1; 64 << 10])).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &write(1, 1024 * KIB, vec![2; 64 << 10])).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &write(2, 0, vec![9; 1280 << 10])).unwrap();
     let size = 1200 * KIB;
-    files.carry_out(&copy(5, 1, ByteRange::at(0, size), 2, 0)).unwrap();
-    files.carry_out(&copy(6, 1, ByteRange::at(32 * KIB, 1000 * KIB), 3, 4096)).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &copy(5, 1, ByteRange::at(0, size), 2, 0)).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &copy(6, 1, ByteRange::at(32 * KIB, 1000 * KIB), 3, 4096)).unwrap();
     let first = (64 * KIB, 128 * KIB);
     let tail = (size, 1280 * KIB);
     assert_eq!(segments(&files, 2, 1280 * KIB), [first, (1024 * KIB, 1088 * KIB), tail]);
@@ -153,7 +153,7 @@ fn a_copy_has_the_holes_of_its_source() {
     assert_eq!(segments(&files, 3, 1004 * KIB)[0], (36 * KIB, 100 * KIB));
     assert!(blocks(&files, 3) <= 2 * 80);
     // From a file that has no bytes.
-    files.carry_out(&copy(7, 8, ByteRange::at(0, size), 2, 0)).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &copy(7, 8, ByteRange::at(0, size), 2, 0)).unwrap();
     assert_eq!(segments(&files, 2, 1280 * KIB), [tail]);
 }
 
@@ -166,12 +166,12 @@ fn a_replayed_copy_has_the_bytes_of_then() {
         let before = [write(1, 0, b"source".to_vec()), copy(2, 1, ByteRange::at(0, 6), 2, 0)];
         let after = [write(1, 0, b"SOURCE".to_vec()), remove(1)];
         for effect in before.iter().chain(&after) {
-            files.carry_out(effect).unwrap();
+            files.carry_out(crate::types::LogIndex(1), effect).unwrap();
         }
         drop(files);
         let files = open(dir.path(), same_boot);
         for effect in before.iter().chain(&after) {
-            files.carry_out(effect).unwrap();
+            files.carry_out(crate::types::LogIndex(1), effect).unwrap();
         }
         assert_eq!(bytes(&files, 2, 6), b"source");
         assert_eq!(bytes(&files, 1, 6), [0; 6]);
@@ -185,9 +185,9 @@ fn a_replayed_copy_has_the_bytes_of_then() {
 fn a_removed_source_stays_until_a_snapshot_is_behind_its_copy() {
     let dir = tempfile::tempdir().unwrap();
     let files = open(dir.path(), true);
-    files.carry_out(&write(1, 0, b"source".to_vec())).unwrap();
-    files.carry_out(&copy(2, 1, ByteRange::at(0, 6), 2, 0)).unwrap();
-    files.carry_out(&remove(1)).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &write(1, 0, b"source".to_vec())).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &copy(2, 1, ByteRange::at(0, 6), 2, 0)).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &remove(1)).unwrap();
     let path = files.path_of(Ino(1), GENERATION);
     assert!(path.exists() && files.held() > 0);
     assert_eq!(saved(dir.path()), 0);
@@ -198,7 +198,7 @@ fn a_removed_source_stays_until_a_snapshot_is_behind_its_copy() {
     files.forget(LogIndex(2)).unwrap();
     assert!(!path.exists());
     assert_eq!(files.held(), 0);
-    files.carry_out(&write(2, 0, b"x".to_vec())).unwrap();
+    files.carry_out(crate::types::LogIndex(1), &write(2, 0, b"x".to_vec())).unwrap();
     assert_eq!(bytes(&files, 2, 6), b"xource");
 }
 
@@ -281,7 +281,7 @@ fn model(contents: &mut Contents, effect: &FileEffect) {
             let at = range(ByteRange::at(*offset, from.len()));
             contents.entry(*ino).or_insert([0; 128])[at].copy_from_slice(&source[range(*from)]);
         }
-        FileEffect::Remove { ino, .. } => drop(contents.remove(ino)),
+        FileEffect::Remove { ino, .. } | FileEffect::Renew { ino, .. } => drop(contents.remove(ino)),
         FileEffect::Allocate { .. } | FileEffect::Stage { .. } | FileEffect::EndStages { .. } => {}
     }
 }
@@ -302,21 +302,21 @@ proptest! {
         for (same_boot, more, from, taken) in crashes {
             let until = done + more % (effects.len() - done + 1);
             for effect in &effects[done..until] {
-                files.carry_out(effect).unwrap();
+                files.carry_out(crate::types::LogIndex(1), effect).unwrap();
             }
             drop(files);
             files = open(dir.path(), same_boot);
             // Only a state that outlived nothing but the process may be newer than the snapshot.
             let from = if same_boot { snapshot + from % (until - snapshot + 1) } else { snapshot };
             for effect in &effects[from..until] {
-                files.carry_out(effect).unwrap();
+                files.carry_out(crate::types::LogIndex(1), effect).unwrap();
             }
             done = until;
             snapshot += taken % (done - snapshot + 1);
             files.forget(LogIndex(snapshot as u64)).unwrap();
         }
         for effect in &effects[done..] {
-            files.carry_out(effect).unwrap();
+            files.carry_out(crate::types::LogIndex(1), effect).unwrap();
         }
         let mut wanted = Contents::new();
         for effect in &effects {

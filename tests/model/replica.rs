@@ -136,7 +136,7 @@ fn carry_out(files: &mut Files, stages: &mut Stages, effect: &FileEffect) {
             file.resize(file.len().max(offset + copied.len()), 0);
             file[offset..offset + copied.len()].copy_from_slice(copied);
         }
-        FileEffect::Remove { ino, generation } => {
+        FileEffect::Remove { ino, generation } | FileEffect::Renew { ino, generation, .. } => {
             files.remove(&(ino.0, generation.0));
         }
     }

@@ -160,7 +160,7 @@ fn carry_out(files: &mut Files, effect: &FileEffect) {
             file.resize(file.len().max(offset + end - start), 0);
             file[offset..offset + end - start].copy_from_slice(&source[start..end]);
         }
-        FileEffect::Remove { ino, generation } => {
+        FileEffect::Remove { ino, generation } | FileEffect::Renew { ino, generation, .. } => {
             files.remove(&(ino.0, generation.0));
         }
     }

@@ -83,7 +83,7 @@ fn set_size<V: ViewMut + Records>(context: &mut Context<'_, V>, inode: &mut Inod
     let generation = Generation(inode.record.generation);
     if size == 0 {
         inode.record.generation = index;
-        context.order(FileEffect::Remove { ino, generation });
+        context.order(FileEffect::Renew { ino, generation, next: Generation(index) });
     } else {
         context.order(FileEffect::Truncate { ino, generation, size });
     }

@@ -69,7 +69,8 @@ fn a_truncation_cuts_the_bytes_that_came_before_it() {
 
     let applied =
         world.ok(Op::SetAttr(hello(file, 1000, SetAttr { size: Some(0), ..SetAttr::default() })));
-    assert_eq!(applied.effects, [write, FileEffect::Remove { ino, generation }]);
+    let next = Generation(world.index);
+    assert_eq!(applied.effects, [write, FileEffect::Renew { ino, generation, next }]);
     let inode = world.inode(file);
     assert_eq!((inode.size, inode.generation), (0, world.index));
 }

@@ -1,0 +1,135 @@
+//! Backing files that a kernel reads by itself: FUSE passthrough (DESIGN, section 5).
+//!
+//! While a file is lent it stays the same file, also where the life of its bytes ends, and it is never extended
+//! past bytes that are missing: whoever reads it would take the hole for zeros. What would do so is set aside,
+//! as a stage, until they have come.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::files::{Files, Key};
+use super::layout::Away;
+use super::layouts::Locked;
+use crate::store::StoreError;
+use crate::types::{ByteRange, Generation, Ino, LogIndex};
+
+/// How often each inode's file is lent.
+#[derive(Debug, Default)]
+pub(super) struct Lent(Mutex<HashMap<Ino, usize>>);
+
+impl Lent {
+    pub(super) fn has(&self, ino: Ino) -> bool {
+        self.0.lock().contains_key(&ino)
+    }
+}
+
+impl Files {
+    /// Lends the backing file of a file of `size` bytes, until [`Self::take_back`]. Nothing where not all of it is
+    /// in place.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub fn lend(&self, key: Key, size: u64) -> Result<Option<Arc<File>>, StoreError> {
+        // Whatever changes the file from here on finds it lent.
+        let layouts = self.layouts().lock(key.0);
+        if layouts.get(key).is_some() {
+            return Ok(None);
+        }
+        let Some(file) = self.file(key.0, key.1)? else { return Ok(None) };
+        let found = file.metadata().map_err(|source| self.failed("stat", key.0, key.1, source))?;
+        if found.len() != size {
+            return Ok(None);
+        }
+        *self.lent().0.lock().entry(key.0).or_default() += 1;
+        Ok(Some(file))
+    }
+
+    /// Ends what [`Self::lend`] began.
+    pub fn take_back(&self, ino: Ino) {
+        let mut lent = self.lent().0.lock();
+        if let Some(count) = lent.get_mut(&ino) {
+            *count -= 1;
+            if *count == 0 {
+                lent.remove(&ino);
+            }
+        }
+    }
+
+    /// Merges all that is staged of a file.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub fn merge_all(&self, key: Key) -> Result<(), StoreError> {
+        self.merge(key, ByteRange::from(0))
+    }
+
+    /// A life of a file's bytes ends, and `next` begins, empty.
+    pub(super) fn renew(&self, key: Key, next: Generation) -> Result<(), StoreError> {
+        if !self.lent().has(key.0) {
+            return self.discard(key);
+        }
+        self.save_pinned(key, ByteRange::from(0))?;
+        let mut layouts = self.layouts().lock(key.0);
+        layouts.forget(key)?;
+        if let Some(file) = self.file(key.0, key.1)? {
+            let emptied = file.set_len(0);
+            emptied.map_err(|source| self.failed("truncate", key.0, key.1, source))?;
+            self.rename(key, next)?;
+        }
+        Ok(())
+    }
+
+    /// Whether bytes at `start` would extend a lent file past bytes that are missing.
+    pub(super) fn would_bare(
+        &self,
+        layouts: &Locked<'_>,
+        key: Key,
+        start: u64,
+    ) -> Result<bool, StoreError> {
+        if layouts.get(key).is_none() || !self.lent().has(key.0) {
+            return Ok(false);
+        }
+        let len = match self.file(key.0, key.1)? {
+            Some(file) => {
+                let found = file.metadata();
+                found.map_err(|source| self.failed("stat", key.0, key.1, source))?.len()
+            }
+            None => 0,
+        };
+        let between = ByteRange { start: len.min(start), end: start };
+        let parts = layouts.parts(key, between);
+        Ok(parts.iter().any(|(_, away)| matches!(away, Some(Away::Missing { .. }))))
+    }
+
+    /// Bytes that the entry at `index` writes wait in a stage.
+    pub(super) fn set_aside(
+        &self,
+        layouts: &mut Locked<'_>,
+        index: LogIndex,
+        key: Key,
+        (offset, data): (u64, &[u8]),
+    ) -> Result<(), StoreError> {
+        let stage = self.aside(index)?;
+        stage
+            .write_all_at(data, offset)
+            .map_err(StoreError::io("write", &self.stages().written_path(index)))?;
+        let range = ByteRange::at(offset, data.len() as u64);
+        layouts.set(key, range, Away::Staged { index, shift: 0 })
+    }
+
+    /// The stage that holds what is set aside for the entry at `index`.
+    pub(super) fn aside(&self, index: LogIndex) -> Result<File, StoreError> {
+        let path = self.stages().written_path(index);
+        let stage =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        stage.map_err(StoreError::io("create", &path))
+    }
+}
+
+#[cfg(test)]
+#[path = "lent_tests.rs"]
+mod tests;

@@ -57,6 +57,10 @@ struct Mount {
     source: String,
     options: String,
     attached: bool,
+    /// Whether the kernel reads large files by itself.
+    passthrough: bool,
+    /// Why not; empty where it does.
+    no_passthrough: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -122,6 +126,9 @@ fn print(status: &Status) {
             mount.options,
             if mount.attached { "" } else { ", unmounted, still in use" }
         );
+        if !mount.passthrough {
+            println!("  no passthrough: {}", mount.no_passthrough);
+        }
     }
     for member in &status.members {
         println!(
@@ -150,8 +157,10 @@ fn print(status: &Status) {
 
 impl From<MountInfo> for Mount {
     fn from(mount: MountInfo) -> Self {
-        let MountInfo { point, source, options, attached } = mount;
-        Self { point: String::from_utf8_lossy(&point).into_owned(), source, options, attached }
+        let MountInfo { point, source, options, attached, no_passthrough } = mount;
+        let point = String::from_utf8_lossy(&point).into_owned();
+        let passthrough = no_passthrough.is_empty();
+        Self { point, source, options, attached, passthrough, no_passthrough }
     }
 }
 

@@ -266,5 +266,6 @@ fn info(mount: &Mount) -> MountInfo {
         source: mount.source().to_owned(),
         options: mount.flags().to_string(),
         attached: mount.is_attached(),
+        no_passthrough: mount.no_passthrough().unwrap_or_default(),
     }
 }

@@ -1,6 +1,6 @@
 //! What all operations share: stable reads, mutations, and what is kept between operations.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use super::names::Place;
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
 use super::options::MountFlags;
+use super::passthrough::Passthrough;
 use super::root::Root;
 use super::times;
 use crate::config::ReadMode;
@@ -33,6 +34,7 @@ pub(super) struct Core {
     pub(super) flags: RwLock<MountFlags>,
     pub(super) open: OpenTable,
     pub(super) cache: KernelCache,
+    pub(super) passthrough: Arc<Passthrough>,
     /// Requests that are not answered yet.
     pub(super) in_flight: AtomicUsize,
     /// What the buffers of the whole mount weigh.
@@ -65,6 +67,7 @@ impl Core {
             flags: RwLock::new(flags),
             open: OpenTable::default(),
             cache: KernelCache::default(),
+            passthrough: Arc::default(),
             in_flight: AtomicUsize::new(0),
             buffered: AtomicUsize::new(0),
             inline_max,
@@ -213,6 +216,7 @@ impl Core {
         self.commit_all().await;
         self.unlock_everything();
         self.node.ignore();
+        self.passthrough.close();
         for ino in self.open.close() {
             self.node.release_orphan(ino);
         }
@@ -232,7 +236,11 @@ impl Core {
 
     /// Registers that attributes of `ino` are going to be given.
     pub(super) fn give_attributes(&self, ino: Ino) -> AttributeGrant {
-        self.cache.give_attributes(ino, Instant::now(), self.cacheable())
+        let now = Instant::now();
+        // What is written to the alias the kernel does not know of the file's own number.
+        let is_aliased = self.passthrough.is_aliased(ino, now);
+        let cacheable = if is_aliased { Duration::ZERO } else { self.cacheable() };
+        self.cache.give_attributes(ino, now, cacheable)
     }
 
     /// Registers that a name is going to be given to `thread`.

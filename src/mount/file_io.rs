@@ -83,6 +83,11 @@ impl Core {
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
         self.open.go_on_writing(&file);
         self.buffer_bytes(&file.buffer, new).await;
+        if self.passthrough.reads(file.buffer.ino) {
+            // They read the backing file, where it is not yet.
+            self.commit(&file.buffer).await;
+            self.show_to_passthrough(file.buffer.ino).await?;
+        }
         if appends && !file.mode.direct {
             // The kernel has put the bytes where it believes that the file ends.
             self.cache.forget_pages(file.buffer.ino);

@@ -25,8 +25,10 @@ use super::dispatch::{InFlight, poll_first, run};
 use super::errors::OpError;
 use super::names::{NewInode, Place, kind_of_mode};
 use super::requests::{
-    GENERATION, asker, bytes_of, caller, send_entry, send_ok, send_removed, wanted_lock,
+    GENERATION, asker, bytes_of, caller, send_entry, send_ok, send_opened, send_removed,
+    wanted_lock,
 };
+use super::root::Root;
 use super::space::{BLOCK, Room};
 use super::times;
 use crate::fs::proto::{Kind, LockMode};
@@ -40,7 +42,7 @@ const MAX_BACKGROUND: u16 = 512;
 /// What is asked of the kernel, each where it has it. `CACHE_SYMLINKS` is safe because the target of
 /// an inode never changes and inode numbers are never used again.
 /// `DONT_MASK` because umask counts only where the parent has no default ACL.
-const WANTED: [InitFlags; 10] = [
+const WANTED: [InitFlags; 11] = [
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -51,6 +53,7 @@ const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_FLOCK_LOCKS,
     InitFlags::FUSE_POSIX_ACL,
     InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_PASSTHROUGH,
 ];
 
 /// The mount as fuser drives it.
@@ -107,6 +110,8 @@ impl Filesystem for QuorumFs {
         // Each answers with the nearest value that it can do; both are within every kernel's range.
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_max_background(MAX_BACKGROUND);
+        // Backing files on a disk's own file system, and others may be stacked on this one.
+        let _ = config.set_max_stack_depth(1);
         Ok(())
     }
 
@@ -115,12 +120,8 @@ impl Filesystem for QuorumFs {
         run(&self.0, reply, async move { core.lookup(thread, place?).await }, send_entry);
     }
 
-    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
-        // Without an inode there are no pages; the next OPEN then starts afresh.
-        let ino = self.ino(ino);
-        if self.0.cache.forget_inode(ino) {
-            self.0.kernel().drop_attributes(ino);
-        }
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.0.forgotten(self.ino(ino), Root::is_alias(ino).then_some(nlookup));
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -269,12 +270,11 @@ impl Filesystem for QuorumFs {
         });
     }
 
-    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
-        let work = async move { core.open_file(caller, ino, flags.0).await };
-        run(&self.0, reply, work, |_, reply, opened| {
-            reply.opened(FileHandle(opened.handle), opened.flags);
-        });
+    fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(node));
+        let by_alias = Root::is_alias(node);
+        let work = async move { core.open_file(caller, ino, by_alias, flags.0).await };
+        run(&self.0, reply, work, send_opened);
     }
 
     fn read(

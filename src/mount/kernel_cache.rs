@@ -88,8 +88,8 @@ pub(super) struct KernelCache {
     /// forgets the inode or its attributes, whatever TTL those have.
     acls: Mutex<HashSet<Ino>>,
     pub(super) names: KernelNames,
-    /// The `data_version` that the kernel's pages of an inode correspond to.
-    pages: Mutex<HashMap<Ino, LogIndex>>,
+    /// The `data_version` that the kernel's pages of an inode correspond to, and whether these are its alias's.
+    pages: Mutex<HashMap<Ino, (LogIndex, bool)>>,
     /// What a mutation of unknown outcome touched: even our own changes of it surprise the kernel.
     doubtful: Mutex<HashSet<Ino>>,
 }
@@ -163,14 +163,15 @@ impl KernelCache {
         all
     }
 
-    /// An OPEN read this `data_version`: whether the kernel may keep the pages that it has.
-    pub(super) fn keep_pages(&self, ino: Ino, data_version: LogIndex) -> bool {
-        self.pages.lock().insert(ino, data_version) == Some(data_version)
+    /// An OPEN, of the alias or not, read this `data_version`: whether the kernel may keep the pages that it has.
+    pub(super) fn keep_pages(&self, ino: Ino, is_alias: bool, data_version: LogIndex) -> bool {
+        let pages = (data_version, is_alias);
+        self.pages.lock().insert(ino, pages) == Some(pages)
     }
 
     /// Bytes that this mount wrote were applied: the kernel's pages have them already.
     pub(super) fn wrote_pages(&self, ino: Ino, data_version: LogIndex) {
-        if let Some(version) = self.pages.lock().get_mut(&ino) {
+        if let Some((version, _)) = self.pages.lock().get_mut(&ino) {
             *version = data_version;
         }
     }
@@ -351,14 +352,14 @@ mod tests {
     #[test]
     fn pages() {
         let cache = KernelCache::default();
-        assert!(!cache.keep_pages(Ino(4), LogIndex(10)), "what the kernel has is unknown");
-        assert!(cache.keep_pages(Ino(4), LogIndex(10)));
+        assert!(!cache.keep_pages(Ino(4), false, LogIndex(10)), "what the kernel has is unknown");
+        assert!(cache.keep_pages(Ino(4), false, LogIndex(10)));
         cache.wrote_pages(Ino(4), LogIndex(12));
-        assert!(cache.keep_pages(Ino(4), LogIndex(12)), "we wrote it ourselves");
+        assert!(cache.keep_pages(Ino(4), false, LogIndex(12)), "we wrote it ourselves");
         assert!(cache.forget_pages(Ino(4)), "others wrote");
         cache.wrote_pages(Ino(4), LogIndex(14));
-        assert!(!cache.keep_pages(Ino(4), LogIndex(14)));
-        assert!(!cache.keep_pages(Ino(4), LogIndex(20)), "a snapshot brought changes unannounced");
+        assert!(!cache.keep_pages(Ino(4), false, LogIndex(14)));
+        assert!(!cache.keep_pages(Ino(4), false, LogIndex(20)), "a snapshot brought changes unannounced");
     }
 
     /// A daemon that was stopped while it replied takes back what it gave.

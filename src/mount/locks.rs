@@ -200,6 +200,7 @@ impl Core {
         }
         // What the one before wrote must be seen.
         self.kernel().until_pages_dropped(ino).await;
+        self.show_to_passthrough(ino).await?;
         let kept = self.file(asker.handle);
         if self.open_file_of(asker.handle).is_err() {
             // Nobody is left who could unlock it.

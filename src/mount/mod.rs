@@ -11,6 +11,7 @@
 //! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `space`, `xattrs`, `locks` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
+//! | `passthrough` | which files the kernel reads by itself |
 //! | `kernel_cache`, `observer`, `notify` | what the kernel may remember, and making it forget |
 //! | `times`, `errors` | conversions |
 //!
@@ -41,6 +42,7 @@ mod observer;
 mod open_files;
 mod open_table;
 mod options;
+mod passthrough;
 mod requests;
 mod root;
 mod space;

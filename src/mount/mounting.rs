@@ -1,13 +1,13 @@
 //! Mounting, serving, remounting, unmounting.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{BackingId, Config, MountOption, Session, SessionACL};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
@@ -105,6 +105,12 @@ impl Mount {
     #[must_use]
     pub fn has_epochs(&self) -> bool {
         self.core.kernel().has_epochs()
+    }
+
+    /// Why files cannot be read by the kernel itself; nothing where they can.
+    #[must_use]
+    pub fn no_passthrough(&self) -> Option<String> {
+        self.core.passthrough.refusal()
     }
 
     /// Whether it is still in the tree of this process; it goes on serving what programs hold of it
@@ -218,6 +224,15 @@ impl Mount {
 }
 
 impl Core {
+    /// Whether the kernel takes backing files is found out before anybody waits for it. It keeps the file of this
+    /// attempt until it is unmounted.
+    fn try_passthrough(&self, device: &OwnedFd) {
+        let tried = self.node.files().sample().map_err(io::Error::other);
+        if let Err(error) = tried.and_then(|file| BackingId::create_raw(device, file)) {
+            self.passthrough.refused(&error);
+        }
+    }
+
     /// The directory that a path of names leads to.
     async fn find_root(&self, subtree: &str) -> Result<Root, MountError> {
         let missing = || MountError::NoSubtree { subtree: subtree.to_owned() };
@@ -316,7 +331,9 @@ fn serve_session(
     session: Session<QuorumFs>,
 ) -> io::Result<watch::Receiver<bool>> {
     let device = session.as_fd().try_clone_to_owned()?;
-    core.set_kernel(Kernel::start(session.notifier(), device, core.root)?);
+    let passthrough = core.passthrough.clone();
+    core.try_passthrough(&device);
+    core.set_kernel(Kernel::start(session.notifier(), device, core.root, passthrough)?);
     // Before the first request is answered: nothing that the kernel is given escapes it.
     core.node.observe(core.clone());
     core.runtime.spawn(Core::commit_aged(Arc::downgrade(core)));

@@ -1,5 +1,7 @@
 //! What is done to names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, READLINK.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use fuser::FileAttr;
 
@@ -7,6 +9,7 @@ use super::attributes::{NAME_MAX, Seen};
 use super::core::{Caller, Core};
 use super::errors::OpError;
 use super::kernel_names::{NameGrant, Removing};
+use super::root::Root;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Kind};
 use crate::fs::query;
@@ -21,6 +24,8 @@ const RENAME_FLAGS: u32 = libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE;
 pub(super) struct Entry {
     pub(super) attr: FileAttr,
     pub(super) grant: NameGrant,
+    /// It is the alias of a file.
+    pub(super) is_alias: bool,
 }
 
 /// A name in a directory.
@@ -67,8 +72,12 @@ impl Core {
         }
         self.until_pages_fit(seen.ino).await;
         // Nobody reads blocks from here: the kernel asks for attributes again.
-        let attr = seen.file_attr(seen.inode.size.div_ceil(512));
-        Ok(Entry { attr, grant })
+        let mut attr = seen.file_attr(seen.inode.size.div_ceil(512));
+        let is_alias = self.passthrough.give_alias(seen.ino, Instant::now());
+        if is_alias {
+            attr.ino = Root::alias(seen.ino);
+        }
+        Ok(Entry { attr, grant, is_alias })
     }
 
     /// What a name means, and when that last changed: a name comes and goes with a change of its
@@ -103,7 +112,7 @@ impl Core {
         let parent = place.parent;
         let outcome = self.mutate(&[parent], make(caller, place, ino, new)).await?;
         let attr = self.file_attr(&Seen::of_outcome(ino, outcome)?)?;
-        Ok(Entry { attr, grant })
+        Ok(Entry { attr, grant, is_alias: false })
     }
 
     /// LINK, by a thread.
@@ -116,7 +125,7 @@ impl Core {
         self.settle_appends(ino).await;
         let seen = self.seen(ino).await?;
         self.until_pages_fit(ino).await;
-        Ok(Entry { attr: self.file_attr(&seen)?, grant })
+        Ok(Entry { attr: self.file_attr(&seen)?, grant, is_alias: false })
     }
 
     /// UNLINK, by a thread.

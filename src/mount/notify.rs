@@ -21,6 +21,7 @@ use fuser::Notifier;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
+use super::passthrough::Passthrough;
 use super::root::Root;
 use crate::node::run_promptly;
 use crate::types::{ByteRange, Ino};
@@ -43,6 +44,7 @@ pub(super) type Name = (Ino, Vec<u8>);
 pub(super) struct Kernel {
     notifier: Notifier,
     root: Root,
+    passthrough: Arc<Passthrough>,
     device: File,
     epochs: bool,
     names: Sender<NamesJob>,
@@ -79,7 +81,12 @@ struct Wanted {
 
 impl Kernel {
     /// Starts the threads, and tries whether the kernel has epochs.
-    pub(super) fn start(notifier: Notifier, device: OwnedFd, root: Root) -> io::Result<Self> {
+    pub(super) fn start(
+        notifier: Notifier,
+        device: OwnedFd,
+        root: Root,
+        passthrough: Arc<Passthrough>,
+    ) -> io::Result<Self> {
         let (names, jobs) = bounded(1);
         let names_busy = Arc::new(AtomicBool::new(false));
         let pages = Arc::new(Pages::default());
@@ -88,11 +95,14 @@ impl Kernel {
             .name("fuse-names".into())
             .spawn(move || drop_names(&name_notifier, root, &jobs, &busy))?;
         let (page_notifier, wanted) = (notifier.clone(), pages.clone());
+        let aliases = passthrough.clone();
         thread::Builder::new()
             .name("fuse-pages".into())
-            .spawn(move || drop_pages(&page_notifier, root, &wanted))?;
+            .spawn(move || drop_pages(&page_notifier, root, &aliases, &wanted))?;
         let device = device.into();
-        let mut kernel = Self { notifier, root, device, epochs: true, names, names_busy, pages };
+        let epochs = true;
+        let mut kernel =
+            Self { notifier, root, passthrough, device, epochs, names, names_busy, pages };
         kernel.epochs = kernel.bump_epoch();
         Ok(kernel)
     }
@@ -123,6 +133,9 @@ impl Kernel {
     /// pages).
     pub(super) fn drop_attributes(&self, ino: Ino) {
         ignore_gone(self.notifier.inval_inode(self.root.node(ino), -1, 0));
+        if self.passthrough.has_alias(ino) {
+            ignore_gone(self.notifier.inval_inode(Root::alias(ino), -1, 0));
+        }
     }
 
     /// Drops names, and waits until it is done. False where that would take too long: the caller
@@ -203,12 +216,15 @@ fn drop_names(notifier: &Notifier, root: Root, jobs: &Receiver<NamesJob>, busy: 
     }
 }
 
-fn drop_pages(notifier: &Notifier, root: Root, pages: &Pages) {
+fn drop_pages(notifier: &Notifier, root: Root, aliases: &Passthrough, pages: &Pages) {
     while let Some((ino, range)) = next_pages(pages) {
         let offset = i64::try_from(range.start).unwrap_or(i64::MAX);
         // 0 means: to the end of the file.
         let len = i64::try_from(range.end - range.start).unwrap_or(0);
         ignore_gone(notifier.inval_inode(root.node(ino), offset, len));
+        if aliases.has_alias(ino) {
+            ignore_gone(notifier.inval_inode(Root::alias(ino), offset, len));
+        }
     }
 }
 

@@ -1,7 +1,12 @@
 //! CREATE, OPEN and RELEASE.
 
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
 use bytes::Bytes;
-use fuser::{FileAttr, FopenFlags};
+use fuser::{BackingId, FileAttr, FopenFlags};
 
 use super::attributes::{Seen, truncate};
 use super::buffer::Buffer;
@@ -9,14 +14,35 @@ use super::core::{Caller, Core};
 use super::errors::OpError;
 use super::names::{NewInode, Place, make};
 use super::open_table::OpenMode;
+use super::passthrough::{Backing, LookAgain, Way};
 use crate::fs::proto::{Inode, Kind};
-use crate::types::{Ino, LogIndex};
+use crate::fs::query;
+use crate::node::NodeError;
+use crate::types::{Generation, Ino, LogIndex};
+
+/// A file of fewer bytes is read faster with the kernel's own pages, which stay from one open to the next.
+const WORTH_PASSTHROUGH: u64 = 1 << 20;
+/// The kernel opens a program to run it (`FMODE_EXEC`).
+const EXEC: i32 = 0x20;
+
+/// An OPEN that may be granted.
+#[derive(Debug)]
+pub(super) struct Opening {
+    buffer: Arc<Buffer>,
+    seen: Seen,
+    flags: i32,
+    by_alias: bool,
+    /// How, where that is decided.
+    way: Option<Way>,
+}
 
 /// What the kernel is told of an open file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Opened {
     pub(super) handle: u64,
     pub(super) flags: FopenFlags,
+    /// What it is to read by itself.
+    pub(super) backing: Option<Arc<Backing>>,
 }
 
 impl Core {
@@ -44,9 +70,11 @@ impl Core {
                 return Err(if exists { OpError::Errno(libc::ESTALE) } else { error });
             }
         };
-        let fopen = self.fopen_flags(&buffer, &seen.inode, flags);
-        let handle = self.open.open(buffer, open_mode(flags, fopen));
-        Ok((seen.file_attr(0), Opened { handle, flags: fopen }))
+        // Nobody has it open.
+        let way = self.enter(ino, false, NOT_LENT).map_or(Way::Plain, |(way, _)| way);
+        let attr = seen.file_attr(0);
+        let opening = Opening { buffer, seen, flags, by_alias: false, way: Some(way) };
+        Ok((attr, self.opened(opening, way, None)))
     }
 
     /// OPEN, with `O_TRUNC` where the program asked for it.
@@ -54,31 +82,95 @@ impl Core {
         &self,
         caller: Caller,
         ino: Ino,
+        by_alias: bool,
         flags: i32,
-    ) -> Result<Opened, OpError> {
+    ) -> Result<Opening, OpError> {
         if writes(flags) {
             self.writable()?;
         }
         let buffer = self.open.hold(ino);
-        let inode = match self.inode_to_open(caller, ino, flags).await {
-            Ok(inode) => inode,
+        let mut way = None;
+        let seen = async {
+            // Before it changes anything: it may have to come again.
+            if writes(flags) || flags & (libc::O_TRUNC | EXEC) != 0 {
+                way = Some(self.enter(ino, by_alias, NOT_LENT)?.0);
+            }
+            self.seen_to_open(caller, ino, flags).await
+        };
+        let seen = match seen.await {
+            Ok(seen) => seen,
             Err(error) => {
+                if let Some(way) = way {
+                    self.passthrough.leave(ino, way, Instant::now());
+                }
                 self.unhold(ino);
                 return Err(error);
             }
         };
-        let fopen = self.fopen_flags(&buffer, &inode, flags);
         let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
         if reads {
-            self.touch(ino, &inode, flags);
+            self.touch(ino, &seen.inode, flags);
         }
-        let handle = self.open.open(buffer, open_mode(flags, fopen));
-        Ok(Opened { handle, flags: fopen })
+        Ok(Opening { buffer, seen, flags, by_alias, way })
     }
 
-    async fn inode_to_open(&self, caller: Caller, ino: Ino, flags: i32) -> Result<Inode, OpError> {
+    /// Grants it, when the reply goes out. `register` makes a backing file known to the kernel.
+    pub(super) fn open_now(
+        &self,
+        opening: Opening,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Result<Opened, OpError> {
+        if let Some(way) = opening.way {
+            return Ok(self.opened(opening, way, None));
+        }
+        let Opening { seen, by_alias, .. } = &opening;
+        let (ino, inode) = (seen.ino, &seen.inode);
+        let key = (ino, Generation(inode.generation));
+        let is_worth_it = inode.size >= WORTH_PASSTHROUGH && seen.buffered.is_none();
+        let may = is_worth_it && self.passthrough.works() && self.node.files().is_whole(key);
+        let lend = may.then_some(|| {
+            Backing::lend(&self.node, key, inode.size, register).unwrap_or_else(|error| {
+                self.passthrough.refused(&error);
+                None
+            })
+        });
+        match self.enter(ino, *by_alias, lend) {
+            Ok((way, backing)) => Ok(self.opened(opening, way, backing)),
+            Err(error) => {
+                self.unhold(ino);
+                Err(error)
+            }
+        }
+    }
+
+    /// Counts somebody who opens a file. ESTALE where the kernel is to come by another number of it.
+    fn enter(
+        &self,
+        ino: Ino,
+        by_alias: bool,
+        lend: Option<impl FnOnce() -> Option<Backing>>,
+    ) -> Result<(Way, Option<Arc<Backing>>), OpError> {
+        let now = Instant::now();
+        self.passthrough.enter(ino, by_alias, now, lend).map_err(|LookAgain { is_new }| {
+            if is_new {
+                // What is written by the alias changes them, and the kernel would not know.
+                self.attributes_changed(ino, true, now);
+            }
+            OpError::Errno(libc::ESTALE)
+        })
+    }
+
+    fn opened(&self, opening: Opening, way: Way, backing: Option<Arc<Backing>>) -> Opened {
+        let Opening { buffer, seen, flags, .. } = opening;
+        let fopen = self.fopen_flags(&buffer, &seen.inode, flags, way);
+        let direct = fopen.contains(FopenFlags::FOPEN_DIRECT_IO);
+        let mode = OpenMode { direct, writes: writes(flags), way };
+        Opened { handle: self.open.open(buffer, mode), flags: fopen, backing }
+    }
+
+    async fn seen_to_open(&self, caller: Caller, ino: Ino, flags: i32) -> Result<Seen, OpError> {
         if flags & libc::O_TRUNC == 0 {
-            return Ok(self.seen(ino).await?.inode);
+            return self.seen(ino).await;
         }
         if let Some(buffer) = self.open.buffer(ino) {
             self.commit(&buffer).await;
@@ -87,12 +179,12 @@ impl Core {
         match outcome.and_then(|outcome| Seen::of_outcome(ino, outcome)) {
             // The inode went between the kernel's LOOKUP and this: look again.
             Err(OpError::Errno(libc::ENOENT)) => Err(OpError::Errno(libc::ESTALE)),
-            result => Ok(result?.inode),
+            result => result,
         }
     }
 
     /// How the kernel may treat the open file.
-    fn fopen_flags(&self, buffer: &Buffer, inode: &Inode, flags: i32) -> FopenFlags {
+    fn fopen_flags(&self, buffer: &Buffer, inode: &Inode, flags: i32, way: Way) -> FopenFlags {
         let mut fopen = FopenFlags::empty();
         let writes = writes(flags);
         if writes && flags & libc::O_APPEND != 0 {
@@ -103,7 +195,9 @@ impl Core {
         if !writes && !buffer.lockers.any() {
             fopen |= FopenFlags::FOPEN_NOFLUSH;
         }
-        if self.cache.keep_pages(buffer.ino, LogIndex(inode.data_version)) {
+        let (version, is_alias) = (LogIndex(inode.data_version), way == Way::Alias);
+        // In passthrough it uses none of its own.
+        if way != Way::Passthrough && self.cache.keep_pages(buffer.ino, is_alias, version) {
             fopen |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         fopen
@@ -118,15 +212,41 @@ impl Core {
         if let Some(errno) = file.unreported_failure() {
             tracing::warn!(ino = %file.buffer.ino, errno, "lost bytes of a file that is closed");
         }
+        self.passthrough.leave(file.buffer.ino, file.mode.way, Instant::now());
         self.released(file.buffer.ino, self.open.release(handle));
+        Ok(())
+    }
+
+    /// FORGET: of the file's alias, where that is how often it was given.
+    pub(super) fn forgotten(&self, ino: Ino, aliases: Option<u64>) {
+        if let Some(lookups) = aliases {
+            self.passthrough.forget_alias(ino, lookups, Instant::now());
+            self.cache.forget_pages(ino);
+        } else if self.cache.forget_inode(ino) {
+            // Without an inode there are no pages; the next OPEN then starts afresh.
+            self.kernel().drop_attributes(ino);
+        }
+    }
+
+    /// Whoever reads the backing file itself is to see what was written before.
+    pub(super) async fn show_to_passthrough(&self, ino: Ino) -> Result<(), OpError> {
+        if !self.passthrough.reads(ino) {
+            return Ok(());
+        }
+        let inode = self.query(|state| Ok(query::inode(state, ino)?))?;
+        let Some(key) = inode.map(|inode| (ino, Generation(inode.generation))) else {
+            return Ok(());
+        };
+        let node = self.node.clone();
+        let merging = tokio::task::spawn_blocking(move || node.files().merge_all(key));
+        merging.await.map_err(|_| NodeError::Stopping)??;
         Ok(())
     }
 }
 
+/// Nobody reads it in passthrough.
+const NOT_LENT: Option<fn() -> Option<Backing>> = None;
+
 fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
-}
-
-fn open_mode(flags: i32, fopen: FopenFlags) -> OpenMode {
-    OpenMode { direct: fopen.contains(FopenFlags::FOPEN_DIRECT_IO), writes: writes(flags) }
 }

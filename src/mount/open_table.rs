@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::buffer::{Buffer, State};
+use super::passthrough::Way;
 use crate::types::Ino;
 
 /// One open file of the kernel.
@@ -32,6 +33,8 @@ pub(super) struct OpenMode {
     pub(super) direct: bool,
     /// For writing.
     pub(super) writes: bool,
+    /// Who reads it.
+    pub(super) way: Way,
 }
 
 impl OpenFile {
@@ -218,10 +221,10 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arc, Ino, OpenMode, OpenTable, Released};
+    use super::{Arc, Ino, OpenMode, OpenTable, Released, Way};
 
-    const READS: OpenMode = OpenMode { direct: false, writes: false };
-    const WRITES: OpenMode = OpenMode { direct: false, writes: true };
+    const READS: OpenMode = OpenMode { direct: false, writes: false, way: Way::Plain };
+    const WRITES: OpenMode = OpenMode { writes: true, ..READS };
 
     /// Whichever comes first, the last release or the question, the cluster hears exactly once that
     /// an orphan is not held.

@@ -5,12 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{FileHandle, Generation, LockOwner, ReplyEmpty, ReplyEntry, Request};
+use fuser::{FileHandle, Generation, LockOwner, ReplyEmpty, ReplyEntry, ReplyOpen, Request};
 
 use super::core::{Caller, Core};
 use super::kernel_names::Removing;
 use super::locks::Asker;
 use super::names::Entry;
+use super::open_files::{Opened, Opening};
 use crate::fs::WHOLE_FILE;
 use crate::fs::proto::Lock;
 
@@ -38,10 +39,22 @@ pub(super) fn bytes_of(name: &OsStr) -> Bytes {
 
 /// Entry replies carry no attribute TTL: `inval_inode` finds nothing to drop while one is under way.
 pub(super) fn send_entry(core: &Core, reply: ReplyEntry, entry: Entry) {
-    let Entry { attr, grant } = entry;
-    let ttl = core.name_ttl(&attr, &grant);
+    let Entry { attr, grant, is_alias } = entry;
+    // An alias is for as long as somebody needs it.
+    let ttl = if is_alias { Duration::ZERO } else { core.name_ttl(&attr, &grant) };
     reply.entry_with_ttls(&Duration::ZERO, &ttl, &attr, GENERATION);
     core.gave_name(ttl);
+}
+
+/// Whether the kernel reads the file by itself is decided here, where it is told.
+pub(super) fn send_opened(core: &Core, reply: ReplyOpen, opening: Opening) {
+    match core.open_now(opening, |file| reply.open_backing(file)) {
+        Ok(Opened { handle, flags, backing }) => match backing {
+            Some(backing) => reply.opened_passthrough(FileHandle(handle), flags, backing.id()),
+            None => reply.opened(FileHandle(handle), flags),
+        },
+        Err(error) => reply.error((&error).into()),
+    }
 }
 
 /// Until then the kernel may not be given the name.

@@ -1,5 +1,5 @@
-//! Which directory a mount shows as its root. The kernel calls it inode 1, whatever its number is:
-//! numbers are translated here, on their way in and out, and nowhere else.
+//! Which directory a mount shows as its root. The kernel calls it inode 1, whatever its number is, and may know
+//! a file by an alias: numbers are translated here, on their way in and out, and nowhere else.
 
 use fuser::INodeNo;
 
@@ -10,13 +10,27 @@ use crate::types::Ino;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Root(pub(super) Ino);
 
+/// Marks the number of an alias (see [`super::passthrough`]). Inode numbers stay below.
+const ALIAS: u64 = 1 << 63;
+
 impl Root {
     /// The root of the whole file system.
     pub(super) const WHOLE: Self = Self(Ino::ROOT);
 
     /// What the kernel means.
     pub(super) fn ino(self, node: INodeNo) -> Ino {
-        if node == INodeNo::ROOT { self.0 } else { Ino(node.0) }
+        if node == INodeNo::ROOT { self.0 } else { Ino(node.0 & !ALIAS) }
+    }
+
+    /// Whether the kernel means a file by its alias.
+    pub(super) fn is_alias(node: INodeNo) -> bool {
+        node.0 & ALIAS != 0
+    }
+
+    /// The alias of a file.
+    pub(super) fn alias(ino: Ino) -> INodeNo {
+        debug_assert!(ino.0 < ALIAS, "numbers are granted in order");
+        INodeNo(ino.0 | ALIAS)
     }
 
     /// How the kernel knows an inode.
@@ -35,6 +49,8 @@ mod tests {
         assert_eq!(root.ino(INodeNo(1)), Ino(77));
         assert_eq!(root.node(Ino(77)), INodeNo(1));
         assert_eq!((root.ino(INodeNo(5)), root.node(Ino(5))), (Ino(5), INodeNo(5)));
+        assert_eq!(root.ino(Root::alias(Ino(5))), Ino(5));
+        assert!(Root::is_alias(Root::alias(Ino(5))) && !Root::is_alias(INodeNo(5)));
         assert_eq!(Root::WHOLE.ino(INodeNo(1)), Ino::ROOT);
         assert_eq!(Root::WHOLE.node(Ino::ROOT), INodeNo(1));
     }

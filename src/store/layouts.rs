@@ -164,6 +164,11 @@ impl Layouts {
         Some(Locked { layouts: self, shard: self.shard(ino).try_lock()? })
     }
 
+    /// Some file of this file system.
+    pub(super) fn sample(&self) -> Result<File, StoreError> {
+        self.carried.try_clone().map_err(StoreError::io("open", &self.dir.join("carried")))
+    }
+
     /// Whether all bytes of all files are in place.
     pub(super) fn are_in_place(&self) -> bool {
         self.away.load(Ordering::Acquire) == 0

@@ -59,6 +59,20 @@ impl Files {
         }
     }
 
+    /// Some file on the file system of the backing files, by which the kernel can be asked whether it takes them.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub fn sample(&self) -> Result<File, StoreError> {
+        self.layouts().sample()
+    }
+
+    /// Whether all bytes of a file are in place.
+    #[must_use]
+    pub fn is_whole(&self, key: Key) -> bool {
+        self.layouts().are_in_place() || self.layouts().lock(key.0).get(key).is_none()
+    }
+
     /// Merges all that is staged of a file.
     ///
     /// # Errors

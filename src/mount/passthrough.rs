@@ -1,0 +1,370 @@
+//! Which files the kernel reads by itself, and under which numbers it knows them (DESIGN, section 5).
+//!
+//! To the kernel an inode is open in passthrough or it is not: while it is, every other kind of open fails with
+//! EIO. So a file that some read in passthrough gets a second number, its *alias*, for whoever cannot, above all
+//! for writers: their OPEN is answered with ESTALE once, the kernel looks the name up again, and is given the
+//! alias. From then on everybody who opens the file gets the alias, until nobody has it open any more. Hence, at
+//! any time: the plain number is open in passthrough only, or not, or the alias is not open.
+//!
+//! The table here decides; what it hands out counts until [`Passthrough::leave`].
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fuser::BackingId;
+use parking_lot::Mutex;
+
+use crate::node::Handle;
+use crate::types::Ino;
+
+/// Whoever was sent to the alias opens it within this time.
+const MOVING: Duration = Duration::from_secs(5);
+
+/// How a file is open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Read by the kernel itself.
+    Passthrough,
+    /// Through the daemon, under the file's own number.
+    #[default]
+    Plain,
+    /// Through the daemon, under the alias.
+    Alias,
+}
+
+/// The kernel is to look the name up again: ESTALE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LookAgain {
+    /// From now on the file has an alias, and had none before.
+    pub(super) is_new: bool,
+}
+
+/// A backing file that the kernel has, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Backing {
+    id: BackingId,
+    node: Handle,
+    ino: Ino,
+}
+
+impl Backing {
+    /// Lends the backing file of a file of `size` bytes, which `register` makes known to the kernel; nothing where
+    /// not all of it is in place here.
+    pub(super) fn lend(
+        node: &Handle,
+        (ino, generation): (Ino, crate::types::Generation),
+        size: u64,
+        register: impl FnOnce(&std::fs::File) -> io::Result<BackingId>,
+    ) -> io::Result<Option<Self>> {
+        let lent = node.files().lend((ino, generation), size).map_err(io::Error::other)?;
+        let Some(file) = lent else { return Ok(None) };
+        match register(&file) {
+            Ok(id) => Ok(Some(Self { id, node: node.clone(), ino })),
+            Err(error) => {
+                node.files().take_back(ino);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn id(&self) -> &BackingId {
+        &self.id
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        self.node.files().take_back(self.ino);
+    }
+}
+
+/// What is open how.
+#[derive(Debug)]
+pub(super) struct Passthrough<B = Backing> {
+    files: Mutex<HashMap<Ino, Known<B>>>,
+    /// The kernel has not refused it.
+    works: AtomicBool,
+    refusal: Mutex<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Known<B> {
+    passthrough: usize,
+    backing: Option<Arc<B>>,
+    plain: usize,
+    alias: usize,
+    /// Until then somebody may still open the alias.
+    moving: Option<Instant>,
+    /// How often the kernel was given the alias and has not forgotten it.
+    lookups: u64,
+}
+
+impl<B> Default for Known<B> {
+    fn default() -> Self {
+        Self { passthrough: 0, backing: None, plain: 0, alias: 0, moving: None, lookups: 0 }
+    }
+}
+
+impl<B> Known<B> {
+    fn is_aliased(&self, now: Instant) -> bool {
+        self.alias > 0 || self.moving.is_some_and(|until| until > now)
+    }
+
+    fn is_needed(&self, now: Instant) -> bool {
+        self.passthrough + self.plain > 0 || self.lookups > 0 || self.is_aliased(now)
+    }
+
+    /// Keeps the alias for whoever is being sent there.
+    fn look_again(&mut self, now: Instant) -> LookAgain {
+        let is_new = !self.is_aliased(now);
+        self.moving = Some(now + MOVING);
+        LookAgain { is_new }
+    }
+}
+
+impl<B> Default for Passthrough<B> {
+    fn default() -> Self {
+        let (works, refusal) = (AtomicBool::new(true), Mutex::default());
+        Self { files: Mutex::default(), works, refusal }
+    }
+}
+
+impl<B> Passthrough<B> {
+    /// Somebody opens a file, by its alias where `by_alias`. `lend` is for those who may read it in passthrough, and
+    /// is called where nobody does so far.
+    pub(super) fn enter(
+        &self,
+        ino: Ino,
+        by_alias: bool,
+        now: Instant,
+        lend: Option<impl FnOnce() -> Option<B>>,
+    ) -> Result<(Way, Option<Arc<B>>), LookAgain> {
+        let mut files = self.files.lock();
+        let known = files.entry(ino).or_default();
+        debug_assert!(known.plain == 0 || known.alias == 0, "{ino} is open in both ways");
+        debug_assert!(known.plain == 0 || known.passthrough == 0, "{ino} is open in both ways");
+        if by_alias {
+            if known.plain > 0 {
+                return Err(LookAgain { is_new: false });
+            }
+            known.alias += 1;
+            return Ok((Way::Alias, None));
+        }
+        if known.is_aliased(now) {
+            return Err(known.look_again(now));
+        }
+        if known.passthrough > 0 {
+            if lend.is_none() {
+                let answer = known.look_again(now);
+                files.retain(|_, known| known.is_needed(now));
+                return Err(answer);
+            }
+            known.passthrough += 1;
+            return Ok((Way::Passthrough, known.backing.clone()));
+        }
+        let lent = if known.plain == 0 { lend.and_then(|lend| lend()) } else { None };
+        if let Some(backing) = lent {
+            known.passthrough = 1;
+            known.backing = Some(Arc::new(backing));
+            return Ok((Way::Passthrough, known.backing.clone()));
+        }
+        known.plain += 1;
+        Ok((Way::Plain, None))
+    }
+
+    /// A file is closed, which the kernel knows already.
+    pub(super) fn leave(&self, ino: Ino, way: Way, now: Instant) {
+        let backing = {
+            let mut files = self.files.lock();
+            let Some(known) = files.get_mut(&ino) else { return };
+            let count = match way {
+                Way::Passthrough => &mut known.passthrough,
+                Way::Plain => &mut known.plain,
+                Way::Alias => &mut known.alias,
+            };
+            *count -= 1;
+            let backing = if known.passthrough == 0 { known.backing.take() } else { None };
+            if !known.is_needed(now) {
+                files.remove(&ino);
+            }
+            backing
+        };
+        drop(backing);
+    }
+
+    /// Whether a LOOKUP is to give the alias; it counts as given then.
+    pub(super) fn give_alias(&self, ino: Ino, now: Instant) -> bool {
+        let mut files = self.files.lock();
+        let Some(known) = files.get_mut(&ino).filter(|known| known.is_aliased(now)) else {
+            return false;
+        };
+        known.moving = Some(now + MOVING);
+        known.lookups += 1;
+        true
+    }
+
+    /// The kernel forgets an alias that it was given so many times.
+    pub(super) fn forget_alias(&self, ino: Ino, lookups: u64, now: Instant) {
+        let mut files = self.files.lock();
+        if let Some(known) = files.get_mut(&ino) {
+            known.lookups = known.lookups.saturating_sub(lookups);
+            if !known.is_needed(now) {
+                files.remove(&ino);
+            }
+        }
+    }
+
+    /// Whether whoever opens the file gets the alias.
+    pub(super) fn is_aliased(&self, ino: Ino, now: Instant) -> bool {
+        self.files.lock().get(&ino).is_some_and(|known| known.is_aliased(now))
+    }
+
+    /// Whether the kernel may know the alias.
+    pub(super) fn has_alias(&self, ino: Ino) -> bool {
+        self.files.lock().get(&ino).is_some_and(|known| known.lookups > 0)
+    }
+
+    /// Whether somebody reads it in passthrough.
+    pub(super) fn reads(&self, ino: Ino) -> bool {
+        self.files.lock().get(&ino).is_some_and(|known| known.passthrough > 0)
+    }
+
+    /// Whether it is worth trying.
+    pub(super) fn works(&self) -> bool {
+        self.works.load(Ordering::Relaxed)
+    }
+
+    /// The kernel has refused a backing file. It will refuse the others.
+    pub(super) fn refused(&self, error: &io::Error) {
+        if self.works.swap(false, Ordering::Relaxed) {
+            let reason = reason(error);
+            tracing::warn!(reason, "files are read through the daemon");
+            *self.refusal.lock() = Some(reason);
+        }
+    }
+
+    /// Why it does not work.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.refusal.lock().clone()
+    }
+
+    /// The mount is gone, and every file with it.
+    pub(super) fn close(&self) {
+        let files = std::mem::take(&mut *self.files.lock());
+        drop(files);
+    }
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "the kernel (6.9 or later, CONFIG_FUSE_PASSTHROUGH) or CAP_SYS_ADMIN is missing".into()
+        }
+        Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL) => {
+            "the kernel has no FUSE passthrough (6.9 or later, CONFIG_FUSE_PASSTHROUGH)".into()
+        }
+        Some(libc::ELOOP) => {
+            "the data directory is on a stacked file system (overlayfs): use a disk's own".into()
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Arc, Duration, Ino, Instant, LookAgain, MOVING, Passthrough, Way, io};
+
+    const INO: Ino = Ino(5);
+    type Table = Passthrough<u32>;
+    type Answer = Result<(Way, Option<Arc<u32>>), LookAgain>;
+
+    fn reader(table: &Table, now: Instant) -> Answer {
+        table.enter(INO, false, now, Some(|| Some(7)))
+    }
+
+    fn writer(table: &Table, by_alias: bool, now: Instant) -> Answer {
+        table.enter(INO, by_alias, now, None::<fn() -> Option<u32>>)
+    }
+
+    fn way(answer: Answer) -> Way {
+        answer.expect("open").0
+    }
+
+    #[test]
+    fn readers_share_a_backing_file_until_the_last_one_leaves() {
+        let (table, now) = (Table::default(), Instant::now());
+        let (first, backing) = reader(&table, now).expect("open");
+        assert_eq!((first, backing.as_deref()), (Way::Passthrough, Some(&7)));
+        let (_, shared) = table.enter(INO, false, now, Some(|| Some(8))).expect("open");
+        assert_eq!(shared.as_deref(), Some(&7));
+        drop(shared);
+        let backing = Arc::downgrade(&backing.expect("lent"));
+        table.leave(INO, Way::Passthrough, now);
+        assert!(backing.upgrade().is_some() && table.reads(INO));
+        table.leave(INO, Way::Passthrough, now);
+        assert!(backing.upgrade().is_none() && !table.reads(INO));
+        assert!(table.files.lock().is_empty());
+    }
+
+    #[test]
+    fn a_writer_that_finds_readers_gets_the_alias_and_so_does_whoever_comes_after_it() {
+        let (table, now) = (Table::default(), Instant::now());
+        assert_eq!(way(reader(&table, now)), Way::Passthrough);
+        assert!(!table.give_alias(INO, now), "nobody needs it");
+        assert_eq!(writer(&table, false, now).expect_err("readers"), LookAgain { is_new: true });
+        assert!(table.give_alias(INO, now) && table.has_alias(INO));
+        assert_eq!(way(writer(&table, true, now)), Way::Alias);
+        assert_eq!(reader(&table, now).expect_err("a writer"), LookAgain { is_new: false });
+        assert_eq!(way(table.enter(INO, true, now, Some(|| Some(9)))), Way::Alias);
+        table.leave(INO, Way::Alias, now);
+        table.leave(INO, Way::Alias, now);
+        assert!(table.is_aliased(INO, now), "another may be on its way");
+        let later = now + MOVING;
+        assert!(!table.give_alias(INO, later));
+        assert_eq!(way(reader(&table, later)), Way::Passthrough);
+        for _ in 0..2 {
+            table.leave(INO, Way::Passthrough, later);
+        }
+        table.forget_alias(INO, 1, later);
+        assert!(table.files.lock().is_empty());
+    }
+
+    #[test]
+    fn who_comes_late_to_the_alias_is_sent_back_only_where_the_file_is_open_plainly() {
+        let (table, now) = (Table::default(), Instant::now());
+        assert_eq!(way(writer(&table, false, now)), Way::Plain);
+        assert_eq!(way(reader(&table, now)), Way::Plain, "it is open already");
+        assert_eq!(writer(&table, true, now).expect_err("plain"), LookAgain { is_new: false });
+        assert!(!table.give_alias(INO, now));
+        table.leave(INO, Way::Plain, now);
+        table.leave(INO, Way::Plain, now);
+        assert_eq!(way(writer(&table, true, now)), Way::Alias);
+        assert_eq!(writer(&table, false, now).expect_err("alias"), LookAgain { is_new: false });
+    }
+
+    #[test]
+    fn what_cannot_be_lent_is_read_through_the_daemon() {
+        let (table, now) = (Table::default(), Instant::now());
+        assert_eq!(way(table.enter(INO, false, now, Some(|| None))), Way::Plain);
+        assert!(table.works() && table.refusal().is_none());
+        table.refused(&io::Error::from_raw_os_error(libc::ELOOP));
+        assert!(!table.works());
+        assert!(table.refusal().expect("a reason").contains("stacked"));
+    }
+
+    #[test]
+    fn those_who_move_are_forgotten_in_time() {
+        let (table, now) = (Table::default(), Instant::now());
+        assert_eq!(way(reader(&table, now)), Way::Passthrough);
+        writer(&table, false, now).expect_err("readers");
+        table.leave(INO, Way::Passthrough, now);
+        assert_eq!(table.files.lock().len(), 1);
+        let later = now + MOVING + Duration::from_millis(1);
+        table.enter(Ino(6), false, later, Some(|| Some(1))).expect("open");
+        table.enter(Ino(6), false, later, None::<fn() -> Option<u32>>).expect_err("readers");
+        assert_eq!(table.files.lock().len(), 1);
+    }
+}

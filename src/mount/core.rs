@@ -1,7 +1,7 @@
 //! What all operations share: stable reads, mutations, and what is kept between operations.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fuser::{FileAttr, FileType};

@@ -359,7 +359,10 @@ mod tests {
         assert!(cache.forget_pages(Ino(4)), "others wrote");
         cache.wrote_pages(Ino(4), LogIndex(14));
         assert!(!cache.keep_pages(Ino(4), false, LogIndex(14)));
-        assert!(!cache.keep_pages(Ino(4), false, LogIndex(20)), "a snapshot brought changes unannounced");
+        assert!(
+            !cache.keep_pages(Ino(4), false, LogIndex(20)),
+            "a snapshot brought changes unannounced"
+        );
     }
 
     /// A daemon that was stopped while it replied takes back what it gave.

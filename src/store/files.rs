@@ -75,8 +75,17 @@ impl Files {
         let layouts = Layouts::open(stages, same_boot)?;
         let stages = Stages::open(stages)?;
         let changed = Listener::default();
-        let files =
-            Self { path: path.to_owned(), dir, open, spares, pins, layouts, stages, lent: Lent::default(), changed };
+        let files = Self {
+            path: path.to_owned(),
+            dir,
+            open,
+            spares,
+            pins,
+            layouts,
+            stages,
+            lent: Lent::default(),
+            changed,
+        };
         files.note_placed()?;
         files.retire_unneeded()?;
         Ok(files)
@@ -145,9 +154,7 @@ impl Files {
                 self.save_pinned(target, ByteRange::at(*offset, range.len()))?;
                 self.copy(*index, source, *range, target, *offset)
             }
-            FileEffect::Remove { ino, generation } => {
-                self.discard((*ino, *generation))
-            }
+            FileEffect::Remove { ino, generation } => self.discard((*ino, *generation)),
         }
     }
 

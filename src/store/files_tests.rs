@@ -63,13 +63,8 @@ fn what_truncation_cut_off_never_comes_back() {
 fn replaying_leaves_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let files = open(dir.path());
-    let effects = [
-        write(1, 0, b"first"),
-        truncate(1, 3),
-        write(1, 5, b"x"),
-        write(2, 0, b"y"),
-        remove(2),
-    ];
+    let effects =
+        [write(1, 0, b"first"), truncate(1, 3), write(1, 5, b"x"), write(2, 0, b"y"), remove(2)];
     for replayed_from in 0..effects.len() {
         for effect in effects.iter().chain(&effects[replayed_from..]) {
             files.carry_out(LogIndex(1), effect).unwrap();
@@ -118,8 +113,7 @@ fn descriptors_are_bounded() {
         std::fs::read_link(fd.unwrap().path())
             .is_ok_and(|to| to.starts_with(dir.path().join("files")))
     };
-    let open =
-        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| ours(fd).then_some(()));
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| ours(fd).then_some(()));
     assert!(open.count() <= DESCRIPTORS + SPARES + 1);
     assert_eq!(bytes(&files, 0, 1), b"a");
 }

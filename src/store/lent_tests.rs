@@ -65,18 +65,13 @@ fn a_lent_file_stays_the_same_when_its_bytes_go() {
         if is_lent {
             files.lend((INO, FIRST), 5).unwrap().unwrap();
         }
-        carry_out(
-            &files,
-            20,
-            FileEffect::Renew { ino: INO, generation: FIRST, next: SECOND },
-        );
+        carry_out(&files, 20, FileEffect::Renew { ino: INO, generation: FIRST, next: SECOND });
         assert!(!files.path_of(INO, FIRST).exists());
         assert_eq!(files.path_of(INO, SECOND).exists(), is_lent);
         carry_out(&files, 21, write(SECOND, 0, b"2nd"));
         assert_eq!(bytes(&files, SECOND, 3).unwrap(), b"2nd");
         let of = |file: std::io::Result<std::fs::Metadata>| file.unwrap().ino();
-        let is_same =
-            of(reader.metadata()) == of(std::fs::metadata(files.path_of(INO, SECOND)));
+        let is_same = of(reader.metadata()) == of(std::fs::metadata(files.path_of(INO, SECOND)));
         // Where it is not lent it may have become a spare, and then any other file.
         assert!(is_same || !is_lent);
         if is_lent {

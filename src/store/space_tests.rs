@@ -145,7 +145,12 @@ fn a_copy_has_the_holes_of_its_source() {
     files.carry_out(crate::types::LogIndex(1), &write(2, 0, vec![9; 1280 << 10])).unwrap();
     let size = 1200 * KIB;
     files.carry_out(crate::types::LogIndex(1), &copy(5, 1, ByteRange::at(0, size), 2, 0)).unwrap();
-    files.carry_out(crate::types::LogIndex(1), &copy(6, 1, ByteRange::at(32 * KIB, 1000 * KIB), 3, 4096)).unwrap();
+    files
+        .carry_out(
+            crate::types::LogIndex(1),
+            &copy(6, 1, ByteRange::at(32 * KIB, 1000 * KIB), 3, 4096),
+        )
+        .unwrap();
     let first = (64 * KIB, 128 * KIB);
     let tail = (size, 1280 * KIB);
     assert_eq!(segments(&files, 2, 1280 * KIB), [first, (1024 * KIB, 1088 * KIB), tail]);
@@ -281,7 +286,9 @@ fn model(contents: &mut Contents, effect: &FileEffect) {
             let at = range(ByteRange::at(*offset, from.len()));
             contents.entry(*ino).or_insert([0; 128])[at].copy_from_slice(&source[range(*from)]);
         }
-        FileEffect::Remove { ino, .. } | FileEffect::Renew { ino, .. } => drop(contents.remove(ino)),
+        FileEffect::Remove { ino, .. } | FileEffect::Renew { ino, .. } => {
+            drop(contents.remove(ino))
+        }
         FileEffect::Allocate { .. } | FileEffect::Stage { .. } | FileEffect::EndStages { .. } => {}
     }
 }

@@ -92,7 +92,10 @@ fn a_truncation_cuts_extends_or_starts_anew() {
     assert_eq!(world.inode(file).generation, first.0);
 
     let applied = world.ok(resize(file, 0));
-    assert_eq!(applied.effects, [FileEffect::Renew { ino, generation: first, next: Generation(world.index) }]);
+    assert_eq!(
+        applied.effects,
+        [FileEffect::Renew { ino, generation: first, next: Generation(world.index) }]
+    );
     assert_eq!(world.inode(file).generation, world.index);
 
     let before = world.inode(file);

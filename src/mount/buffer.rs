@@ -333,12 +333,12 @@ impl State {
         let kill_suid_sgid = self.kill_suid_sgid;
         self.kill_suid_sgid &= rest;
         let ordered = !self.appends.is_empty();
-        // Where moving them failed, they are lost with the lot.
+        // What could not be moved is shown until the lot is settled.
         let moving = std::mem::take(&mut self.moving);
-        let lost = moving.iter().map(|piece| piece.data.len()).sum::<usize>();
+        let in_memory = moving.iter().map(|piece| piece.data.len()).sum::<usize>();
         let staged = std::mem::take(&mut self.staged);
         let (bytes, pieces, commands) = if is_staged {
-            (0, Vec::new(), vec![Vec::new()])
+            (0, moving, vec![Vec::new()])
         } else if ordered {
             let commands = append_commands(std::mem::take(&mut self.appends), inline_max);
             (std::mem::take(&mut self.append_bytes), Vec::new(), commands)
@@ -352,7 +352,7 @@ impl State {
         self.taken = Some(Taken {
             pieces,
             staged,
-            bytes: bytes + lost,
+            bytes: bytes + in_memory,
             appends: ordered,
             kill_suid_sgid,
             written,

@@ -27,6 +27,14 @@ const MAX_STAGE_AGE: Duration = Duration::from_secs(30);
 /// How often ages are looked at.
 const AGE_TICK: Duration = Duration::from_millis(250);
 
+/// Where the bytes of a stage are.
+enum Kept {
+    /// On this node's disk, too.
+    Here,
+    /// It has no room for some of them: they are in memory until they are committed, which cannot wait.
+    Elsewhere,
+}
+
 impl Core {
     /// Takes a WRITE into the buffer, and keeps the buffer small.
     pub(super) async fn buffer_bytes(self: &Arc<Self>, buffer: &Arc<Buffer>, new: NewBytes) {
@@ -48,8 +56,10 @@ impl Core {
         }
         let _turn = buffer.turn.acquire().await.expect("a turn is never closed");
         buffer.lock().drain_begins();
-        if let Err(error) = self.stage_pending(buffer).await {
-            self.lose_pending(buffer, &error).await;
+        match self.stage_pending(buffer).await {
+            Ok(Kept::Here) => {}
+            Ok(Kept::Elsewhere) => self.commit_lot(buffer).await,
+            Err(error) => self.lose_pending(buffer, &error).await,
         }
     }
 
@@ -62,10 +72,10 @@ impl Core {
     }
 
     /// Adds what is pending to the buffer's stage. By whoever has the turn.
-    async fn stage_pending(&self, buffer: &Buffer) -> Result<(), NodeError> {
+    async fn stage_pending(&self, buffer: &Buffer) -> Result<Kept, NodeError> {
         let pieces = buffer.lock().move_to_stage();
         if pieces.is_empty() {
-            return Ok(());
+            return Ok(Kept::Here);
         }
         let mut open = buffer.open_stage.lock().await;
         if open.is_none() {
@@ -75,9 +85,12 @@ impl Core {
         for piece in pieces {
             stage.add(piece.offset, piece.data).await?;
         }
+        if !stage.is_kept_here() {
+            return Ok(Kept::Elsewhere);
+        }
         let moved = buffer.lock().moved(stage.id());
         self.buffered.fetch_sub(moved, Ordering::Relaxed);
-        Ok(())
+        Ok(Kept::Here)
     }
 
     /// What is pending cannot be kept: the next fsync or close says so. By whoever has the turn.
@@ -130,12 +143,17 @@ impl Core {
             {
                 return self.lose_pending(buffer, &error).await;
             }
-            let batch = buffer.lock().take(buffer.ino, self.inline_max);
-            let Some(batch) = batch else { return };
-            let stage = if batch.is_staged { buffer.open_stage.lock().await.take() } else { None };
-            let result = self.propose(buffer.ino, batch, stage).await;
-            self.settle(buffer, result);
+            self.commit_lot(buffer).await;
         }
+    }
+
+    /// Commits one lot. By whoever has the turn.
+    async fn commit_lot(&self, buffer: &Buffer) {
+        let batch = buffer.lock().take(buffer.ino, self.inline_max);
+        let Some(batch) = batch else { return };
+        let stage = if batch.is_staged { buffer.open_stage.lock().await.take() } else { None };
+        let result = self.propose(buffer.ino, batch, stage).await;
+        self.settle(buffer, result);
     }
 
     /// Changes attributes after everything that was written to the inode before this call: by one

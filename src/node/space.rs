@@ -107,6 +107,7 @@ pub(super) async fn watch(handle: Handle) {
                 // What only root may take does not count.
                 total_bytes: above_reserve(space.f_blocks - space.f_bfree + space.f_bavail),
             };
+            shared.files.set_room(own.free_bytes);
             // Applies wait while the state is read.
             let members = query::members(&shared.state.read())?;
             for member in members {

@@ -7,7 +7,6 @@
 //! connection by the transport's keep-alive, and with it its place in the budget.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,13 +22,13 @@ use super::shared::Shared;
 use super::transport::ToStage;
 use crate::fs::limits::CHECKSUM_BLOCK;
 use crate::fs::{proto, query};
-use crate::store::{Files, StoreError, checksum_blocks};
+use crate::store::{StoreError, checksum_blocks};
 use crate::types::{ByteRange, NodeId, SessionId, StageId};
 
 /// Bytes on their way to peers at most, of all stages of this node.
 const BUDGET: usize = 256 << 20;
 /// A stage that is sent again goes in pieces of so many bytes.
-const PIECE: usize = 1 << 20;
+const PIECE: u64 = 1 << 20;
 /// Between two attempts to find a quorum.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -92,6 +91,9 @@ pub struct OpenStage {
     /// The connections by which peers have been sent all of it so far.
     lanes: BTreeMap<NodeId, u64>,
     ranges: RangeSet<u64>,
+    sums: Checksums,
+    /// What this node's own disk had no room for, in the order in which it came.
+    homeless: Vec<(u64, Bytes)>,
     is_written: bool,
 }
 
@@ -118,6 +120,8 @@ impl Handle {
             id,
             lanes,
             ranges: RangeSet::new(),
+            sums: Checksums::default(),
+            homeless: Vec::new(),
             is_written: false,
         })
     }
@@ -190,10 +194,22 @@ impl OpenStage {
         }
         drop(weighed);
         let (handle, id) = (self.handle.clone(), self.id);
+        self.sums.add(offset, &data);
+        let kept = data.clone();
         let stored = tokio::task::spawn_blocking(move || handle.files().stage(id, offset, &data));
-        stored.await.map_err(|_| NodeError::Stopping)??;
+        match stored.await.map_err(|_| NodeError::Stopping)? {
+            Err(error) if error.is_full() => self.homeless.push((offset, kept)),
+            stored => stored?,
+        }
         self.ranges.insert(range.start..range.end);
         Ok(())
+    }
+
+    /// Whether this node's own disk has all of it. Where it has not, the rest takes memory until it is written:
+    /// soon.
+    #[must_use]
+    pub fn is_kept_here(&self) -> bool {
+        self.homeless.is_empty()
     }
 
     /// Waits until a quorum of the voters has everything that was added: on disk, where it is to be durable.
@@ -219,17 +235,43 @@ impl OpenStage {
     /// # Errors
     /// When this node's own disk refuses.
     pub async fn pieces(&self) -> Result<Vec<proto::Piece>, NodeError> {
-        let (handle, id, ranges) = (self.handle.clone(), self.id, self.ranges.clone());
-        let pieces = tokio::task::spawn_blocking(move || {
-            let piece = |range: Range<u64>| {
-                let range = ByteRange { start: range.start, end: range.end };
-                let checksums = checksums(handle.files(), id, range)?;
-                let (offset, length) = (range.start, range.len());
-                Ok(proto::Piece { offset, length, checksums, ..proto::Piece::default() })
-            };
-            ranges.into_iter().map(piece).collect::<Result<_, NodeError>>()
+        let mut pieces = Vec::new();
+        for range in self.ranges.iter() {
+            let range = ByteRange { start: range.start, end: range.end };
+            let mut checksums = Vec::new();
+            for block in checksum_blocks(range) {
+                checksums.push(match self.sums.of(block) {
+                    Some(sum) => sum,
+                    None => crc32c::crc32c(&self.read(block).await?),
+                });
+            }
+            let (offset, length) = (range.start, range.len());
+            pieces.push(proto::Piece { offset, length, checksums, ..proto::Piece::default() });
+        }
+        Ok(pieces)
+    }
+
+    /// Reads what was added.
+    async fn read(&self, range: ByteRange) -> Result<Vec<u8>, NodeError> {
+        let len = usize::try_from(range.len()).expect("one block or piece");
+        let (handle, id, is_kept) = (self.handle.clone(), self.id, self.is_kept_here());
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; len];
+            let is_there = handle.files().read_stage(id, range.start, &mut bytes)?;
+            // What it has not is laid over it; otherwise its session has ended.
+            if is_there || !is_kept { Ok(bytes) } else { Err(NodeError::SessionLost) }
         });
-        pieces.await.map_err(|_| NodeError::Stopping)?
+        let mut bytes = read.await.map_err(|_| NodeError::Stopping)??;
+        for (offset, data) in &self.homeless {
+            let over = ByteRange::at(*offset, data.len() as u64);
+            let (start, end) = (range.start.max(over.start), range.end.min(over.end));
+            if start < end {
+                let at = |at: u64, from: u64| usize::try_from(at - from).expect("in memory");
+                bytes[at(start, range.start)..at(end, range.start)]
+                    .copy_from_slice(&data[at(start, *offset)..at(end, *offset)]);
+            }
+        }
+        Ok(bytes)
     }
 
     /// The command that writes it is on its way: it belongs to the file from now on.
@@ -257,7 +299,7 @@ impl OpenStage {
             shared.transport.stage(node, lane, sent);
             answers.push(answered);
         }
-        if voters.contains(&own) {
+        if voters.contains(&own) && self.is_kept_here() {
             // Meanwhile the others do the same.
             if durable {
                 let (handle, id) = (self.handle.clone(), self.id);
@@ -289,18 +331,11 @@ impl OpenStage {
             for range in self.ranges.clone() {
                 let mut at = range.start;
                 while at < range.end {
-                    let len = usize::try_from(range.end - at).unwrap_or(PIECE).min(PIECE);
-                    let (handle, id) = (self.handle.clone(), self.id);
-                    let read = tokio::task::spawn_blocking(move || {
-                        let mut bytes = vec![0; len];
-                        let is_there = handle.files().read_stage(id, at, &mut bytes)?;
-                        Ok::<_, StoreError>(is_there.then_some(bytes))
-                    });
-                    let read = read.await.map_err(|_| NodeError::Stopping)??;
-                    let data = Bytes::from(read.ok_or(NodeError::SessionLost)?);
+                    let piece = ByteRange { start: at, end: range.end.min(at + PIECE) };
+                    let data = Bytes::from(self.read(piece).await?);
                     let weighed = self.handle.0.staging.weigh(data).await;
                     self.send_data(node, lane, at, &weighed);
-                    at += len as u64;
+                    at = piece.end;
                 }
             }
             self.lanes.insert(node, lane);
@@ -338,15 +373,62 @@ fn peers(shared: &Shared) -> Result<Vec<NodeId>, StoreError> {
         .collect())
 }
 
-/// Of each block that a range of a stage lies in, of the part that is in the range.
-fn checksums(files: &Files, id: StageId, range: ByteRange) -> Result<Vec<u32>, NodeError> {
-    let mut buffer = vec![0; usize::try_from(CHECKSUM_BLOCK).expect("a block is small")];
-    checksum_blocks(range)
-        .map(|block| {
-            let part = &mut buffer[..usize::try_from(block.len()).expect("at most a block")];
-            // Its session has ended where it is gone.
-            let is_there = files.read_stage(id, block.start, part)?;
-            if is_there { Ok(crc32c::crc32c(part)) } else { Err(NodeError::SessionLost) }
-        })
-        .collect()
+/// Checksums of blocks, summed up while bytes come in order.
+#[derive(Debug, Default)]
+struct Checksums(BTreeMap<u64, Sum>);
+
+/// Of one block.
+#[derive(Clone, Copy, Debug)]
+struct Sum {
+    range: ByteRange,
+    /// None where bytes came in another order.
+    crc: Option<u32>,
+}
+
+impl Checksums {
+    fn add(&mut self, offset: u64, data: &[u8]) {
+        for part in checksum_blocks(ByteRange::at(offset, data.len() as u64)) {
+            let at = |at: u64| usize::try_from(at - offset).expect("in memory");
+            let bytes = &data[at(part.start)..at(part.end)];
+            let sum = self.0.entry(part.start / CHECKSUM_BLOCK);
+            let sum = sum.or_insert(Sum { range: ByteRange::at(part.start, 0), crc: Some(0) });
+            let follows = sum.range.end == part.start;
+            sum.crc = sum.crc.filter(|_| follows).map(|crc| crc32c::crc32c_append(crc, bytes));
+            sum.range.end = sum.range.end.max(part.end);
+        }
+    }
+
+    /// Of the part of a block, where it is known.
+    fn of(&self, part: ByteRange) -> Option<u32> {
+        let sum = self.0.get(&(part.start / CHECKSUM_BLOCK))?;
+        sum.crc.filter(|_| sum.range == part)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ByteRange, CHECKSUM_BLOCK, Checksums};
+
+    #[test]
+    fn checksums_of_what_came_in_order_are_known() {
+        let data: Vec<u8> = (0..300_000_u32).map(|at| at.to_le_bytes()[0] ^ 5).collect();
+        let mut sums = Checksums::default();
+        for start in (0..data.len()).step_by(7_000) {
+            let end = data.len().min(start + 7_000);
+            sums.add(start as u64, &data[start..end]);
+        }
+        let block = usize::try_from(CHECKSUM_BLOCK).unwrap();
+        for (number, bytes) in data.chunks(block).enumerate() {
+            let range = ByteRange::at(number as u64 * CHECKSUM_BLOCK, bytes.len() as u64);
+            assert_eq!(sums.of(range), Some(crc32c::crc32c(bytes)));
+            assert_eq!(sums.of(ByteRange { start: range.start + 1, ..range }), None);
+        }
+        sums.add(10, b"over");
+        assert_eq!(sums.of(ByteRange::at(0, CHECKSUM_BLOCK)), None, "written over");
+        let mut sums = Checksums::default();
+        sums.add(500, b"behind");
+        sums.add(0, b"before");
+        assert_eq!(sums.of(ByteRange::at(0, 6)), None);
+        assert_eq!(sums.of(ByteRange::at(500, 6)), None);
+    }
 }

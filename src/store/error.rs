@@ -138,6 +138,12 @@ impl From<crate::fs::CorruptRecord> for StoreError {
 }
 
 impl StoreError {
+    /// Whether it says that the disk has no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if super::room::is_full(source))
+    }
+
     /// For `map_err` after a system call.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }

@@ -13,6 +13,7 @@ use super::layouts::{Layouts, Locked};
 use super::lent::Lent;
 use super::pins::Pins;
 use super::recent::Recent;
+use super::room::Room;
 use super::spares::Spares;
 use super::stages::Stages;
 use super::sys;
@@ -55,6 +56,7 @@ pub struct Files {
     layouts: Layouts,
     stages: Stages,
     lent: Lent,
+    room: Room,
     /// Told when bytes that were missing are no more, or will not come by themselves.
     changed: Listener,
 }
@@ -75,17 +77,9 @@ impl Files {
         let layouts = Layouts::open(stages, same_boot)?;
         let stages = Stages::open(stages)?;
         let changed = Listener::default();
-        let files = Self {
-            path: path.to_owned(),
-            dir,
-            open,
-            spares,
-            pins,
-            layouts,
-            stages,
-            lent: Lent::default(),
-            changed,
-        };
+        let (lent, room) = (Lent::default(), Room::default());
+        let path = path.to_owned();
+        let files = Self { path, dir, open, spares, pins, layouts, stages, lent, room, changed };
         files.note_placed()?;
         files.retire_unneeded()?;
         Ok(files)
@@ -165,9 +159,16 @@ impl Files {
         if self.would_bare(&layouts, key, offset)? {
             return self.set_aside(&mut layouts, at, key, (offset, data));
         }
+        if !self.has_room(key, range)? {
+            return layouts.set(key, range, Away::Missing { version: at });
+        }
+        let written = self.write_at(key, offset, data);
+        self.or_missing(written, &mut layouts, (key, range), at)
+    }
+
+    pub(super) fn write_at(&self, key: Key, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         let written = self.file_or_new(key.0, key.1)?.write_all_at(data, offset);
-        written.map_err(|source| self.failed("write", key.0, key.1, source))?;
-        layouts.clear(key, range)
+        written.map_err(|source| self.failed("write", key.0, key.1, source))
     }
 
     fn resize(&self, at: LogIndex, key: Key, size: u64) -> Result<(), StoreError> {
@@ -231,6 +232,10 @@ impl Files {
         &self.lent
     }
 
+    pub(super) fn room(&self) -> &Room {
+        &self.room
+    }
+
     /// Has `listener` called when bytes that were missing are no more, or will not come by themselves. Once.
     pub fn on_change(&self, listener: impl Fn() + Send + Sync + 'static) {
         let first = self.changed.0.set(Box::new(listener)).is_ok();
@@ -286,17 +291,8 @@ impl Files {
             buffer.fill(0);
             return Ok(());
         };
-        let mut done = 0;
-        while done < buffer.len() {
-            match file.read_at(&mut buffer[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(more) => done += more,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(source) => return Err(self.failed("read", ino, generation, source)),
-            }
-        }
-        buffer[done..].fill(0);
-        Ok(())
+        sys::read_up_to(&file, buffer, offset)
+            .map_err(|source| self.failed("read", ino, generation, source))
     }
 
     /// The same where it needs no waiting for a disk (`RWF_NOWAIT`): false, and `buffer` undefined,

@@ -2,6 +2,7 @@
 //! meanwhile where they are.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use rustix::fs::XattrFlags;
 
 use super::files::{Files, Key};
 use super::layout::{Away, Layout, Part};
+use super::room;
 use super::space::copy_data;
 use super::stages::{Found, Stage, checksum_blocks};
 use crate::fs::StagedPiece;
@@ -46,6 +48,10 @@ impl Files {
     /// # Errors
     /// When the local file system refuses.
     pub fn stage(&self, id: StageId, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        if !self.room().take(data.len() as u64) {
+            let full = io::Error::from(io::ErrorKind::StorageFull);
+            return Err(StoreError::io("keep bytes in", &self.stages().fresh_path(id))(full));
+        }
         let stage = self.stages().arriving(id)?;
         let came = ByteRange::at(offset, data.len() as u64);
         let target = {
@@ -317,17 +323,16 @@ impl Files {
     ) -> Result<(), StoreError> {
         let mut layouts = self.layouts().lock(key.0);
         for (part, away) in layouts.parts(key, ByteRange::at(offset, data.len() as u64)) {
-            if !matches!(away, Some(Away::Missing { version: needed }) if needed <= version) {
-                continue;
-            }
-            if self.would_bare(&layouts, key, part.start)? {
+            let needed = match away {
+                Some(Away::Missing { version: needed }) if needed <= version => needed,
+                _ => continue,
+            };
+            if self.would_bare(&layouts, key, part.start)? || !self.has_room(key, part)? {
                 break;
             }
             let at = |at: u64| usize::try_from(at - offset).expect("within what came");
-            let file = self.file_or_new(key.0, key.1)?;
-            let written = file.write_all_at(&data[at(part.start)..at(part.end)], part.start);
-            written.map_err(|source| self.failed("write", key.0, key.1, source))?;
-            layouts.clear(key, part)?;
+            let written = self.write_at(key, part.start, &data[at(part.start)..at(part.end)]);
+            self.or_missing(written, &mut layouts, (key, part), needed)?;
         }
         drop(layouts);
         self.tell_changed();
@@ -365,11 +370,19 @@ impl Files {
             return Ok(false);
         }
         let chunk = ByteRange { end: part.end.min(part.start + CHUNK), ..part };
+        if !self.has_room(key, chunk)? {
+            return Ok(false);
+        }
         let stage = self.stages().file(index)?.ok_or_else(|| self.lost_stage(index))?;
         let file = self.file_or_new(key.0, key.1)?;
-        let merged = copy_data(&stage, chunk.moved(shift), &file, chunk.start);
-        merged.map_err(|source| self.failed("merge a stage into", key.0, key.1, source))?;
-        layouts.clear(key, chunk)?;
+        match copy_data(&stage, chunk.moved(shift), &file, chunk.start) {
+            Ok(()) => layouts.clear(key, chunk)?,
+            Err(error) if room::is_full(&error) => {
+                self.room().is_gone();
+                return Ok(false);
+            }
+            Err(source) => return Err(self.failed("merge a stage into", key.0, key.1, source)),
+        }
         Ok(true)
     }
 

@@ -23,6 +23,7 @@ mod point;
 mod recent;
 mod records;
 mod recover;
+mod room;
 mod snapshot;
 mod space;
 mod spares;

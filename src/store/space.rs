@@ -119,10 +119,14 @@ impl Files {
         if saved.is_none() {
             self.pins().pin(index, source, range)?;
         }
-        let missing = self.missing(source, range);
+        // What is staged here still, for want of room, cannot be copied either.
+        let missing: Vec<_> = self.parts(source, range).into_iter().flatten().collect();
         // Until it is done, nobody merges what was written before.
         let mut layouts = self.layouts().lock(target.0);
         let (by, to) = (offset.wrapping_sub(range.start), ByteRange::at(offset, range.len()));
+        if !self.has_room(target, to)? {
+            return layouts.set(target, to, Away::Missing { version: index });
+        }
         let aside = self.would_bare(&layouts, target, offset)?;
         let target_file = || match aside {
             true => self.aside(index).map(Arc::new),
@@ -135,12 +139,13 @@ impl Files {
             (None, Some(from)) => copy_bytes(&from, range, &*target_file()?, offset),
             (None, None) => punch(&*target_file()?, to),
         };
-        copied.map_err(|source| self.failed("copy to", target.0, target.1, source))?;
-        match aside {
-            true => layouts.set(target, to, Away::Staged { index, shift: 0 })?,
-            false => layouts.clear(target, to)?,
+        let copied = copied.map_err(|source| self.failed("copy to", target.0, target.1, source));
+        let whole = copied.is_ok();
+        self.or_missing(copied, &mut layouts, (target, to), index)?;
+        if aside && whole {
+            layouts.set(target, to, Away::Staged { index, shift: 0 })?;
         }
-        for (part, _) in missing {
+        for (part, _) in missing.into_iter().filter(|(_, away)| away.is_some()) {
             layouts.set(target, part.moved(by), Away::Missing { version: index })?;
         }
         Ok(())

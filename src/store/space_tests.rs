@@ -287,7 +287,7 @@ fn model(contents: &mut Contents, effect: &FileEffect) {
             contents.entry(*ino).or_insert([0; 128])[at].copy_from_slice(&source[range(*from)]);
         }
         FileEffect::Remove { ino, .. } | FileEffect::Renew { ino, .. } => {
-            drop(contents.remove(ino))
+            contents.remove(ino);
         }
         FileEffect::Allocate { .. } | FileEffect::Stage { .. } | FileEffect::EndStages { .. } => {}
     }

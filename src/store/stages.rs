@@ -17,6 +17,7 @@ use rangemap::RangeSet;
 use super::durable;
 use super::merge::Target;
 use super::recent::Recent;
+use super::sys;
 use crate::fs::StagedPiece;
 use crate::fs::limits::CHECKSUM_BLOCK;
 use crate::store::StoreError;
@@ -68,7 +69,7 @@ impl Stages {
         Ok(Self { fresh, written, arriving: Mutex::default(), open })
     }
 
-    /// Reads bytes that have come; false where the stage is not fresh.
+    /// Reads bytes that have come, and zeros where none have; false where the stage is not fresh.
     pub(super) fn read(
         &self,
         id: StageId,
@@ -76,7 +77,7 @@ impl Stages {
         buffer: &mut [u8],
     ) -> Result<bool, StoreError> {
         let Some(stage) = self.arriving.lock().get(&id).cloned() else { return Ok(false) };
-        let read = stage.file.read_exact_at(buffer, offset);
+        let read = sys::read_up_to(&stage.file, buffer, offset);
         read.map_err(StoreError::io("read", &self.fresh_path(id)))?;
         // It may have been written, and become a file that others have changed, while this read.
         let is_fresh = stage.state.lock().target.is_none();

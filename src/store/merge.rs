@@ -13,12 +13,15 @@ use super::layout::{Away, Layout, Part};
 use super::room;
 use super::space::copy_data;
 use super::stages::{Found, Stage, checksum_blocks};
+use super::sys;
 use crate::fs::StagedPiece;
 use crate::store::StoreError;
 use crate::types::{ByteRange, LogIndex, StageId};
 
 /// What is merged at once: applying waits no longer than this takes, if it concerns the same file.
 const CHUNK: u64 = 1 << 20;
+/// A stage goes to the disk in lots of so many bytes.
+const WRITE_BACK: u64 = 8 << 20;
 
 /// Where the bytes of a stage go that was written, perhaps before all of them had come.
 #[derive(Debug)]
@@ -60,6 +63,16 @@ impl Files {
                 let written = stage.file.write_all_at(data, offset);
                 written.map_err(StoreError::io("write", &self.stages().fresh_path(id)))?;
                 state.received.insert(came.start..came.end);
+                state.unwritten += came.len();
+                let is_much = state.unwritten >= WRITE_BACK;
+                if is_much {
+                    state.unwritten = 0;
+                }
+                drop(state);
+                // So that there is little left to do when it is to be durable.
+                if is_much {
+                    sys::start_write_back(&stage.file);
+                }
                 return Ok(());
             };
             target

@@ -55,6 +55,8 @@ pub(super) struct Stage {
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
     pub(super) received: RangeSet<u64>,
+    /// Bytes that came since the disk was told to write.
+    pub(super) unwritten: u64,
     /// Where it goes, once that is known.
     pub(super) target: Option<Arc<Target>>,
 }
@@ -234,7 +236,7 @@ fn prove(path: &Path, pieces: &[StagedPiece]) -> Result<Option<Arc<Stage>>, Stor
         let proven = proven(&file, piece).map_err(StoreError::io("read", path))?;
         proven.into_iter().for_each(|range| received.insert(range.start..range.end));
     }
-    let state = Mutex::new(Arrived { received, target: None });
+    let state = Mutex::new(Arrived { received, ..Arrived::default() });
     Ok(Some(Arc::new(Stage { file, state })))
 }
 

@@ -12,6 +12,13 @@ use std::path::Path;
 
 use crate::types::ByteRange;
 
+/// Starts to write dirty pages of a file to the disk (`sync_file_range(2)`), without waiting for it. Makes nothing
+/// durable; where it fails, whoever does finds out.
+pub(super) fn start_write_back(file: &File) {
+    // SAFETY: no memory is passed.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// Fills `buffer`, with zeros from the end of the file on.
 pub(super) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     let mut done = 0;

@@ -94,7 +94,7 @@ impl Core {
             self.kernel().drop_pages(file.buffer.ino, ByteRange::from(0));
         }
         if flags & libc::O_DSYNC != 0 {
-            self.commit_and_acknowledge(&file.buffer).await?;
+            self.commit_durably(&file.buffer).await?;
             return report_failure(&file).map(|()| written);
         }
         if kill && self.has_suid_sgid(file.buffer.ino)? {
@@ -104,20 +104,26 @@ impl Core {
         Ok(written)
     }
 
-    /// FLUSH, at each close(2): as [`Self::fsync`]. The process that closes loses its locks of the file.
+    /// FLUSH, at each close(2): everything written so far is committed and visible everywhere; a quorum has it, perhaps
+    /// in memory only. The process that closes loses its locks of the file.
     pub(super) async fn flush(&self, handle: u64, owner: u64) -> Result<(), OpError> {
         let file = self.open_file_of(handle)?;
         self.open.stop_writing(&file);
-        let flushed = self.fsync(handle).await;
+        let flushed = async {
+            let file = self.file(handle)?;
+            let acknowledged = self.commit_and_acknowledge(&file.buffer).await;
+            report_failure(&file)?;
+            acknowledged
+        };
+        let flushed = flushed.await;
         let unlocked = self.closed_by(&file, owner).await;
         flushed.and(unlocked)
     }
 
-    /// FSYNC: everything written so far is committed (which makes it durable on a quorum: it travels
-    /// in the log) and visible everywhere.
+    /// FSYNC: everything written so far is on the disks of a quorum and visible everywhere.
     pub(super) async fn fsync(&self, handle: u64) -> Result<(), OpError> {
         let file = self.file(handle)?;
-        let acknowledged = self.commit_and_acknowledge(&file.buffer).await;
+        let acknowledged = self.commit_durably(&file.buffer).await;
         report_failure(&file)?;
         acknowledged
     }

@@ -27,6 +27,15 @@ const MAX_STAGE_AGE: Duration = Duration::from_secs(30);
 /// How often ages are looked at.
 const AGE_TICK: Duration = Duration::from_millis(250);
 
+/// When bytes have to be on the disks of a quorum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disks {
+    /// Before they are proposed.
+    Now,
+    /// Some time after, or when somebody asks for it.
+    Later,
+}
+
 /// Where the bytes of a stage are.
 enum Kept {
     /// On this node's disk, too.
@@ -58,7 +67,7 @@ impl Core {
         buffer.lock().drain_begins();
         match self.stage_pending(buffer).await {
             Ok(Kept::Here) => {}
-            Ok(Kept::Elsewhere) => self.commit_lot(buffer).await,
+            Ok(Kept::Elsewhere) => self.commit_lot(buffer, Disks::Later).await,
             Err(error) => self.lose_pending(buffer, &error).await,
         }
     }
@@ -130,8 +139,12 @@ impl Core {
     }
 
     /// Commits everything that was written to the inode before this call. What cannot be committed is
-    /// recorded as a failure, which the handles report.
+    /// recorded as a failure, which the handles report. A quorum has the bytes then, perhaps in memory only.
     pub(super) async fn commit(&self, buffer: &Buffer) {
+        self.commit_to(buffer, Disks::Later).await;
+    }
+
+    async fn commit_to(&self, buffer: &Buffer, disks: Disks) {
         let target = buffer.lock().accepted();
         while !buffer.lock().is_settled(target) {
             let _turn = buffer.turn.acquire().await.expect("a turn is never closed");
@@ -143,15 +156,16 @@ impl Core {
             {
                 return self.lose_pending(buffer, &error).await;
             }
-            self.commit_lot(buffer).await;
+            self.commit_lot(buffer, disks).await;
         }
     }
 
     /// Commits one lot. By whoever has the turn.
-    async fn commit_lot(&self, buffer: &Buffer) {
+    async fn commit_lot(&self, buffer: &Buffer, disks: Disks) {
         let batch = buffer.lock().take(buffer.ino, self.inline_max);
         let Some(batch) = batch else { return };
         let stage = if batch.is_staged { buffer.open_stage.lock().await.take() } else { None };
+        let stage = stage.map(|stage| (stage, disks));
         let result = self.propose(buffer.ino, batch, stage).await;
         self.settle(buffer, result);
     }
@@ -204,9 +218,20 @@ impl Core {
         self.buffered.fetch_sub(settled, Ordering::Relaxed);
     }
 
-    /// The same, for FLUSH and FSYNC: waits until it may be acknowledged, too.
+    /// The same, for FSYNC: waits until it is on the disks of a quorum, and may be acknowledged.
+    pub(super) async fn commit_durably(&self, buffer: &Buffer) -> Result<(), OpError> {
+        self.commit_to(buffer, Disks::Now).await;
+        self.node.make_durable(buffer.ino).await?;
+        self.until_acknowledged(buffer).await
+    }
+
+    /// The same, for FLUSH: waits until it may be acknowledged.
     pub(super) async fn commit_and_acknowledge(&self, buffer: &Buffer) -> Result<(), OpError> {
         self.commit(buffer).await;
+        self.until_acknowledged(buffer).await
+    }
+
+    async fn until_acknowledged(&self, buffer: &Buffer) -> Result<(), OpError> {
         let committed = buffer.lock().committed();
         if committed > LogIndex(0) {
             self.node.until_acknowledged(committed).await?;
@@ -252,7 +277,7 @@ impl Core {
         &self,
         ino: Ino,
         mut batch: Batch,
-        stage: Option<OpenStage>,
+        stage: Option<(OpenStage, Disks)>,
     ) -> Result<LogIndex, i32> {
         if let Some(stage) = stage {
             self.fill_in(&mut batch, ino, stage).await.map_err(|error| {
@@ -277,22 +302,29 @@ impl Core {
         Ok(written.max(mod_index(&outcome)))
     }
 
-    /// Says what the stage has, once a quorum has it on disk.
+    /// Says what the stage has, once a quorum has it.
     async fn fill_in(
         &self,
         batch: &mut Batch,
         ino: Ino,
-        mut stage: OpenStage,
+        (mut stage, disks): (OpenStage, Disks),
     ) -> Result<(), NodeError> {
         let id = stage.id();
         if batch.only_in.is_some_and(|session| session != id.session) {
             return Err(NodeError::SessionLost);
         }
         batch.only_in = Some(id.session);
-        stage.hold(true).await?;
+        stage.hold(disks == Disks::Now).await?;
         let pieces = stage.pieces().await?;
         let [write] = &mut batch.writes[..] else { unreachable!("one command takes a stage") };
-        *write = proto::Write { ino: ino.0, pieces, stage: id.number, ..std::mem::take(write) };
+        let (stage_number, loose) = (id.number, disks == Disks::Later);
+        *write = proto::Write {
+            ino: ino.0,
+            pieces,
+            stage: stage_number,
+            loose,
+            ..std::mem::take(write)
+        };
         stage.written();
         Ok(())
     }

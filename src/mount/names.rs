@@ -159,7 +159,7 @@ impl Core {
         }
         let removing = self.begin_removal(&[&from, &to], thread).await?;
         // A file must not lose to a crash both what it replaced and what was written to it.
-        self.commit_named(&from).await?;
+        self.commit_named(&from, &to).await?;
         let op = Op::Rename(proto::Rename {
             parent: from.parent.0,
             name: from.name,
@@ -183,10 +183,18 @@ impl Core {
         }
     }
 
-    async fn commit_named(&self, place: &Place) -> Result<(), OpError> {
-        let dentry = self.query(|state| Ok(query::lookup(state, place.parent, &place.name)?))?;
-        if let Some(buffer) = dentry.and_then(|dentry| self.open.buffer(Ino(dentry.ino))) {
+    /// Commits what was written to a file that is renamed: durably, where it replaces another one.
+    async fn commit_named(&self, from: &Place, to: &Place) -> Result<(), OpError> {
+        let (named, replaced) = self.query(|state| {
+            let named = query::lookup(state, from.parent, &from.name)?;
+            Ok((named, query::lookup(state, to.parent, &to.name)?))
+        })?;
+        let Some(ino) = named.map(|dentry| Ino(dentry.ino)) else { return Ok(()) };
+        if let Some(buffer) = self.open.buffer(ino) {
             self.commit(&buffer).await;
+        }
+        if replaced.is_some() {
+            self.node.make_durable(ino).await?;
         }
         Ok(())
     }

@@ -223,6 +223,7 @@ fn apply_entry(
         changes.iter().all(|c| shared.received.unapplied.read().covers(index, c)),
         "{command:?} changed what was not marked: {changes:?}"
     );
+    shared.durability.applied(index, &command);
     let key = key_of(&command);
     let proposer = shared.mutations.applied(key, &outcome);
     round.commands.push((key, index));

@@ -10,6 +10,7 @@ use rand::Rng;
 use tokio::sync::{oneshot, watch};
 
 use super::clock;
+use super::durability::voters;
 use super::look::Look;
 use super::mutations::{Answer, Number};
 use super::observers::Observer;
@@ -251,6 +252,16 @@ impl Handle {
         self.0.gate.get().may_serve(clock::monotonic(), mod_index)
     }
 
+    /// Waits until this replica has applied an entry; false where that takes too long.
+    pub(super) async fn until_applied(&self, index: LogIndex) -> bool {
+        let until = async {
+            while self.state().applied() < index {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(self.op_timeout(), until).await.is_ok()
+    }
+
     /// Waits until [`Self::may_serve`] holds, for the lease and for stability; or until entries were
     /// replaced, among which the one waited for may have been. The caller queries again afterwards.
     ///
@@ -348,7 +359,10 @@ impl Handle {
     pub fn deliver(&self, from: NodeId, message: ToPeer) {
         match message {
             ToPeer::Core(message) => self.0.input(Input::Peer { from, message }),
-            ToPeer::Space(report) => self.0.space.heard(from, report),
+            ToPeer::Disk(report, synced) => {
+                self.0.space.heard(from, report);
+                self.0.durability.heard(from, synced, &voters(&self.0));
+            }
         }
     }
 

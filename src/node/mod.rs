@@ -14,6 +14,7 @@
 mod apply;
 mod clock;
 mod driver;
+mod durability;
 mod fetch;
 mod handle;
 mod invalidate;
@@ -35,6 +36,7 @@ mod transport;
 
 pub use apply::{answers_here, without_answering};
 pub use clock::{monotonic, wall};
+pub use durability::Synced;
 pub use fetch::{Fetched, Wanted};
 pub use handle::{Handle, NodeError, Pending};
 pub use locks::Locked;

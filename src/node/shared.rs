@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
+use super::durability::Durability;
 use super::fetch::Fetching;
 use super::locks::Locks;
 use super::mutations::Mutations;
@@ -48,6 +49,7 @@ pub(super) struct Shared {
     pub(super) state: State,
     pub(super) files: Files,
     pub(super) space: Space,
+    pub(super) durability: Durability,
     pub(super) staging: Staging,
     pub(super) fetching: Fetching,
     pub(super) cuts: Cuts,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::Handle;
+use super::durability::voters;
 use super::transport::ToPeer;
 use crate::fs::query;
 use crate::store::StoreError;
@@ -110,11 +111,12 @@ pub(super) async fn watch(handle: Handle) {
             shared.files.set_room(own.free_bytes);
             // Applies wait while the state is read.
             let members = query::members(&shared.state.read())?;
+            let synced = shared.files.synced();
             for member in members {
-                shared.transport.send(NodeId(member.node), ToPeer::Space(own));
+                shared.transport.send(NodeId(member.node), ToPeer::Disk(own, synced));
             }
-            let voters: Vec<_> =
-                shared.state.conf_state().voters.iter().copied().map(NodeId).collect();
+            let voters = voters(&shared);
+            shared.durability.heard(shared.node, synced, &voters);
             let is_connected = |node| shared.transport.is_connected(node);
             shared.space.look(&voters, is_connected, own);
             Ok(())

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::clock::HybridClock;
 use super::driver::Driver;
+use super::durability::{self, Durability};
 use super::fetch::{self, Fetching};
 use super::locks::Locks;
 use super::mutations::Mutations;
@@ -93,6 +94,7 @@ impl Node {
         let (staged, mut merge_due) = mpsc::channel(1);
         let node = config.core.node;
         let (locks, recalled_locks) = Locks::new();
+        let durability = Durability::new(recovered.files.carried_out());
         let shared = Arc::new(Shared {
             node,
             driver,
@@ -111,6 +113,7 @@ impl Node {
             state: recovered.state,
             files: recovered.files,
             space: Space::new(node, config.reserve),
+            durability,
             staging: Staging::new(),
             fetching: Fetching::new(),
             cuts: Cuts::default(),
@@ -152,6 +155,7 @@ impl Node {
             tokio::spawn(session::housekeep(handle.clone())),
             tokio::spawn(locks::give_back(handle.clone(), recalled_locks)),
             tokio::spawn(space::watch(handle.clone())),
+            tokio::spawn(durability::write_back(handle.clone())),
             tokio::spawn(fetch::fetch(handle.clone())),
         ];
         Ok(Self { handle, driver, threads, tasks })

@@ -2,19 +2,20 @@
 
 use std::pin::Pin;
 
+use super::durability::Synced;
 use super::fetch::{Fetched, Wanted};
 use super::space::SpaceReport;
 use super::staging::Weighed;
 use crate::consensus::PeerMessage;
-use crate::types::{NodeId, StageId};
+use crate::types::{LogIndex, NodeId, StageId};
 
 /// What daemons say to each other.
 #[derive(Clone, Debug)]
 pub enum ToPeer {
     /// What their cores do.
     Core(PeerMessage),
-    /// What room the sender's disk has.
-    Space(SpaceReport),
+    /// What the sender's disk has room for, and up to which entry it has everything.
+    Disk(SpaceReport, LogIndex),
 }
 
 /// What a node tells a peer of a stage of its own.
@@ -62,6 +63,9 @@ pub trait Transport: Send + Sync {
 
     /// Asks a peer for bytes; nothing where it does not have them, or cannot be asked.
     fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Fetched>;
+
+    /// Has a peer bring bytes to its disk; false where it has not all of them, nothing where it cannot be asked.
+    fn sync(&self, to: NodeId, wanted: Synced) -> Answered<bool>;
 
     /// A peer listens at this address from now on.
     fn learn(&self, node: NodeId, address: &str);

@@ -9,8 +9,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::hello::check;
 use super::peer::bulk_server::Bulk;
 use super::peer::stage_frame::Body;
-use super::peer::{FetchReply, FetchRequest, StageAnswer, StageFrame, StageMark};
-use crate::node::{Fetched, Handle, Wanted};
+use super::peer::{
+    FetchReply, FetchRequest, StageAnswer, StageFrame, StageMark, SyncReply, SyncRequest,
+};
+use crate::node::{Fetched, Handle, Synced, Wanted};
 use crate::types::{
     ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, SessionId, StageId, VolumeId,
 };
@@ -78,6 +80,24 @@ impl Bulk for BulkService {
             Ok(Ok(None)) => Err(Status::not_found("these bytes are not here")),
             Ok(Err(error)) => Err(Status::internal(error.to_string())),
             Err(_) => Err(Status::unavailable("the daemon is stopping")),
+        }
+    }
+
+    async fn sync(&self, request: Request<SyncRequest>) -> Result<Response<SyncReply>, Status> {
+        let request = request.into_inner();
+        let hello = request.hello.unwrap_or_default();
+        check(self.cluster, hello.format, &hello.cluster)?;
+        if request.volume != VolumeId::FIRST.0 {
+            return Err(Status::not_found("there is no such volume here"));
+        }
+        let wanted = Synced {
+            ino: Ino(request.ino),
+            generation: Generation(request.generation),
+            index: LogIndex(request.index),
+        };
+        match self.handle.sync_bytes(wanted).await {
+            Ok(durable) => Ok(Response::new(SyncReply { durable })),
+            Err(error) => Err(Status::internal(error.to_string())),
         }
     }
 }

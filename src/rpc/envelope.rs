@@ -24,8 +24,8 @@ pub(super) enum EnvelopeError {
 pub(super) fn encode(message: node::ToPeer) -> Envelope {
     let body = match message {
         node::ToPeer::Core(message) => body_of_core(message),
-        node::ToPeer::Space(SpaceReport { free_bytes, total_bytes }) => {
-            Body::Space(Space { free_bytes, total_bytes })
+        node::ToPeer::Disk(SpaceReport { free_bytes, total_bytes }, synced) => {
+            Body::Space(Space { free_bytes, total_bytes, synced: synced.0 })
         }
     };
     Envelope { volume: VolumeId::FIRST.0, body: Some(body) }
@@ -65,8 +65,9 @@ pub(super) fn decode(envelope: Envelope) -> Result<node::ToPeer, EnvelopeError> 
         return Err(EnvelopeError::Volume(envelope.volume));
     }
     Ok(node::ToPeer::Core(match envelope.body.ok_or(EnvelopeError::Empty)? {
-        Body::Space(Space { free_bytes, total_bytes }) => {
-            return Ok(node::ToPeer::Space(SpaceReport { free_bytes, total_bytes }));
+        Body::Space(Space { free_bytes, total_bytes, synced }) => {
+            let report = SpaceReport { free_bytes, total_bytes };
+            return Ok(node::ToPeer::Disk(report, LogIndex(synced)));
         }
         Body::Raft(bytes) => {
             let mut message = Message::default();

@@ -16,7 +16,7 @@ use super::peer::{Envelope, Frame, Hello};
 use super::stage_lanes::StageLanes;
 use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope};
 use crate::consensus::PeerMessage;
-use crate::node::{Answered, Fetched, Handle, ToPeer, ToStage, Transport, Wanted};
+use crate::node::{Answered, Fetched, Handle, Synced, ToPeer, ToStage, Transport, Wanted};
 use crate::types::{ClusterId, NodeId};
 
 /// More than this many bytes on their way to one peer are dropped: Raft sends them again when the
@@ -128,6 +128,10 @@ impl Transport for Peers {
 
     fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Fetched> {
         self.stages.fetch(from, wanted)
+    }
+
+    fn sync(&self, to: NodeId, wanted: Synced) -> Answered<bool> {
+        self.stages.sync(to, wanted)
     }
 
     fn is_connected(&self, node: NodeId) -> bool {
@@ -242,6 +246,6 @@ fn size_of_message(message: &ToPeer) -> usize {
             | PeerMessage::Commit { .. }
             | PeerMessage::LogCut { .. },
         )
-        | ToPeer::Space(_) => 64,
+        | ToPeer::Disk(..) => 64,
     }
 }

@@ -15,9 +15,9 @@ use super::lanes;
 use super::peer::bulk_client::BulkClient;
 use super::peer::stage_frame::Body;
 use super::peer::{
-    FetchReply, FetchRequest, Hello, StageAbandon, StageData, StageFrame, StageMark,
+    FetchReply, FetchRequest, Hello, StageAbandon, StageData, StageFrame, StageMark, SyncRequest,
 };
-use crate::node::{Answered, Fetched, Handle, ToStage, Wanted, Weighed};
+use crate::node::{Answered, Fetched, Handle, Synced, ToStage, Wanted, Weighed};
 use crate::types::{LogIndex, NodeId, StageId, VolumeId};
 
 /// Between two attempts to connect.
@@ -86,6 +86,22 @@ impl StageLanes {
             let FetchReply { version, data, checksum } = reply.ok()?.into_inner();
             let is_whole = crc32c::crc32c(&data) == checksum;
             is_whole.then_some(Fetched { version: LogIndex(version), data })
+        })
+    }
+
+    pub(super) fn sync(&self, node: NodeId, wanted: Synced) -> Answered<bool> {
+        let lane = self.lanes.read().get(&node).cloned();
+        let client = lane.and_then(|lane| lane.0.lock().client.clone());
+        let request = SyncRequest {
+            hello: Some(self.hello.clone()),
+            volume: VolumeId::FIRST.0,
+            ino: wanted.ino.0,
+            generation: wanted.generation.0,
+            index: wanted.index.0,
+        };
+        Box::pin(async move {
+            let reply = client?.sync(request).await;
+            Some(reply.ok()?.into_inner().durable)
         })
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::durable;
 use super::layout::Away;
 use super::layouts::{Layouts, Locked};
 use super::lent::Lent;
@@ -57,6 +58,7 @@ pub struct Files {
     stages: Stages,
     lent: Lent,
     room: Room,
+    syncing: Mutex<()>,
     /// Told when bytes that were missing are no more, or will not come by themselves.
     changed: Listener,
 }
@@ -77,9 +79,10 @@ impl Files {
         let layouts = Layouts::open(stages, same_boot)?;
         let stages = Stages::open(stages)?;
         let changed = Listener::default();
-        let (lent, room) = (Lent::default(), Room::default());
+        let (lent, room, syncing) = (Lent::default(), Room::default(), Mutex::default());
         let path = path.to_owned();
-        let files = Self { path, dir, open, spares, pins, layouts, stages, lent, room, changed };
+        let files =
+            Self { path, dir, open, spares, pins, layouts, stages, lent, room, syncing, changed };
         files.note_placed()?;
         files.retire_unneeded()?;
         Ok(files)
@@ -91,7 +94,7 @@ impl Files {
         let all = self.stages.all_written()?;
         all.into_iter()
             .filter(|index| !needed.contains(index))
-            .for_each(|i| self.layouts.retire(i));
+            .for_each(|i| self.layouts.retire(i, None));
         Ok(())
     }
 
@@ -364,10 +367,34 @@ impl Files {
     /// # Errors
     /// When bytes could not be written; some are lost then.
     pub fn sync(&self) -> Result<(), StoreError> {
+        let _one_at_a_time = self.syncing.lock();
         let image = self.layouts.image()?;
         sys::syncfs(&self.dir).map_err(StoreError::io("sync", &self.path))?;
         self.layouts.keep(&image)?;
         self.stages.remove_written(&image.retired)
+    }
+
+    /// Makes the bytes of one file durable: those that are in place, and the stages that a replay would take them from.
+    ///
+    /// # Errors
+    /// When bytes could not be written.
+    pub fn sync_file(&self, key: Key) -> Result<(), StoreError> {
+        self.stages.sync_written(&self.layouts.stages_of(key))?;
+        let Some(file) = self.file(key.0, key.1)? else { return Ok(()) };
+        file.sync_data().map_err(|source| self.failed("fsync", key.0, key.1, source))?;
+        durable::sync_parent(&self.path_of(key.0, key.1))
+    }
+
+    /// All effects up to here are durable.
+    #[must_use]
+    pub fn synced(&self) -> LogIndex {
+        self.layouts.synced()
+    }
+
+    /// All effects up to here are carried out.
+    #[must_use]
+    pub fn carried_out(&self) -> LogIndex {
+        self.layouts.done()
     }
 
     /// The same, in a directory that exists.

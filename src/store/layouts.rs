@@ -60,20 +60,23 @@ pub(super) struct Layouts {
     resume: LogIndex,
     /// All effects up to here are carried out.
     done: AtomicU64,
+    /// All effects up to here are durable.
+    synced: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Notes {
     file: File,
     number: u64,
-    /// Stages that nothing needs, but a replay from the last image may.
-    retired: Vec<LogIndex>,
+    /// Stages that nothing needs, but a replay from the last image may; whose they were, where that is known.
+    retired: Vec<(LogIndex, Option<Key>)>,
 }
 
 /// What becomes durable when the file system is synced next.
 #[derive(Debug)]
 pub(super) struct Image {
     number: u64,
+    synced: u64,
     bytes: Vec<u8>,
     /// Stages that can go then.
     pub(super) retired: Vec<LogIndex>,
@@ -122,6 +125,7 @@ impl Layouts {
             carried,
             resume,
             done: AtomicU64::new(resume.0.saturating_sub(1)),
+            synced: AtomicU64::new(synced.0),
         };
         for (key, layout) in files {
             if !layout.is_in_place() {
@@ -191,8 +195,27 @@ impl Layouts {
     }
 
     /// Nothing needs that stage any more, but a replay from the last image.
-    pub(super) fn retire(&self, index: LogIndex) {
-        self.notes.lock().retired.push(index);
+    pub(super) fn retire(&self, index: LogIndex, of: Option<Key>) {
+        self.notes.lock().retired.push((index, of));
+    }
+
+    /// The stages that a replay may need for a file.
+    pub(super) fn stages_of(&self, key: Key) -> Vec<LogIndex> {
+        let mut stages = self.lock(key.0).get(key).map(Layout::stages).unwrap_or_default();
+        let notes = self.notes.lock();
+        let its = |of: &Option<Key>| of.is_none_or(|of| of == key);
+        stages.extend(notes.retired.iter().filter(|(_, of)| its(of)).map(|(index, _)| *index));
+        stages
+    }
+
+    /// All effects up to here are durable.
+    pub(super) fn synced(&self) -> LogIndex {
+        LogIndex(self.synced.load(Ordering::Acquire))
+    }
+
+    /// All effects up to here are carried out.
+    pub(super) fn done(&self) -> LogIndex {
+        LogIndex(self.done.load(Ordering::Acquire))
     }
 
     /// What is going to be durable once the file system has been synced whole after this call; then
@@ -219,15 +242,17 @@ impl Layouts {
         let needed: Vec<_> =
             shards.iter().flat_map(|shard| shard.values()).flat_map(Layout::stages).collect();
         let unneeded =
-            std::mem::take(&mut notes.retired).into_iter().filter(|i| !needed.contains(i));
-        let (retired, later) = unneeded.partition(|index| index.0 <= synced);
+            std::mem::take(&mut notes.retired).into_iter().filter(|(i, _)| !needed.contains(i));
+        let (retired, later): (Vec<_>, _) = unneeded.partition(|(index, _)| index.0 <= synced);
         notes.retired = later;
-        Ok(Image { number, bytes, retired })
+        let retired = retired.into_iter().map(|(index, _)| index).collect();
+        Ok(Image { number, synced, bytes, retired })
     }
 
     /// The file system has been synced: the image counts from now on.
     pub(super) fn keep(&self, image: &Image) -> Result<(), StoreError> {
         durable::replace(&self.dir.join("image"), &image.bytes)?;
+        self.synced.store(image.synced, Ordering::Release);
         remove_notes(&self.dir, image.number)
     }
 
@@ -300,7 +325,7 @@ impl Locked<'_> {
         change(layout);
         let after = layout.stages();
         for index in before.into_iter().filter(|index| !after.contains(index)) {
-            self.layouts.retire(index);
+            self.layouts.retire(index, Some(key));
         }
         match (is_new, layout.is_in_place()) {
             (true, false) => drop(self.layouts.away.fetch_add(1, Ordering::AcqRel)),

@@ -174,6 +174,16 @@ impl Stages {
         }
     }
 
+    /// Makes written stages durable, those that are still there.
+    pub(super) fn sync_written(&self, stages: &[LogIndex]) -> Result<(), StoreError> {
+        for index in stages {
+            if let Some(file) = self.file(*index)? {
+                file.sync_data().map_err(StoreError::io("fsync", &self.written_path(*index)))?;
+            }
+        }
+        if stages.is_empty() { Ok(()) } else { durable::sync_dir(&self.written) }
+    }
+
     /// Deletes written stages that nothing needs.
     pub(super) fn remove_written(&self, retired: &[LogIndex]) -> Result<(), StoreError> {
         for index in retired {

@@ -1,0 +1,246 @@
+//! What is on the disks of a quorum, and what may be in its memory only: bytes that were staged for a close(2), which
+//! need not wait for disks. Whoever asks for more, through whatever node, has the replicas write them.
+//!
+//! Each node writes everything to its disk from time to time, and tells the others up to which entry it has.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
+
+use super::handle::{Handle, NodeError};
+use super::shared::Shared;
+use crate::fs::{proto, query};
+use crate::store::StoreError;
+use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId};
+
+/// Bytes are on no disk for so long at most.
+const AGE: Duration = Duration::from_secs(5);
+/// Between two attempts to find a quorum.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// What is known of it.
+#[derive(Debug)]
+pub(super) struct Durability {
+    /// The last entry by which bytes of an inode came that a quorum may have in memory only.
+    loose: Mutex<HashMap<Ino, LogIndex>>,
+    /// Of what was applied up to here, before this daemon started, nothing is known.
+    unknown: LogIndex,
+    /// Up to which entry all is on the disks of nodes.
+    synced: Mutex<BTreeMap<NodeId, LogIndex>>,
+}
+
+/// What is to be on a disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Synced {
+    /// Bytes of which inode.
+    pub ino: Ino,
+    /// Which life of them.
+    pub generation: Generation,
+    /// All that came up to this entry.
+    pub index: LogIndex,
+}
+
+impl Durability {
+    pub(super) fn new(applied: LogIndex) -> Self {
+        Self { loose: Mutex::default(), unknown: applied, synced: Mutex::default() }
+    }
+
+    /// A command is applied.
+    pub(super) fn applied(&self, index: LogIndex, command: &proto::Command) {
+        if let Some(proto::command::Op::Write(write)) = &command.op
+            && write.loose
+        {
+            self.loose.lock().insert(Ino(write.ino), index);
+        }
+    }
+
+    /// What a node has on its disk.
+    pub(super) fn heard(&self, node: NodeId, synced: LogIndex, voters: &[NodeId]) {
+        let quorum = {
+            let mut known = self.synced.lock();
+            known.insert(node, synced);
+            of_quorum(&known, voters)
+        };
+        self.loose.lock().retain(|_, index| *index > quorum);
+    }
+
+    /// Up to which entry bytes of an inode, last changed at `data_version`, have to be brought to disks; nothing
+    /// where they are there.
+    fn loose(
+        &self,
+        (ino, generation): (Ino, Generation),
+        data_version: LogIndex,
+        voters: &[NodeId],
+    ) -> Option<LogIndex> {
+        let loose = self.loose.lock().get(&ino).copied();
+        let unknown = data_version.min(self.unknown);
+        let unknown = (of_quorum(&self.synced.lock(), voters) < unknown).then_some(unknown);
+        // A life that began since has nothing from before.
+        loose.max(unknown.filter(|_| generation.0 <= self.unknown.0))
+    }
+
+    fn is_durable(&self, ino: Ino, up_to: LogIndex) {
+        let mut loose = self.loose.lock();
+        if loose.get(&ino).is_some_and(|index| *index <= up_to) {
+            loose.remove(&ino);
+        }
+    }
+}
+
+/// Up to which entry all is on the disks of a quorum.
+fn of_quorum(synced: &BTreeMap<NodeId, LogIndex>, voters: &[NodeId]) -> LogIndex {
+    let known = |node| synced.get(node).copied().unwrap_or(LogIndex(0));
+    let mut known: Vec<_> = voters.iter().map(known).collect();
+    known.sort_unstable_by(|one, other| other.cmp(one));
+    known.get(voters.len() / 2).copied().unwrap_or(LogIndex(0))
+}
+
+impl Handle {
+    /// Makes sure that all bytes of an inode that are applied here are on the disks of a quorum.
+    ///
+    /// # Errors
+    /// [`NodeError::Deadline`] after `op_timeout`.
+    pub async fn make_durable(&self, ino: Ino) -> Result<(), NodeError> {
+        let deadline = Instant::now() + self.op_timeout();
+        let voters = voters(&self.0);
+        let Some(inode) = query::inode(&self.state(), ino)? else { return Ok(()) };
+        let version = LogIndex(inode.data_version);
+        let generation = Generation(inode.generation);
+        let loose = self.0.durability.loose((ino, generation), version, &voters);
+        let Some(index) = loose else { return Ok(()) };
+        let wanted = Synced { ino, generation, index };
+        while !self.ask_for_disks(wanted, &voters, deadline).await? {
+            if Instant::now() >= deadline {
+                return Err(NodeError::Deadline);
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        self.0.durability.is_durable(ino, index);
+        Ok(())
+    }
+
+    /// Whether a quorum of these nodes has it on disk.
+    async fn ask_for_disks(
+        &self,
+        wanted: Synced,
+        voters: &[NodeId],
+        deadline: Instant,
+    ) -> Result<bool, NodeError> {
+        let mut missing = voters.len() / 2 + 1;
+        let mut answers = FuturesUnordered::new();
+        for node in voters.iter().copied().filter(|node| *node != self.node()) {
+            let asked = self.0.transport.sync(node, wanted);
+            answers.push(tokio::spawn(asked));
+        }
+        if voters.contains(&self.node()) && self.sync_bytes(wanted).await? {
+            missing -= 1;
+        }
+        while missing > 0 {
+            match tokio::time::timeout_at(deadline.into(), answers.next()).await {
+                Ok(Some(Ok(Some(true)))) => missing -= 1,
+                // It has not all of it, or cannot be asked.
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(false),
+                Err(_) => return Err(NodeError::Deadline),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Brings bytes to this node's disk; false where it has not all of them.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub async fn sync_bytes(&self, wanted: Synced) -> Result<bool, NodeError> {
+        let Synced { ino, generation, index } = wanted;
+        if !self.until_applied(index).await {
+            return Ok(false);
+        }
+        let handle = self.clone();
+        let syncing = tokio::task::spawn_blocking(move || {
+            let key = (ino, generation);
+            let inode = query::inode(&handle.state(), ino)?;
+            // What is gone since needs no disk.
+            if inode.is_none_or(|inode| inode.generation != generation.0) {
+                return Ok(true);
+            }
+            handle.files().sync_file(key)?;
+            Ok::<_, StoreError>(handle.files().missing(key, ByteRange::from(0)).is_empty())
+        });
+        Ok(syncing.await.map_err(|_| NodeError::Stopping)??)
+    }
+}
+
+pub(super) fn voters(shared: &Shared) -> Vec<NodeId> {
+    shared.state.conf_state().voters.iter().copied().map(NodeId).collect()
+}
+
+/// Brings everything to the disk that has waited for long enough. Runs for ever.
+pub(super) async fn write_back(handle: Handle) {
+    loop {
+        tokio::time::sleep(AGE).await;
+        let shared = handle.0.clone();
+        let is_loose = !shared.durability.loose.lock().is_empty();
+        if !is_loose && shared.files.synced() >= shared.durability.unknown {
+            continue;
+        }
+        let synced = tokio::task::spawn_blocking(move || {
+            if let Err(error) = shared.files.sync() {
+                shared.fail(&error);
+            }
+        });
+        // It ends with the node.
+        let _ = synced.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Durability, Generation, Ino, LogIndex, NodeId, proto};
+
+    const VOTERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+    fn write(ino: u64, loose: bool) -> proto::Command {
+        let write = proto::Write { ino, loose, ..proto::Write::default() };
+        let op = Some(proto::command::Op::Write(write));
+        proto::Command { op, ..proto::Command::default() }
+    }
+
+    #[test]
+    fn what_was_only_held_is_loose_until_a_quorum_has_synced_it() {
+        let known = Durability::new(LogIndex(0));
+        let loose =
+            |ino, version| known.loose((Ino(ino), Generation(1)), LogIndex(version), &VOTERS);
+        known.applied(LogIndex(10), &write(5, true));
+        known.applied(LogIndex(11), &write(5, false));
+        known.applied(LogIndex(12), &write(6, false));
+        assert_eq!((loose(5, 11), loose(6, 12)), (Some(LogIndex(10)), None));
+        known.heard(NodeId(1), LogIndex(12), &VOTERS);
+        known.heard(NodeId(2), LogIndex(9), &VOTERS);
+        assert_eq!(loose(5, 11), Some(LogIndex(10)));
+        known.heard(NodeId(3), LogIndex(10), &VOTERS);
+        assert_eq!(loose(5, 11), None);
+        known.applied(LogIndex(13), &write(5, true));
+        known.applied(LogIndex(14), &write(5, true));
+        known.is_durable(Ino(5), LogIndex(13));
+        assert_eq!(loose(5, 14), Some(LogIndex(14)), "it came later");
+        known.is_durable(Ino(5), LogIndex(14));
+        assert_eq!(loose(5, 14), None);
+    }
+
+    #[test]
+    fn what_was_there_before_the_start_is_believed_when_a_quorum_says_so() {
+        let known = Durability::new(LogIndex(100));
+        let loose = |version| known.loose((Ino(5), Generation(50)), LogIndex(version), &VOTERS);
+        assert_eq!(loose(60), Some(LogIndex(60)));
+        assert_eq!(loose(120), Some(LogIndex(100)), "earlier bytes of it may be older");
+        for node in VOTERS {
+            known.heard(node, LogIndex(70), &VOTERS);
+        }
+        assert_eq!((loose(60), loose(71)), (None, Some(LogIndex(71))));
+        let new = known.loose((Ino(5), Generation(101)), LogIndex(120), &VOTERS);
+        assert_eq!(new, None, "nothing of it is older");
+    }
+}

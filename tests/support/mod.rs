@@ -151,6 +151,13 @@ impl Cluster {
         found
     }
 
+    /// Waits until all nodes serve.
+    pub fn settle_mounts(&self) {
+        wait_until(PATIENCE, "all nodes to serve", || {
+            self.status().nodes.iter().all(|node| node.mounted).then_some(())
+        });
+    }
+
     /// Waits until all nodes serve and have applied the same; fails at once where two of them have
     /// come to different states.
     pub fn settle(&self) {

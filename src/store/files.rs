@@ -368,7 +368,8 @@ impl Files {
     /// When bytes could not be written; some are lost then.
     pub fn sync(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.syncing.lock();
-        let image = self.layouts.image()?;
+        let is_arriving = |index| self.stages.any_written(|target| target.index == index);
+        let image = self.layouts.image(is_arriving)?;
         sys::syncfs(&self.dir).map_err(StoreError::io("sync", &self.path))?;
         self.layouts.keep(&image)?;
         self.stages.remove_written(&image.retired)

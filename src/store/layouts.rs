@@ -219,8 +219,11 @@ impl Layouts {
     }
 
     /// What is going to be durable once the file system has been synced whole after this call; then
-    /// [`Self::keep`] it.
-    pub(super) fn image(&self) -> Result<Image, StoreError> {
+    /// [`Self::keep`] it. Stages that bytes may still come for are not done with, whatever needs them now.
+    pub(super) fn image(
+        &self,
+        is_arriving: impl Fn(LogIndex) -> bool,
+    ) -> Result<Image, StoreError> {
         let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
         // Nothing is noted without one of these.
         let mut notes = self.notes.lock();
@@ -243,7 +246,8 @@ impl Layouts {
             shards.iter().flat_map(|shard| shard.values()).flat_map(Layout::stages).collect();
         let unneeded =
             std::mem::take(&mut notes.retired).into_iter().filter(|(i, _)| !needed.contains(i));
-        let (retired, later): (Vec<_>, _) = unneeded.partition(|(index, _)| index.0 <= synced);
+        let is_done = |index: LogIndex| index.0 <= synced && !is_arriving(index);
+        let (retired, later): (Vec<_>, _) = unneeded.partition(|(index, _)| is_done(*index));
         notes.retired = later;
         let retired = retired.into_iter().map(|(index, _)| index).collect();
         Ok(Image { number, synced, bytes, retired })

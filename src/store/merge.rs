@@ -217,6 +217,10 @@ impl Files {
     ) -> Result<(), StoreError> {
         let Target { key, index, .. } = *target;
         let mut layouts = self.layouts().lock(key.0);
+        // Nobody closes it and finds out, before this is done, that nothing needs it.
+        if stage.state.lock().is_closed {
+            return Ok(());
+        }
         for (range, shift) in target.places(came) {
             for (part, away) in layouts.parts(key, range) {
                 if away != Some(Away::Missing { version: index }) {

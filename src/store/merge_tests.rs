@@ -96,6 +96,36 @@ fn a_stage_becomes_a_new_file() {
     assert!(!files.merge_some().unwrap());
 }
 
+/// What has come is merged while the rest is under way; a sync in between leaves the stage to the rest.
+#[test]
+fn a_stage_stays_while_bytes_may_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    let data = vec![7; 100];
+    carry_out(&files, 4, &write(1, 0, b"below"));
+    files.stage(id(1), 0, &data[..50]).unwrap();
+    carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, &data)]));
+    merge_all(&files);
+    files.sync().unwrap();
+    assert_eq!(count(dir.path(), "written"), 1);
+    files.stage(id(1), 50, &data[50..]).unwrap();
+    assert!(bytes(&files, 1, 100).unwrap() == data);
+    merge_all(&files);
+    files.sync().unwrap();
+    assert_eq!(count(dir.path(), "written"), 0);
+    assert!(bytes(&files, 1, 100).unwrap() == data);
+
+    files.stage(id(2), 0, &data[..50]).unwrap();
+    carry_out(&files, 6, &stage(6, 1, 2, vec![piece(0, 0, &data)]));
+    let arriving = files.stages().arriving(id(2)).unwrap();
+    merge_all(&files);
+    files.give_up_stage(id(2));
+    assert!(arriving.state.lock().is_closed);
+    files.sync().unwrap();
+    assert_eq!(count(dir.path(), "written"), 0, "nothing comes for it any more");
+    assert_eq!(files.missing(key(1), ByteRange::at(0, 100)).len(), 1);
+}
+
 /// Over bytes that are there it is read where it is, and merged in time.
 #[test]
 fn a_stage_is_merged_into_a_file() {

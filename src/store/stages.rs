@@ -59,6 +59,8 @@ pub(super) struct Arrived {
     pub(super) unwritten: u64,
     /// Where it goes, once that is known.
     pub(super) target: Option<Arc<Target>>,
+    /// Whatever still comes is not taken: the stage may be gone.
+    pub(super) is_closed: bool,
 }
 
 impl Stages {
@@ -143,7 +145,11 @@ impl Stages {
     /// No more bytes are expected of a stage, which is written; false where it is not.
     pub(super) fn finish(&self, id: StageId) -> bool {
         let mut arriving = self.arriving.lock();
-        let is_written = arriving.get(&id).is_some_and(|stage| stage.state.lock().target.is_some());
+        let is_written = arriving.get(&id).is_some_and(|stage| {
+            let mut state = stage.state.lock();
+            state.is_closed |= state.target.is_some();
+            state.is_closed
+        });
         if is_written {
             arriving.remove(&id);
         }
@@ -195,7 +201,13 @@ impl Stages {
 
     /// Deletes what a session has staged and not written.
     pub(super) fn end(&self, session: SessionId) -> Result<(), StoreError> {
-        self.arriving.lock().retain(|id, _| id.session != session);
+        self.arriving.lock().retain(|id, stage| {
+            let stays = id.session != session;
+            if !stays {
+                stage.state.lock().is_closed = true;
+            }
+            stays
+        });
         for (id, path) in self.all_fresh()? {
             if id.session == session {
                 remove(&path)?;

@@ -113,6 +113,7 @@ def attempt(outcome, site, step):
         outcome.failures[site.label] = f"{type(error).__name__}: {error}"
         outcome.readings[site.label] = Readings()
         say(f"   {outcome.comparison.name}: {site.label} failed: {error}")
+        say(site.last_words())
 
 
 def stop_all(sites):

@@ -102,6 +102,9 @@ class Gluster:
     def settle(self):
         os.sync()
 
+    def last_words(self):
+        return f"see {self.write}.log"
+
     def stop(self):
         for mount in machine.mounts_below(self.directory):
             run("umount", "--lazy", mount)

@@ -55,7 +55,7 @@ def measure(site, sizes, readings):
     else:
         tree = Tree(site.write / "tree", sizes)
         site.settle()
-        site.dev("kill", DOWN)
+        site.kill(DOWN)
         tree.write()
         site.settle()
         drop_caches()

@@ -12,6 +12,7 @@ from .machine import Failure, run, running, wait_until
 
 NODES = 3
 SETTLE_S = 600.0
+LOG_LINES = 15
 
 
 class Replica(NamedTuple):
@@ -41,6 +42,10 @@ class Native:
     def settle(self):
         os.sync()
 
+    def last_words(self):
+        """What may explain a failure."""
+        return ""
+
     def stop(self):
         remove(self.directory)
 
@@ -55,6 +60,7 @@ class Quorumfs:
         self.write = self.mount(1)
         self.readers = [self.mount(node) for node in range(2, NODES + 1)]
         self.read = self.readers[0]
+        self.down = set()
 
     def dev(self, command, *arguments):
         return run(self.binary, "dev", command, *arguments, "--dir", self.directory)
@@ -62,8 +68,13 @@ class Quorumfs:
     def start(self):
         self.dev("up", "--nodes", NODES)
 
+    def kill(self, node):
+        self.dev("kill", node)
+        self.down.add(node)
+
     def starting(self, node):
         """`quorumfs dev start` meanwhile; it ends when the node's mount serves."""
+        self.down.discard(node)
         return running(self.binary, "dev", "start", node, "--dir", self.directory)
 
     def mount(self, node):
@@ -91,6 +102,15 @@ class Quorumfs:
     def replicas(self):
         return [Replica(node["pid"], self.data(number)) for number, node in self.nodes().items() if node["pid"]]
 
+    def last_words(self):
+        """The ends of the daemons' logs, which are removed with the rest."""
+        words = []
+        for node in range(1, NODES + 1):
+            log = self.directory / f"n{node}" / "log" / "quorumfs.log"
+            if log.exists():
+                words += [f"-- the end of {log}", *log.read_text(errors="replace").splitlines()[-LOG_LINES:]]
+        return "\n".join(words)
+
     def settle(self):
         """Waits until every replica that runs has applied the same and has brought it in place and on its disk."""
         quiet_since, before = time.monotonic(), None
@@ -98,7 +118,10 @@ class Quorumfs:
         def is_quiet():
             nonlocal quiet_since, before
             os.sync()
-            running = [node for node in self.nodes().values() if node["pid"]]
+            nodes = self.nodes()
+            if stopped := [number for number, node in nodes.items() if not node["pid"] and number not in self.down]:
+                raise Failure(f"the daemon of node {stopped[0]} has stopped by itself")
+            running = [node for node in nodes.values() if node["pid"]]
             now = [(node["pid"], node["digest"], machine.written_by(node["pid"])) for node in running]
             if now != before or len({digest for _, digest, _ in now}) != 1:
                 quiet_since, before = time.monotonic(), now

@@ -167,7 +167,7 @@ fn next(handle: &Handle) -> Vec<(Key, ByteRange, LogIndex)> {
         .flat_map(|(key, ranges)| ranges.into_iter().map(move |range| (key, range)))
         .collect();
     if wanted.is_empty() {
-        let some = files.incomplete(FILES).into_iter();
+        let some = files.incomplete(None, FILES).into_iter();
         wanted.extend(some.map(|key| (key, ByteRange::from(0))));
     }
     let mut pieces = Vec::new();

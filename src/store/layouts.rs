@@ -23,6 +23,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::durable;
 use super::files::Key;
 use super::layout::{Away, Layout, Part};
+use super::unfinished::Unfinished;
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
@@ -54,6 +55,8 @@ pub(super) struct Layouts {
     shards: [Mutex<ByKey>; SHARDS],
     /// Files that are not wholly in place.
     away: AtomicUsize,
+    /// Follows the layouts; locked last.
+    unfinished: Mutex<Unfinished>,
     notes: Mutex<Notes>,
     carried: File,
     /// Effects below are carried out.
@@ -118,6 +121,7 @@ impl Layouts {
             dir: dir.to_owned(),
             shards: std::array::from_fn(|_| Mutex::default()),
             away: AtomicUsize::new(0),
+            unfinished: Mutex::default(),
             notes: Mutex::new(Notes { file, number: last, retired: Vec::new() }),
             carried,
             resume,
@@ -125,6 +129,7 @@ impl Layouts {
         };
         for (key, layout) in files {
             if !layout.is_in_place() {
+                layouts.index(key, &layout);
                 layouts.shard(key.0).lock().insert(key, layout);
                 layouts.away.fetch_add(1, Ordering::Relaxed);
             }
@@ -175,6 +180,26 @@ impl Layouts {
             shard.lock().values().flat_map(Layout::stages).collect::<Vec<_>>()
         };
         self.shards.iter().flat_map(of).collect()
+    }
+
+    /// Up to `limit` files that lack bytes, in order, beginning behind `after`.
+    pub(super) fn missing_after(&self, after: Option<Key>, limit: usize) -> Vec<Key> {
+        self.unfinished.lock().missing_after(after, limit)
+    }
+
+    /// How many files lack bytes, and how many bytes those are.
+    pub(super) fn missing_in_all(&self) -> (u64, u64) {
+        self.unfinished.lock().missing_in_all()
+    }
+
+    /// Some file that has staged bytes.
+    pub(super) fn any_staged(&self) -> Option<Key> {
+        self.unfinished.lock().any_staged()
+    }
+
+    fn index(&self, key: Key, layout: &Layout) {
+        let (missing, is_staged) = (layout.missing_len(), !layout.stages().is_empty());
+        self.unfinished.lock().set(key, missing, is_staged);
     }
 
     /// The files that are not wholly in place.
@@ -297,6 +322,7 @@ impl Locked<'_> {
         for index in before.into_iter().filter(|index| !after.contains(index)) {
             self.layouts.retire(index);
         }
+        self.layouts.index(key, layout);
         match (is_new, layout.is_in_place()) {
             (true, false) => drop(self.layouts.away.fetch_add(1, Ordering::AcqRel)),
             (false, true) => drop(self.layouts.away.fetch_sub(1, Ordering::AcqRel)),

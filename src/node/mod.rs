@@ -14,6 +14,7 @@
 mod apply;
 mod clock;
 mod driver;
+mod encoding;
 mod fetch;
 mod handle;
 mod invalidate;
@@ -35,7 +36,8 @@ mod transport;
 
 pub use apply::{answers_here, without_answering};
 pub use clock::{monotonic, wall};
-pub use fetch::{Fetched, Wanted};
+pub use encoding::{DecodeError, Encoded, Encoder, Encoding};
+pub use fetch::{Fetched, Missing, Wanted};
 pub use handle::{Handle, NodeError, Pending};
 pub use locks::Locked;
 pub use look::Look;

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
+use super::encoding::Traffic;
 use super::fetch::Fetching;
 use super::locks::Locks;
 use super::mutations::Mutations;
@@ -50,6 +51,7 @@ pub(super) struct Shared {
     pub(super) space: Space,
     pub(super) staging: Staging,
     pub(super) fetching: Fetching,
+    pub(super) traffic: Traffic,
     pub(super) cuts: Cuts,
     pub(super) received: Received,
     /// Inputs that nobody waits for.

@@ -5,6 +5,7 @@
 mod appends;
 mod direct;
 mod execution;
+mod healing;
 mod mappings;
 mod staged;
 #[path = "../support/mod.rs"]

@@ -92,6 +92,31 @@ pub struct Config {
     /// 4 KiB, maximum 1 MiB.
     #[serde(default = "default_inline_max", deserialize_with = "size")]
     pub inline_max: u64,
+
+    /// How many bytes per second this node fetches at most of what it lacks and nobody is reading, so that
+    /// healing leaves network and disks to others; what somebody reads is fetched at once, however much that
+    /// is. Default 0: no limit. Minimum, where there is one: 64 KiB. An integer, or `"50MiB"`.
+    #[serde(default, deserialize_with = "size")]
+    pub heal_rate: u64,
+
+    /// What is done to file bytes that this node sends to others: `"off"`, `"lz4"` (costs little) or `"zstd"`
+    /// (saves more, for networks slower than some 100 MB/s). Default: off. Bytes that do not compress are sent
+    /// as they are. What others send is understood whatever is set here.
+    #[serde(default)]
+    pub compression: Compression,
+}
+
+/// What is done to bulk data on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Nothing.
+    #[default]
+    Off,
+    /// LZ4.
+    Lz4,
+    /// Zstandard.
+    Zstd,
 }
 
 /// How fresh the reads of a mount are.
@@ -267,6 +292,11 @@ impl Config {
             ("snapshot_min_log", "at least 1 MiB", self.snapshot_min_log >= 1 << 20),
             ("reserve", "at least 16 MiB", self.reserve >= 16 << 20),
             ("inline_max", "from 4 KiB to 1 MiB", (4 << 10..=1 << 20).contains(&self.inline_max)),
+            (
+                "heal_rate",
+                "0 or at least 64 KiB",
+                self.heal_rate == 0 || self.heal_rate >= 64 << 10,
+            ),
         ];
         match bounds.into_iter().find(|(_, _, kept)| !kept) {
             Some((field, bounds, _)) => Err(Mistake::Bounds { field, bounds }),
@@ -395,7 +425,7 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, Mistake, ReadMode, host};
+    use super::{Compression, Config, Mistake, ReadMode, host};
     use std::time::Duration;
 
     const LEAST: &str = "data = '/var/d'\nmount = '/mnt/q'\nlisten = '127.0.0.1:7401'\n";
@@ -416,6 +446,7 @@ mod tests {
         assert_eq!(config.op_timeout, Duration::from_secs(30));
         assert_eq!((config.snapshot_min_log, config.inline_max), (64 << 20, 64 << 10));
         assert_eq!(config.reserve, 256 << 20);
+        assert_eq!((config.heal_rate, config.compression), (0, Compression::Off));
         assert_eq!((config.read, config.insecure), (ReadMode::Strong, false));
         assert_eq!(config.address(), "127.0.0.1:7401");
         assert_eq!(config.local_address(), config.listen);
@@ -433,6 +464,17 @@ mod tests {
         assert_eq!(config.inline_max, 1 << 20);
         assert!(parse("session_ttl = '2 hours'").expect_err("no such unit").contains("500ms"));
         assert!(parse("inline_max = '99999999999GiB'").is_err());
+    }
+
+    #[test]
+    fn compression_is_one_of_three() {
+        for (text, wanted) in
+            [("off", Compression::Off), ("lz4", Compression::Lz4), ("zstd", Compression::Zstd)]
+        {
+            let config = parse(&format!("compression = '{text}'")).expect("it parses");
+            assert_eq!(config.compression, wanted);
+        }
+        assert!(parse("compression = 'gzip'").expect_err("not known").contains("zstd"));
     }
 
     #[test]
@@ -468,6 +510,7 @@ mod tests {
         assert!(matches!(mistake("session_ttl = 100"), Mistake::Bounds { .. }));
         assert!(matches!(mistake("inline_max = '2MiB'"), Mistake::Bounds { .. }));
         assert!(matches!(mistake("reserve = '15MiB'"), Mistake::Bounds { .. }));
+        assert!(matches!(mistake("heal_rate = '63KiB'"), Mistake::Bounds { .. }));
         assert!(matches!(mistake("read = 'bounded=1'"), Mistake::Bounds { field: "read", .. }));
         assert!(matches!(mistake("advertise = 'node1'"), Mistake::Address { .. }));
         let mut config = parse("").expect("it parses");

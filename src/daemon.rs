@@ -175,6 +175,8 @@ fn node_config(config: &Config, identity: &Identity, directory: &DataDir) -> Nod
         op_timeout: config.op_timeout,
         snapshot_min_log: config.snapshot_min_log,
         reserve: config.reserve,
+        heal_rate: config.heal_rate,
+        compression: config.compression,
         strong: config.read == ReadMode::Strong,
     }
 }

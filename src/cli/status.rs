@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::client;
-use crate::rpc::admin::{MemberStatus, MountInfo, SessionStatus, StatusReply};
+use crate::rpc::admin::{self, MemberStatus, MountInfo, SessionStatus, StatusReply};
 use crate::types::ClusterId;
 
 /// Which daemon to ask.
@@ -49,6 +49,27 @@ struct Status {
     sessions: Vec<Session>,
     problems: Vec<String>,
     mounts: Vec<Mount>,
+    missing: Missing,
+    plain_bytes: u64,
+    sent_bytes: u64,
+}
+
+/// File bytes that the node lacks; see `proto/admin.proto`.
+#[derive(Debug, Default, Serialize)]
+struct Missing {
+    files: u64,
+    bytes: u64,
+    rate: u64,
+    left_ms: Option<u64>,
+    nowhere: Vec<Nowhere>,
+    nowhere_more: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Nowhere {
+    ino: u64,
+    start: u64,
+    end: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -150,9 +171,44 @@ fn print(status: &Status) {
             session.visible
         );
     }
+    print_missing(&status.missing);
+    if status.sent_bytes < status.plain_bytes {
+        let (sent, plain) = (size(status.sent_bytes), size(status.plain_bytes));
+        println!("{plain} of files were sent to others, compressed to {sent}");
+    }
     for problem in &status.problems {
         println!("problem: {problem}");
     }
+}
+
+fn print_missing(missing: &Missing) {
+    if missing.files == 0 {
+        println!("all bytes of all files are here");
+        return;
+    }
+    let pace = match missing.left_ms {
+        Some(left) => format!("{}/s come, {} s left", size(missing.rate), left.div_ceil(1000)),
+        None => "none come at present".to_owned(),
+    };
+    println!("missing here: {} of {} files; {pace}", size(missing.bytes), missing.files);
+    for Nowhere { ino, start, end } in &missing.nowhere {
+        println!("no connected node has bytes {start} to {end} of inode {ino}");
+    }
+    if missing.nowhere_more > 0 {
+        println!("and {} more such ranges", missing.nowhere_more);
+    }
+}
+
+fn size(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let unit = UNITS.into_iter().find(|(shift, _)| bytes >> shift > 0);
+    unit.map_or_else(
+        || format!("{bytes} B"),
+        |(shift, name)| {
+            let tenths = (u128::from(bytes) * 10) >> shift;
+            format!("{}.{} {name}", tenths / 10, tenths % 10)
+        },
+    )
 }
 
 impl From<MountInfo> for Mount {
@@ -161,6 +217,15 @@ impl From<MountInfo> for Mount {
         let point = String::from_utf8_lossy(&point).into_owned();
         let passthrough = no_passthrough.is_empty();
         Self { point, source, options, attached, passthrough, no_passthrough }
+    }
+}
+
+impl From<admin::Missing> for Missing {
+    fn from(missing: admin::Missing) -> Self {
+        let admin::Missing { files, bytes, rate, left_ms, nowhere, nowhere_more } = missing;
+        let one = |admin::Nowhere { ino, start, end }| Nowhere { ino, start, end };
+        let nowhere = nowhere.into_iter().map(one).collect();
+        Self { files, bytes, rate, left_ms, nowhere, nowhere_more }
     }
 }
 
@@ -190,6 +255,9 @@ impl From<StatusReply> for Status {
             sessions: reply.sessions.into_iter().map(Session::from).collect(),
             problems: reply.problems,
             mounts: reply.mounts.into_iter().map(Mount::from).collect(),
+            missing: reply.missing.map(Missing::from).unwrap_or_default(),
+            plain_bytes: reply.plain_bytes,
+            sent_bytes: reply.sent_bytes,
         }
     }
 }

@@ -217,7 +217,9 @@ impl Core {
         offset: u64,
         mut bytes: Vec<u8>,
     ) -> Result<Vec<u8>, OpError> {
+        let range = ByteRange::at(offset, bytes.len() as u64);
         if self.node.files().read_cached(ino, generation, offset, &mut bytes)? {
+            self.node.has_read((ino, generation), range);
             return Ok(bytes);
         }
         loop {
@@ -228,10 +230,10 @@ impl Core {
             });
             let (read, is_whole) = read.await.map_err(|_| NodeError::Stopping)??;
             if is_whole {
+                self.node.has_read((ino, generation), range);
                 return Ok(read);
             }
             bytes = read;
-            let range = ByteRange::at(offset, bytes.len() as u64);
             self.node.until_here((ino, generation), range).await?;
         }
     }

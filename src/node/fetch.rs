@@ -1,30 +1,53 @@
-//! Bytes that this replica lacks come from peers that have them: what somebody waits for first, the rest in the
-//! background.
+//! Bytes that this replica lacks come from peers that have them: what somebody waits for first, then what its
+//! reader will want next, the rest in the background.
 //!
 //! A peer answers with bytes of one version of the file. They are taken once this replica has applied that
-//! version, and only where they are still missing: nothing that was written since can differ there.
+//! version, and only where they are still missing: nothing that was written since can differ there. So a file that
+//! is written, cut or removed meanwhile needs no further care, and what has been installed is not fetched again
+//! after a restart.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+mod background;
+mod bucket;
+mod meter;
+mod peers;
+mod piece;
+mod readers;
+mod report;
+mod slots;
+mod under_way;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
+use self::meter::Meter;
+use self::peers::Asked;
+use self::readers::Readers;
+use self::report::Nowhere;
+use self::slots::Slots;
+use self::under_way::UnderWay;
 use super::handle::{Handle, NodeError};
+use crate::fs::limits::CHECKSUM_BLOCK;
 use crate::fs::query;
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId};
 
+pub(super) use background::heal;
+pub use report::Missing;
+
 /// Bytes that are asked for at once.
 const PIECE: u64 = 1 << 20;
-/// Pieces that are under way at once.
-const AT_ONCE: usize = 8;
-/// How long to wait where nobody has what is missing, or nothing is.
-const IDLE: Duration = Duration::from_millis(200);
-/// Files that are looked at in a round.
-const FILES: usize = 64;
+/// Requests that are under way at once, of each kind: small files need many.
+const REQUESTS: usize = 64;
+/// Memory for their answers, of each kind.
+const BYTES: usize = 16 << 20;
+/// Whoever waits for bytes that nobody has now looks again after this time.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// A backing file.
 type Key = (Ino, Generation);
@@ -54,28 +77,58 @@ pub struct Fetched {
 /// What is under way.
 #[derive(Debug)]
 pub(super) struct Fetching {
-    /// What somebody waits for.
-    urgent: Mutex<BTreeMap<Key, Vec<ByteRange>>>,
-    /// Pieces under way, by their first bytes.
-    under_way: Mutex<BTreeSet<(Key, u64)>>,
-    /// How many each peer is asked for.
-    asked: Mutex<BTreeMap<NodeId, usize>>,
-    slots: Arc<Semaphore>,
-    wake: Notify,
-    /// Told when something that was missing may be here.
+    under_way: UnderWay,
+    asked: Asked,
+    readers: Mutex<Readers>,
+    /// For what somebody waits for.
+    urgent: Slots,
+    /// For what somebody is going to read.
+    ahead: Slots,
+    background: Slots,
+    /// Pieces that somebody waits for and that are being fetched: the background waits meanwhile.
+    waited_for: AtomicUsize,
+    meter: Mutex<Meter>,
+    nowhere: Nowhere,
+    /// Told when something that was missing may be here, or is not being fetched any more.
     pub(super) changed: Notify,
+}
+
+/// Somebody waits, until this is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Fetching {
     pub(super) fn new() -> Self {
+        let slots = || Slots::new(REQUESTS, BYTES);
         Self {
-            urgent: Mutex::default(),
-            under_way: Mutex::default(),
-            asked: Mutex::default(),
-            slots: Arc::new(Semaphore::new(AT_ONCE)),
-            wake: Notify::new(),
+            under_way: UnderWay::default(),
+            asked: Asked::default(),
+            readers: Mutex::default(),
+            urgent: slots(),
+            ahead: slots(),
+            background: slots(),
+            waited_for: AtomicUsize::new(0),
+            meter: Mutex::default(),
+            nowhere: Nowhere::default(),
             changed: Notify::new(),
         }
+    }
+
+    /// The connection for bulk data to a peer is lost.
+    pub(super) fn lane_lost(&self, node: NodeId) {
+        self.asked.lost(node);
     }
 }
 
@@ -85,28 +138,109 @@ impl Handle {
     /// # Errors
     /// [`NodeError::Deadline`] after `op_timeout`.
     pub async fn until_here(&self, key: Key, range: ByteRange) -> Result<(), NodeError> {
-        let files = self.files();
+        let ahead = self.0.fetching.readers.lock().read(key, range);
+        if let Some(ahead) = ahead {
+            self.fetch_ahead(key, ahead);
+        }
         let here = async {
             loop {
                 let mut changed = std::pin::pin!(self.0.fetching.changed.notified());
                 // From now on nothing is missed.
                 changed.as_mut().enable();
-                if files.missing(key, range).is_empty() {
+                if self.files().missing(key, range).is_empty() {
                     return;
                 }
-                self.0.fetching.urgent.lock().entry(key).or_default().push(range);
-                self.0.fetching.wake.notify_one();
-                changed.await;
+                if !self.fetch_now(key, range).await {
+                    // Somebody else is fetching it, or nobody has it now. Being late is no failure.
+                    let _ = tokio::time::timeout(AGAIN, changed).await;
+                }
             }
         };
         let waited = tokio::time::timeout(self.op_timeout(), here).await;
         waited.map_err(|_| NodeError::Deadline)
     }
 
+    /// Bytes that are here have been read: whoever goes on will find the next ones here, too.
+    pub fn has_read(&self, key: Key, range: ByteRange) {
+        if self.files().are_in_place() {
+            return;
+        }
+        let ahead = {
+            let mut readers = self.0.fetching.readers.lock();
+            if !readers.knows(key) {
+                return;
+            }
+            if self.files().missing(key, ByteRange::from(0)).is_empty() {
+                return readers.forget(key);
+            }
+            readers.read(key, range)
+        };
+        if let Some(ahead) = ahead {
+            self.fetch_ahead(key, ahead);
+        }
+    }
+
+    /// Fetches whole blocks of a range that nobody else is fetching; false where none of them came.
+    async fn fetch_now(&self, key: Key, range: ByteRange) -> bool {
+        let fetching = &self.0.fetching;
+        let blocks = ByteRange {
+            start: range.start / CHECKSUM_BLOCK * CHECKSUM_BLOCK,
+            end: range.end.checked_next_multiple_of(CHECKSUM_BLOCK).unwrap_or(range.end),
+        };
+        let mut pieces = FuturesUnordered::new();
+        for (part, version) in self.files().missing(key, blocks) {
+            if self.files().is_arriving(key, version) {
+                continue;
+            }
+            while let Some(claim) = fetching.under_way.claim(key, part, PIECE) {
+                pieces.push(async move {
+                    let _slot = fetching.urgent.take(claim.range.len()).await;
+                    let _waiting = Waiting::begin(&fetching.waited_for);
+                    piece::fetch(self, claim, AGAIN).await
+                });
+            }
+        }
+        let mut came = false;
+        while let Some(one) = pieces.next().await {
+            came |= one;
+            fetching.changed.notify_waiters();
+        }
+        came
+    }
+
+    /// Fetches what is missing of a range, while nobody waits for it.
+    fn fetch_ahead(&self, key: Key, range: ByteRange) {
+        for (missing, version) in self.files().missing(key, range) {
+            if self.files().is_arriving(key, version) {
+                continue;
+            }
+            let mut at = missing.start;
+            while at < missing.end {
+                let part = ByteRange { start: at, end: missing.end.min(at + PIECE) };
+                at = part.end;
+                let handle = self.clone();
+                tokio::spawn(async move {
+                    let fetching = &handle.0.fetching;
+                    let _slot = fetching.ahead.take(part.len()).await;
+                    // Whoever needed it at once may have been here, or be about it.
+                    for (missing, _) in handle.files().missing(key, part) {
+                        if let Some(claim) = fetching.under_way.claim(key, missing, PIECE) {
+                            piece::fetch(&handle, claim, AGAIN).await;
+                            fetching.changed.notify_waiters();
+                        }
+                    }
+                });
+            }
+        }
+    }
+
     /// What a peer wants: nothing where this replica does not have it. Waits for the disk.
     ///
     /// # Errors
     /// When the disk refuses.
+    ///
+    /// # Panics
+    /// Where a piece does not fit into memory's addresses, which cannot be.
     pub fn give(&self, wanted: Wanted) -> Result<Option<Fetched>, StoreError> {
         let Wanted { ino, generation, range, version } = wanted;
         let current = || -> Result<Option<LogIndex>, StoreError> {
@@ -124,114 +258,4 @@ impl Handle {
         let is_of_one = current()? == Some(before);
         Ok(is_of_one.then(|| Fetched { version: before, data: data.into() }))
     }
-}
-
-/// Fetches what is missing, for as long as the node runs.
-pub(super) async fn fetch(handle: Handle) {
-    loop {
-        let mut found = false;
-        for (key, part, version) in next(&handle) {
-            let slots = handle.0.fetching.slots.clone();
-            let Ok(slot) = slots.acquire_owned().await else { return };
-            if !handle.0.fetching.under_way.lock().insert((key, part.start)) {
-                continue;
-            }
-            found = true;
-            let handle = handle.clone();
-            tokio::spawn(async move {
-                let (ino, generation) = key;
-                let wanted = Wanted { ino, generation, range: part, version };
-                if let Err(error) = fetch_piece(&handle, wanted).await {
-                    tracing::warn!(%ino, %error, "missing bytes could not be stored");
-                }
-                handle.0.fetching.under_way.lock().remove(&(key, part.start));
-                drop(slot);
-            });
-        }
-        if !found {
-            let _ = tokio::time::timeout(IDLE, handle.0.fetching.wake.notified()).await;
-        }
-    }
-}
-
-/// Pieces to fetch next: what somebody waits for, else some of the rest.
-fn next(handle: &Handle) -> Vec<(Key, ByteRange, LogIndex)> {
-    let files = handle.files();
-    if files.are_in_place() {
-        handle.0.fetching.urgent.lock().clear();
-        return Vec::new();
-    }
-    let urgent = std::mem::take(&mut *handle.0.fetching.urgent.lock());
-    let mut wanted: Vec<_> = urgent
-        .into_iter()
-        .flat_map(|(key, ranges)| ranges.into_iter().map(move |range| (key, range)))
-        .collect();
-    if wanted.is_empty() {
-        let some = files.incomplete(FILES).into_iter();
-        wanted.extend(some.map(|key| (key, ByteRange::from(0))));
-    }
-    let mut pieces = Vec::new();
-    for (key, range) in wanted {
-        for (missing, version) in files.missing(key, range) {
-            if files.is_arriving(key, version) {
-                continue;
-            }
-            let mut at = missing.start;
-            while at < missing.end && pieces.len() < 4 * AT_ONCE {
-                let piece = ByteRange { start: at, end: missing.end.min(at + PIECE) };
-                pieces.push((key, piece, version));
-                at = piece.end;
-            }
-        }
-    }
-    pieces
-}
-
-async fn fetch_piece(handle: &Handle, wanted: Wanted) -> Result<(), StoreError> {
-    for node in peers_by_load(handle) {
-        *handle.0.fetching.asked.lock().entry(node).or_default() += 1;
-        let fetched = handle.0.transport.fetch(node, wanted).await;
-        if let Some(asked) = handle.0.fetching.asked.lock().get_mut(&node) {
-            *asked -= 1;
-        }
-        let Some(fetched) = fetched else { continue };
-        if fetched.data.len() as u64 != wanted.range.len()
-            || !applied(handle, fetched.version).await
-        {
-            continue;
-        }
-        let handle = handle.clone();
-        let stored = tokio::task::spawn_blocking(move || {
-            let key = (wanted.ino, wanted.generation);
-            handle.files().install(key, wanted.range.start, &fetched.data, fetched.version)
-        });
-        return stored.await.unwrap_or(Ok(()));
-    }
-    // Nobody has it now.
-    tokio::time::sleep(IDLE).await;
-    Ok(())
-}
-
-/// The connected peers, those that are asked for least first.
-fn peers_by_load(handle: &Handle) -> Vec<NodeId> {
-    let members = query::members(&handle.state()).unwrap_or_default();
-    let asked = handle.0.fetching.asked.lock();
-    let mut peers: Vec<_> = members
-        .into_iter()
-        .map(|member| NodeId(member.node))
-        .filter(|node| *node != handle.node() && handle.0.transport.is_connected(*node))
-        .map(|node| (asked.get(&node).copied().unwrap_or(0), node))
-        .collect();
-    peers.sort_unstable();
-    peers.into_iter().map(|(_, node)| node).collect()
-}
-
-/// Waits until this replica has applied an entry; false where that takes too long.
-async fn applied(handle: &Handle, index: LogIndex) -> bool {
-    let until = async {
-        while handle.state().applied() < index {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(handle.op_timeout(), until).await.is_ok()
 }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
 use super::durability::Durability;
+use super::encoding::Traffic;
 use super::fetch::Fetching;
 use super::locks::Locks;
 use super::mutations::Mutations;
@@ -52,6 +53,7 @@ pub(super) struct Shared {
     pub(super) durability: Durability,
     pub(super) staging: Staging,
     pub(super) fetching: Fetching,
+    pub(super) traffic: Traffic,
     pub(super) cuts: Cuts,
     pub(super) received: Received,
     /// Inputs that nobody waits for.

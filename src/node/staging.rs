@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rangemap::RangeSet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::encoding::{Encoded, Encoder};
 use super::handle::{Handle, NodeError};
 use super::shared::Shared;
 use super::transport::ToStage;
@@ -45,9 +46,9 @@ pub(super) struct Staging {
 /// Bytes that count against the budget until every peer was sent them.
 #[derive(Clone, Debug)]
 pub struct Weighed {
-    /// The bytes.
-    pub data: Bytes,
-    /// Their CRC-32C.
+    /// The bytes, as they travel.
+    pub encoded: Encoded,
+    /// The CRC-32C of the bytes themselves.
     pub checksum: u32,
     _permit: Arc<OwnedSemaphorePermit>,
 }
@@ -62,11 +63,20 @@ impl Staging {
         }
     }
 
-    async fn weigh(&self, data: Bytes) -> Weighed {
+    /// Once for all peers.
+    async fn weigh(&self, encoder: &mut Encoder, data: Bytes) -> Result<Weighed, NodeError> {
         let weight = u32::try_from(data.len().min(BUDGET)).expect("the budget is below 4 GiB");
         let permit = self.budget.clone().acquire_many_owned(weight).await;
+        let permit = Arc::new(permit.expect("the budget is never closed"));
         let checksum = crc32c::crc32c(&data);
-        Weighed { data, checksum, _permit: Arc::new(permit.expect("the budget is never closed")) }
+        if !encoder.is_on() {
+            return Ok(Weighed { encoded: Encoded::plain(data), checksum, _permit: permit });
+        }
+        let mut encoding = encoder.clone();
+        let encoded = tokio::task::spawn_blocking(move || (encoding.encode(data), encoding));
+        let (encoded, encoding) = encoded.await.map_err(|_| NodeError::Stopping)?;
+        *encoder = encoding;
+        Ok(Weighed { encoded, checksum, _permit: permit })
     }
 
     pub(super) fn marked(&self, from: NodeId, mark: u64, holds: bool) {
@@ -94,6 +104,7 @@ pub struct OpenStage {
     sums: Checksums,
     /// What this node's own disk had no room for, in the order in which it came.
     homeless: Vec<(u64, Bytes)>,
+    encoder: Encoder,
     is_written: bool,
 }
 
@@ -122,6 +133,7 @@ impl Handle {
             ranges: RangeSet::new(),
             sums: Checksums::default(),
             homeless: Vec::new(),
+            encoder: Encoder::new(self.0.config.compression),
             is_written: false,
         })
     }
@@ -134,6 +146,7 @@ impl Handle {
     /// The connection for stages to a peer is lost.
     pub fn stage_lane_lost(&self, node: NodeId) {
         self.0.staging.lane_lost(node);
+        self.0.fetching.lane_lost(node);
     }
 
     /// Bytes of a peer's stage have come. Waits for the disk: not for a thread that must not.
@@ -187,7 +200,8 @@ impl OpenStage {
         if range.is_empty() {
             return Ok(());
         }
-        let weighed = self.handle.0.staging.weigh(data.clone()).await;
+        let staging = &self.handle.0.staging;
+        let weighed = staging.weigh(&mut self.encoder, data.clone()).await?;
         let sent = self.lanes.iter().map(|(node, lane)| (*node, *lane)).collect::<Vec<_>>();
         for (node, lane) in sent {
             self.send_data(node, lane, offset, &weighed);
@@ -333,7 +347,8 @@ impl OpenStage {
                 while at < range.end {
                     let piece = ByteRange { start: at, end: range.end.min(at + PIECE) };
                     let data = Bytes::from(self.read(piece).await?);
-                    let weighed = self.handle.0.staging.weigh(data).await;
+                    let staging = &self.handle.0.staging;
+                    let weighed = staging.weigh(&mut self.encoder, data).await?;
                     self.send_data(node, lane, at, &weighed);
                     at = piece.end;
                 }
@@ -344,6 +359,7 @@ impl OpenStage {
     }
 
     fn send_data(&self, node: NodeId, lane: u64, offset: u64, weighed: &Weighed) {
+        self.handle.0.traffic.sent(&weighed.encoded);
         let data = ToStage::Data { id: self.id, offset, bytes: weighed.clone() };
         self.handle.0.transport.stage(node, lane, data);
     }

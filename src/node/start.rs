@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::clock::HybridClock;
 use super::driver::Driver;
 use super::durability::{self, Durability};
+use super::encoding::Traffic;
 use super::fetch::{self, Fetching};
 use super::locks::Locks;
 use super::mutations::Mutations;
@@ -20,10 +21,11 @@ use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
 use super::space::{self, Space};
 use super::staging::Staging;
 use super::{Handle, Transport, apply, locks, log_writer, merger, session, snapshots};
+use crate::config::Compression;
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::query;
 use crate::store::{Recovered, StoreError};
-use crate::types::{ClusterId, NodeId, Position, Term};
+use crate::types::{ClusterId, Ino, NodeId, Position, SessionId, Term};
 
 /// Settings of a node.
 #[derive(Clone, Debug)]
@@ -41,6 +43,10 @@ pub struct NodeConfig {
     pub snapshot_min_log: u64,
     /// Bytes of its disk that are kept for log and snapshots.
     pub reserve: u64,
+    /// Bytes per second that are fetched in the background at most; 0: no limit.
+    pub heal_rate: u64,
+    /// What is done to bulk data that is sent.
+    pub compression: Compression,
     /// Whether this node's mount reads strongly.
     pub strong: bool,
 }
@@ -116,6 +122,7 @@ impl Node {
             durability,
             staging: Staging::new(),
             fetching: Fetching::new(),
+            traffic: Traffic::default(),
             cuts: Cuts::default(),
             received: Received::default(),
             late: Mutex::default(),
@@ -123,12 +130,7 @@ impl Node {
             log: recovered.log,
             config,
         });
-        let of_files = Arc::downgrade(&shared);
-        shared.files.on_change(move || {
-            if let Some(shared) = of_files.upgrade() {
-                shared.fetching.changed.notify_waiters();
-            }
-        });
+        tell_readers(&shared);
         let driver = Driver {
             core,
             shared: shared.clone(),
@@ -150,14 +152,7 @@ impl Node {
         let of_snapshot = shared.clone();
         threads.push(thread("snapshot", move || snapshots::run(&of_snapshot, &mut snapshot_due))?);
         let handle = Handle(shared, None);
-        let tasks = vec![
-            tokio::spawn(session::keep_open(handle.clone())),
-            tokio::spawn(session::housekeep(handle.clone())),
-            tokio::spawn(locks::give_back(handle.clone(), recalled_locks)),
-            tokio::spawn(space::watch(handle.clone())),
-            tokio::spawn(durability::write_back(handle.clone())),
-            tokio::spawn(fetch::fetch(handle.clone())),
-        ];
+        let tasks = tasks(&handle, recalled_locks);
         Ok(Self { handle, driver, threads, tasks })
     }
 
@@ -241,6 +236,32 @@ async fn hand_over(handle: &Handle) {
     if tokio::time::timeout(Duration::from_secs(1), handed).await.is_err() {
         tracing::warn!("nobody takes over leadership: the others will elect a leader");
     }
+}
+
+/// What runs for as long as the node does.
+fn tasks(
+    handle: &Handle,
+    recalled_locks: mpsc::UnboundedReceiver<(SessionId, Ino)>,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    vec![
+        tokio::spawn(session::keep_open(handle.clone())),
+        tokio::spawn(session::housekeep(handle.clone())),
+        tokio::spawn(locks::give_back(handle.clone(), recalled_locks)),
+        tokio::spawn(space::watch(handle.clone())),
+        tokio::spawn(fetch::heal(handle.clone())),
+        tokio::spawn(durability::write_back(handle.clone())),
+    ]
+}
+
+/// Whoever waits for missing bytes is told when there may be some.
+fn tell_readers(shared: &Arc<Shared>) {
+    // The files are part of what is shared.
+    let weak = Arc::downgrade(shared);
+    shared.files.on_change(move || {
+        if let Some(shared) = weak.upgrade() {
+            shared.fetching.changed.notify_waiters();
+        }
+    });
 }
 
 /// Has the kernel prefer the calling thread, where it lets us: others wait for its answers, and their

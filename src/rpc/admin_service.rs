@@ -8,15 +8,15 @@ use tonic::{Request, Response, Status};
 
 use super::admin::admin_server::Admin;
 use super::admin::{
-    ListMountsReply, ListMountsRequest, MemberStatus, MountInfo, MountReply, MountRequest,
-    SessionStatus, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
+    ListMountsReply, ListMountsRequest, MemberStatus, Missing, MountInfo, MountReply, MountRequest,
+    Nowhere, SessionStatus, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
     UnmountReply, UnmountRequest,
 };
 use super::{Mounts, MountsError, local_caller};
 use crate::consensus::Role;
 use crate::fs::query;
-use crate::node::{Handle, RaftStatus};
-use crate::types::{ClusterId, NodeId};
+use crate::node::{self, Handle, RaftStatus};
+use crate::types::{ByteRange, ClusterId, Ino, NodeId};
 
 /// Serves `proto/admin.proto` for one node.
 pub struct AdminService {
@@ -67,6 +67,7 @@ impl AdminService {
             })
             .collect();
         let (mount, mounted) = self.mounts.configured().unwrap_or_default();
+        let (plain_bytes, sent_bytes) = handle.traffic();
         Ok(StatusReply {
             cluster: self.cluster.0.to_vec().into(),
             node: handle.node().0,
@@ -90,6 +91,9 @@ impl AdminService {
             digest: state.digest().to_string(),
             epochs: self.mounts.has_epochs(),
             mounts,
+            missing: Some(missing(handle.missing())),
+            plain_bytes,
+            sent_bytes,
         })
     }
 
@@ -111,8 +115,25 @@ impl AdminService {
                 problems.push(format!("node {node} is out of reach"));
             }
         }
+        let missing = self.handle.missing();
+        let nowhere = missing.nowhere.len() as u64 + missing.nowhere_more;
+        if nowhere > 0 {
+            problems.push(format!(
+                "{nowhere} ranges of files are missing here and on every connected node: bring the nodes back that \
+                 have them"
+            ));
+        }
         problems
     }
+}
+
+fn missing(missing: node::Missing) -> Missing {
+    let node::Missing { files, bytes, rate, left, nowhere, nowhere_more } = missing;
+    let left_ms = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+    let one =
+        |(ino, range): (Ino, ByteRange)| Nowhere { ino: ino.0, start: range.start, end: range.end };
+    let nowhere = nowhere.into_iter().map(one).collect();
+    Missing { files, bytes, rate, left_ms, nowhere, nowhere_more }
 }
 
 #[tonic::async_trait]

@@ -10,9 +10,11 @@ use super::hello::check;
 use super::peer::bulk_server::Bulk;
 use super::peer::stage_frame::Body;
 use super::peer::{
-    FetchReply, FetchRequest, StageAnswer, StageFrame, StageMark, SyncReply, SyncRequest,
+    FetchReply, FetchRequest, StageAnswer, StageData, StageFrame, StageMark, SyncReply, SyncRequest,
 };
-use crate::node::{Fetched, Handle, Synced, Wanted};
+use super::wire;
+use crate::node::{DecodeError, Fetched, Handle, StageError, Synced, Wanted};
+use crate::store::StoreError;
 use crate::types::{
     ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, SessionId, StageId, VolumeId,
 };
@@ -71,12 +73,12 @@ impl Bulk for BulkService {
             version: LogIndex(request.version),
         };
         let handle = self.handle.clone();
-        let given = tokio::task::spawn_blocking(move || handle.give(wanted)).await;
-        match given {
-            Ok(Ok(Some(Fetched { version, data }))) => {
-                let checksum = crc32c::crc32c(&data);
-                Ok(Response::new(FetchReply { version: version.0, data, checksum }))
-            }
+        let given = tokio::task::spawn_blocking(move || {
+            let given = handle.give(wanted)?;
+            Ok::<_, StoreError>(given.map(|given| reply(&handle, given)))
+        });
+        match given.await {
+            Ok(Ok(Some(reply))) => Ok(Response::new(reply)),
             Ok(Ok(None)) => Err(Status::not_found("these bytes are not here")),
             Ok(Err(error)) => Err(Status::internal(error.to_string())),
             Err(_) => Err(Status::unavailable("the daemon is stopping")),
@@ -102,6 +104,12 @@ impl Bulk for BulkService {
     }
 }
 
+fn reply(handle: &Handle, Fetched { version, data }: Fetched) -> FetchReply {
+    let checksum = crc32c::crc32c(&data);
+    let (encoding, plain_length, data) = wire::parts(handle.encode(data));
+    FetchReply { version: version.0, data, checksum, encoding, plain_length }
+}
+
 /// A stream of one peer's stages.
 struct Incoming {
     from: NodeId,
@@ -125,12 +133,7 @@ impl Incoming {
             match frame.body {
                 Some(Body::Data(data)) => {
                     self.stages.insert(id);
-                    if crc32c::crc32c(&data.data) == data.checksum {
-                        self.store(id, data.offset, data.data).await;
-                    } else {
-                        tracing::error!(peer = self.from.0, stage = %id, "bytes came damaged");
-                        self.failed.insert(id);
-                    }
+                    self.store(id, data).await;
                 }
                 Some(Body::Mark(mark)) => self.answer(id, mark),
                 Some(Body::Abandon(_)) => {
@@ -151,15 +154,28 @@ impl Incoming {
         }
     }
 
-    async fn store(&mut self, id: StageId, offset: u64, data: bytes::Bytes) {
+    async fn store(&mut self, id: StageId, data: StageData) {
         if self.failed.contains(&id) {
             return;
         }
         let handle = self.handle.clone();
-        let stored =
-            tokio::task::spawn_blocking(move || handle.stage_received(id, offset, &data)).await;
-        if let Ok(Err(error)) = stored {
-            tracing::warn!(peer = self.from.0, stage = %id, %error, "bytes of a stage are not stored");
+        let stored = tokio::task::spawn_blocking(move || {
+            let StageData { offset, data, checksum, encoding, plain_length } = data;
+            let data = wire::decode(encoding, plain_length, data)?;
+            if crc32c::crc32c(&data) != checksum {
+                return Err(NotStored::Damaged(DecodeError::Damaged));
+            }
+            Ok(handle.stage_received(id, offset, &data)?)
+        });
+        if let Ok(Err(error)) = stored.await {
+            match &error {
+                NotStored::Damaged(_) => {
+                    tracing::error!(peer = self.from.0, stage = %id, "a stage lacks bytes: {error}");
+                }
+                NotStored::Stage(_) => {
+                    tracing::warn!(peer = self.from.0, stage = %id, "a stage lacks bytes: {error}");
+                }
+            }
             self.failed.insert(id);
         }
     }
@@ -183,4 +199,13 @@ impl Incoming {
             answer(synced.is_ok());
         });
     }
+}
+
+/// Why bytes that came are not in their stage.
+#[derive(Debug, thiserror::Error)]
+enum NotStored {
+    #[error(transparent)]
+    Damaged(#[from] DecodeError),
+    #[error(transparent)]
+    Stage(#[from] StageError),
 }

@@ -15,6 +15,7 @@ mod peer_service;
 mod peers;
 mod server;
 mod stage_lanes;
+mod wire;
 
 /// Messages and services of `proto/admin.proto`.
 #[allow(missing_docs, clippy::pedantic, rustdoc::all, reason = "generated")]

@@ -126,7 +126,7 @@ impl Transport for Peers {
         self.stages.send(to, lane, message);
     }
 
-    fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Fetched> {
+    fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Option<Fetched>> {
         self.stages.fetch(from, wanted)
     }
 

@@ -9,14 +9,15 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_stream::Stream;
+use tonic::Code;
 use tonic::transport::Channel;
 
-use super::lanes;
 use super::peer::bulk_client::BulkClient;
 use super::peer::stage_frame::Body;
 use super::peer::{
     FetchReply, FetchRequest, Hello, StageAbandon, StageData, StageFrame, StageMark, SyncRequest,
 };
+use super::{lanes, wire};
 use crate::node::{Answered, Fetched, Handle, Synced, ToStage, Wanted, Weighed};
 use crate::types::{LogIndex, NodeId, StageId, VolumeId};
 
@@ -69,7 +70,7 @@ impl StageLanes {
         connection.queue.is_some().then_some(connection.number)
     }
 
-    pub(super) fn fetch(&self, node: NodeId, wanted: Wanted) -> Answered<Fetched> {
+    pub(super) fn fetch(&self, node: NodeId, wanted: Wanted) -> Answered<Option<Fetched>> {
         let lane = self.lanes.read().get(&node).cloned();
         let client = lane.and_then(|lane| lane.0.lock().client.clone());
         let request = FetchRequest {
@@ -82,10 +83,22 @@ impl StageLanes {
             version: wanted.version.0,
         };
         Box::pin(async move {
-            let reply = client?.fetch(request).await;
-            let FetchReply { version, data, checksum } = reply.ok()?.into_inner();
-            let is_whole = crc32c::crc32c(&data) == checksum;
-            is_whole.then_some(Fetched { version: LogIndex(version), data })
+            let FetchReply { version, data, checksum, encoding, plain_length } =
+                match client?.fetch(request).await {
+                    Ok(reply) => reply.into_inner(),
+                    Err(status) if status.code() == Code::NotFound => return Some(None),
+                    Err(_) => return None,
+                };
+            let data = wire::decode_apart(encoding, plain_length, data).await;
+            match data {
+                Ok(data) if crc32c::crc32c(&data) == checksum => {
+                    Some(Some(Fetched { version: LogIndex(version), data }))
+                }
+                _ => {
+                    tracing::error!(peer = node.0, ino = %wanted.ino, "bytes came damaged");
+                    None
+                }
+            }
         })
     }
 
@@ -179,8 +192,9 @@ impl Stream for Frames {
 fn frame(message: ToStage) -> StageFrame {
     let (StageId { session, number }, body) = match message {
         ToStage::Data { id, offset, bytes } => {
-            let Weighed { data, checksum, .. } = bytes;
-            (id, Body::Data(StageData { offset, data, checksum }))
+            let Weighed { encoded, checksum, .. } = bytes;
+            let (encoding, plain_length, data) = wire::parts(encoded);
+            (id, Body::Data(StageData { offset, data, checksum, encoding, plain_length }))
         }
         ToStage::Mark { id, mark, durable } => {
             (id, Body::Mark(StageMark { number: mark, durable }))

@@ -76,6 +76,12 @@ impl Layout {
         self.0.iter().map(|(range, away)| (ByteRange { start: range.start, end: range.end }, *away))
     }
 
+    /// How many bytes are missing.
+    pub(super) fn missing_len(&self) -> u64 {
+        let missing = self.away().filter(|(_, away)| matches!(away, Away::Missing { .. }));
+        missing.map(|(range, _)| range.len()).sum()
+    }
+
     /// The stage that has all of the file, at its own offsets; nothing where something is elsewhere.
     pub(super) fn is_one_stage(&self) -> Option<LogIndex> {
         let mut all = self.away().map(|(_, away)| away);
@@ -128,6 +134,7 @@ mod tests {
         assert_eq!(layout.parts(range(5, 26)), parts);
         assert_eq!(layout.parts(range(12, 12)), []);
         assert_eq!(layout.stages(), [LogIndex(5)]);
+        assert_eq!(layout.missing_len(), 10);
         layout.clear(ByteRange::at(0, 100));
         assert!(layout.is_in_place());
     }

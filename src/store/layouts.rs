@@ -23,6 +23,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::durable;
 use super::files::Key;
 use super::layout::{Away, Layout, Part};
+use super::unfinished::Unfinished;
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
@@ -54,6 +55,8 @@ pub(super) struct Layouts {
     shards: [Mutex<ByKey>; SHARDS],
     /// Files that are not wholly in place.
     away: AtomicUsize,
+    /// Follows the layouts; locked last.
+    unfinished: Mutex<Unfinished>,
     notes: Mutex<Notes>,
     carried: File,
     /// Effects below are carried out.
@@ -88,16 +91,11 @@ impl Layouts {
         let mut files = ByKey::new();
         let (number, synced) = read_image(&dir.join("image"), &mut files)?.unwrap_or_default();
         let mut last = number;
-        while same_boot {
-            let path = notes_path(dir, last);
-            match std::fs::read(&path) {
-                Ok(bytes) => take_notes(&bytes, &mut files),
-                Err(error) if error.kind() == ErrorKind::NotFound => break,
-                Err(source) => return Err(StoreError::io("read", &path)(source)),
+        if same_boot {
+            while take_notes_of(&notes_path(dir, last), &mut files)? {
+                last += 1;
             }
-            last += 1;
-        }
-        if !same_boot {
+        } else {
             remove_notes(dir, u64::MAX)?;
         }
         let path = dir.join("carried");
@@ -121,6 +119,7 @@ impl Layouts {
             dir: dir.to_owned(),
             shards: std::array::from_fn(|_| Mutex::default()),
             away: AtomicUsize::new(0),
+            unfinished: Mutex::default(),
             notes: Mutex::new(Notes { file, number: last, retired: Vec::new() }),
             carried,
             resume,
@@ -129,6 +128,7 @@ impl Layouts {
         };
         for (key, layout) in files {
             if !layout.is_in_place() {
+                layouts.index(key, &layout);
                 layouts.shard(key.0).lock().insert(key, layout);
                 layouts.away.fetch_add(1, Ordering::Relaxed);
             }
@@ -184,6 +184,26 @@ impl Layouts {
             shard.lock().values().flat_map(Layout::stages).collect::<Vec<_>>()
         };
         self.shards.iter().flat_map(of).collect()
+    }
+
+    /// Up to `limit` files that lack bytes, in order, beginning behind `after`.
+    pub(super) fn missing_after(&self, after: Option<Key>, limit: usize) -> Vec<Key> {
+        self.unfinished.lock().missing_after(after, limit)
+    }
+
+    /// How many files lack bytes, and how many bytes those are.
+    pub(super) fn missing_in_all(&self) -> (u64, u64) {
+        self.unfinished.lock().missing_in_all()
+    }
+
+    /// Some file that has staged bytes.
+    pub(super) fn any_staged(&self) -> Option<Key> {
+        self.unfinished.lock().any_staged()
+    }
+
+    fn index(&self, key: Key, layout: &Layout) {
+        let (missing, is_staged) = (layout.missing_len(), !layout.stages().is_empty());
+        self.unfinished.lock().set(key, missing, is_staged);
     }
 
     /// The files that are not wholly in place.
@@ -331,6 +351,7 @@ impl Locked<'_> {
         for index in before.into_iter().filter(|index| !after.contains(index)) {
             self.layouts.retire(index, Some(key));
         }
+        self.layouts.index(key, layout);
         match (is_new, layout.is_in_place()) {
             (true, false) => drop(self.layouts.away.fetch_add(1, Ordering::AcqRel)),
             (false, true) => drop(self.layouts.away.fetch_sub(1, Ordering::AcqRel)),
@@ -388,6 +409,16 @@ fn read_image(path: &Path, files: &mut ByKey) -> Result<Option<(u64, LogIndex)>,
     }
     take_notes(&content[IMAGE_HEADER..], files);
     Ok(Some((header[1], LogIndex(header[2]))))
+}
+
+/// False where there are no such notes.
+fn take_notes_of(path: &Path, files: &mut ByKey) -> Result<bool, StoreError> {
+    match std::fs::read(path) {
+        Ok(bytes) => take_notes(&bytes, files),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(StoreError::io("read", path)(source)),
+    }
+    Ok(true)
 }
 
 /// A record that is not whole is what a process was writing when it died: its change had not begun.

@@ -313,11 +313,16 @@ impl Files {
         Ok(unneeded.map(len).sum())
     }
 
-    /// Some files that lack bytes.
+    /// Up to `limit` files that lack bytes, in order, beginning behind `after`.
     #[must_use]
-    pub fn incomplete(&self, limit: usize) -> Vec<Key> {
-        let keys = self.layouts().keys().into_iter();
-        keys.filter(|key| !self.missing(*key, ByteRange::from(0)).is_empty()).take(limit).collect()
+    pub fn incomplete(&self, after: Option<Key>, limit: usize) -> Vec<Key> {
+        self.layouts().missing_after(after, limit)
+    }
+
+    /// How many files lack bytes here, and how many bytes those are. Costs nothing.
+    #[must_use]
+    pub fn missing_in_all(&self) -> (u64, u64) {
+        self.layouts().missing_in_all()
     }
 
     /// Whether bytes that one entry has written may still come by themselves.
@@ -331,6 +336,9 @@ impl Files {
     ///
     /// # Errors
     /// When the local file system refuses.
+    ///
+    /// # Panics
+    /// Where a part of what came lies outside of it, which cannot be.
     pub fn install(
         &self,
         key: Key,
@@ -361,12 +369,12 @@ impl Files {
     /// # Errors
     /// When the local file system refuses.
     pub fn merge_some(&self) -> Result<bool, StoreError> {
-        for key in self.layouts().keys() {
-            if self.place(key)? || self.merge_chunk(key, ByteRange::from(0))? {
-                return Ok(true);
-            }
+        let Some(key) = self.layouts().any_staged() else { return Ok(false) };
+        if !self.place(key)? {
+            // Where somebody else has taken it away meanwhile, there may be others still.
+            self.merge_chunk(key, ByteRange::from(0))?;
         }
-        Ok(false)
+        Ok(true)
     }
 
     /// Merges all that is staged of a range.

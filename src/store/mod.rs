@@ -30,6 +30,7 @@ mod spares;
 mod stages;
 mod state;
 mod sys;
+mod unfinished;
 
 pub use datadir::{BootIdentity, DataDir};
 pub use error::StoreError;

@@ -5,6 +5,7 @@
 mod appends;
 mod direct;
 mod execution;
+mod healing;
 mod mappings;
 mod overlapping;
 mod passthrough;

@@ -1,0 +1,88 @@
+//! One piece: asked for, checked, installed.
+
+use std::time::Duration;
+
+use super::under_way::Claim;
+use super::{Fetched, Wanted};
+use crate::fs::query;
+use crate::node::Handle;
+use crate::node::clock::monotonic;
+use crate::store::StoreError;
+use crate::types::{ByteRange, NodeId};
+
+
+/// Fetches what is still missing of a claimed range, from whoever has it; a peer that has refused it is left alone
+/// for `patience` at most. Whether that was worth it: nothing is
+/// missing there any more, or less than before.
+pub(super) async fn fetch(handle: &Handle, claim: Claim, patience: Duration) -> bool {
+    let ino = claim.key.0;
+    match fetch_claimed(handle, &claim, patience).await {
+        Ok(came) => came,
+        Err(error) => {
+            // A full disk, for example: what did not come stays missing.
+            tracing::warn!(%ino, %error, "missing bytes could not be stored");
+            false
+        }
+    }
+}
+
+async fn fetch_claimed(
+    handle: &Handle,
+    claim: &Claim,
+    patience: Duration,
+) -> Result<bool, StoreError> {
+    let fetching = &handle.0.fetching;
+    let missing = handle.files().missing(claim.key, claim.range);
+    let (Some((first, _)), Some((last, _))) = (missing.first(), missing.last()) else {
+        return Ok(true);
+    };
+    let range = ByteRange { start: first.start, end: last.end };
+    let version = missing.iter().map(|(_, version)| *version).max().unwrap_or_default();
+    let (ino, generation) = claim.key;
+    let wanted = Wanted { ino, generation, range, version };
+    let what = (claim.key, range.start);
+    let connected = connected(handle);
+    for node in fetching.asked.choose(&connected, what, monotonic(), patience) {
+        let load = fetching.asked.begin(node, range.len());
+        let asked = handle.0.transport.fetch(node, wanted);
+        let answer = tokio::time::timeout(handle.op_timeout() / 3, asked).await.ok().flatten();
+        drop(load);
+        let lacks = matches!(answer, Some(None));
+        if let Some(Some(fetched)) = answer
+            && fetched.data.len() as u64 == range.len()
+            && handle.until_applied(fetched.version).await
+        {
+            if let Err(error) = install(handle, wanted, fetched).await {
+                // A full disk does not get better by asking at once again.
+                fetching.asked.refused(node, what, false, monotonic());
+                return Err(error);
+            }
+            fetching.asked.given(&connected, what);
+            fetching.came(claim.key, range);
+            return Ok(true);
+        }
+        fetching.asked.refused(node, what, lacks, monotonic());
+    }
+    if fetching.asked.lacked_by_all(&connected, what) {
+        fetching.nobody_has(claim.key, range);
+    }
+    Ok(false)
+}
+
+async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<(), StoreError> {
+    let handle = handle.clone();
+    let installed = tokio::task::spawn_blocking(move || {
+        let key = (wanted.ino, wanted.generation);
+        handle.files().install(key, wanted.range.start, &fetched.data, fetched.version)
+    });
+    // It ends where the daemon stops.
+    installed.await.unwrap_or(Ok(()))
+}
+
+/// The peers that can be asked.
+pub(super) fn connected(handle: &Handle) -> Vec<NodeId> {
+    let members = query::members(&handle.state()).unwrap_or_default();
+    let peers = members.into_iter().map(|member| NodeId(member.node));
+    let can_be_asked = |node: &NodeId| handle.0.transport.stage_lane(*node).is_some();
+    peers.filter(|node| *node != handle.node()).filter(can_be_asked).collect()
+}

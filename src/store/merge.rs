@@ -199,10 +199,8 @@ impl Files {
         let Target { key, index, .. } = *target;
         let mut layouts = self.layouts().lock(key.0);
         for (range, shift) in target.places(came) {
-            for (part, away) in layouts.parts(key, range) {
-                if away != Some(Away::Missing { version: index }) {
-                    continue;
-                }
+            let waiting = layouts.get(key).map(|layout| layout.waiting_for(range, index));
+            for part in waiting.into_iter().flatten() {
                 if let Some(data) = data {
                     let staged = part.moved(shift);
                     let at = |at: u64| usize::try_from(at - came.start).expect("within what came");
@@ -263,11 +261,11 @@ impl Files {
     /// The parts of a range that are missing here, each with the data_version that it needs; ascending.
     #[must_use]
     pub fn missing(&self, key: Key, range: ByteRange) -> Vec<(ByteRange, LogIndex)> {
-        let missing = |(part, away)| match away {
-            Some(Away::Missing { version }) => Some((part, version)),
-            Some(Away::Staged { .. }) | None => None,
-        };
-        self.parts(key, range).into_iter().flatten().filter_map(missing).collect()
+        if self.layouts().are_in_place() {
+            return Vec::new();
+        }
+        let layouts = self.layouts().lock(key.0);
+        layouts.get(key).into_iter().flat_map(|layout| layout.missing(range)).collect()
     }
 
     /// Whether all bytes of all files are in place.
@@ -316,10 +314,9 @@ impl Files {
         version: LogIndex,
     ) -> Result<(), StoreError> {
         let mut layouts = self.layouts().lock(key.0);
-        for (part, away) in layouts.parts(key, ByteRange::at(offset, data.len() as u64)) {
-            if !matches!(away, Some(Away::Missing { version: needed }) if needed <= version) {
-                continue;
-            }
+        let range = ByteRange::at(offset, data.len() as u64);
+        let lacking = layouts.get(key).map(|layout| layout.lacking(range, version));
+        for part in lacking.into_iter().flatten() {
             let at = |at: u64| usize::try_from(at - offset).expect("within what came");
             let file = self.file_or_new(key.0, key.1)?;
             let written = file.write_all_at(&data[at(part.start)..at(part.end)], part.start);
@@ -352,12 +349,8 @@ impl Files {
 
     fn merge_chunk(&self, key: Key, range: ByteRange) -> Result<bool, StoreError> {
         let mut layouts = self.layouts().lock(key.0);
-        let staged = layouts.parts(key, range).into_iter().find_map(|(part, away)| match away {
-            Some(Away::Staged { index, shift }) => Some((part, index, shift)),
-            Some(Away::Missing { .. }) | None => None,
-        });
-        let Some((part, index, shift)) = staged else { return Ok(false) };
-        let chunk = ByteRange { end: part.end.min(part.start + CHUNK), ..part };
+        let staged = layouts.get(key).and_then(|layout| layout.to_merge(range, CHUNK));
+        let Some((chunk, index, shift)) = staged else { return Ok(false) };
         let stage = self.stages().file(index)?.ok_or_else(|| self.lost_stage(index))?;
         let file = self.file_or_new(key.0, key.1)?;
         let merged = copy_data(&stage, chunk.moved(shift), &file, chunk.start);

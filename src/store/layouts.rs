@@ -113,6 +113,12 @@ impl Layouts {
             true => begun,
             false => synced.next(),
         };
+        if !same_boot {
+            // What an earlier process has carried out may be gone: were this one to die before it carries anything
+            // out, the next one must not believe that.
+            let marks = [resume.0.to_le_bytes(), [0; 8]].concat();
+            carried.write_all_at(&marks, 0).map_err(StoreError::io("write", &path))?;
+        }
         let file = open_notes(dir, last)?;
         let layouts = Self {
             dir: dir.to_owned(),

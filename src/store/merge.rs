@@ -10,10 +10,10 @@ use rustix::fs::XattrFlags;
 use super::files::{Files, Key};
 use super::layout::{Away, Layout, Part};
 use super::space::copy_data;
-use super::stages::{Found, Stage, checksum_blocks};
+use super::stages::{Found, Stage};
 use crate::fs::StagedPiece;
 use crate::store::StoreError;
-use crate::types::{ByteRange, LogIndex, StageId};
+use crate::types::{ByteRange, LogIndex, SessionId, StageId};
 
 /// What is merged at once: applying waits no longer than this takes, if it concerns the same file.
 const CHUNK: u64 = 1 << 20;
@@ -54,6 +54,7 @@ impl Files {
                 let written = stage.file.write_all_at(data, offset);
                 written.map_err(StoreError::io("write", &self.stages().fresh_path(id)))?;
                 state.received.insert(came.start..came.end);
+                state.is_over = false;
                 return Ok(());
             };
             target
@@ -61,7 +62,6 @@ impl Files {
         self.fill(&stage, &target, came, Some(data))?;
         if self.missing_of(&target).is_empty() {
             self.give_up_stage(id);
-            self.place(target.key)?;
         }
         Ok(())
     }
@@ -79,11 +79,11 @@ impl Files {
         self.stages().read(id, offset, buffer)
     }
 
-    /// Makes all that has come of a stage durable.
+    /// Makes all that has come of a stage durable; false where it is not here, or not any more.
     ///
     /// # Errors
     /// When the local file system refuses.
-    pub fn sync_stage(&self, id: StageId) -> Result<(), StoreError> {
+    pub fn sync_stage(&self, id: StageId) -> Result<bool, StoreError> {
         self.stages().sync(id)
     }
 
@@ -95,7 +95,19 @@ impl Files {
         self.stages().abandon(id)
     }
 
-    /// Nothing more comes of a stage: what of it was written, and has not come, stays missing.
+    /// Deletes what sessions have staged, and not written, that are not to be kept. Before bytes arrive.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub(super) fn keep_stages(
+        &self,
+        is_kept: impl Fn(SessionId) -> bool,
+    ) -> Result<(), StoreError> {
+        self.stages().keep(is_kept)
+    }
+
+    /// Nothing more comes of a stage, unless it is sent again: what of it is written, and has not come, stays
+    /// missing.
     pub fn give_up_stage(&self, id: StageId) {
         if self.stages().finish(id) {
             self.tell_changed();
@@ -131,11 +143,11 @@ impl Files {
         }
         drop(layouts);
         let target = Arc::new(Target { key, index, pieces: pieces.to_vec() });
-        let received = {
+        let (received, is_durable, is_over) = {
             let mut state = stage.state.lock();
             // Whatever comes from here on is only taken where it is still missing.
             state.target = Some(target.clone());
-            state.received.clone()
+            (state.received.clone(), state.synced == state.received, state.is_over)
         };
         for came in received {
             let came = ByteRange { start: came.start, end: came.end };
@@ -143,16 +155,38 @@ impl Files {
         }
         if self.missing_of(&target).is_empty() {
             self.give_up_stage(id);
-            self.place(key)?;
+            if is_durable {
+                self.place(key, index)?;
+            }
+        } else if is_over {
+            self.give_up_stage(id);
         }
         Ok(())
     }
 
-    /// The stage becomes the backing file, where there is none, and the stage is all that the file has. It is
-    /// marked as this entry's: nothing else tells, after a crash, that its bytes were whole.
-    fn place(&self, key: Key) -> Result<bool, StoreError> {
+    /// A stage that may not be durable yet becomes the backing file. Waits for the disk: not for the thread that
+    /// applies.
+    fn place_durably(&self, key: Key) -> Result<bool, StoreError> {
+        let index = self.layouts().lock(key.0).get(key).and_then(Layout::is_one_stage);
+        let Some(index) = index else { return Ok(false) };
+        if self.path_of(key.0, key.1).exists() {
+            return Ok(false);
+        }
+        let Some(stage) = self.stages().file(index)? else { return Ok(false) };
+        let synced = stage.sync_data();
+        synced.map_err(StoreError::io("fsync", &self.stages().written_path(index)))?;
+        self.place(key, index)
+    }
+
+    /// The stage of the entry at `index`, which is durable, becomes the backing file, where there is none, and the
+    /// stage is all that the file has. It is marked as this entry's: nothing else tells, after a crash, that its
+    /// bytes are here. Were it not durable, a power loss could leave zeros in it, and later writes beside them, which
+    /// no checksum tells apart.
+    fn place(&self, key: Key, index: LogIndex) -> Result<bool, StoreError> {
         let mut layouts = self.layouts().lock(key.0);
-        let Some(index) = layouts.get(key).and_then(Layout::is_one_stage) else { return Ok(false) };
+        if layouts.get(key).and_then(Layout::is_one_stage) != Some(index) {
+            return Ok(false);
+        }
         let Some(stage) = self.stages().file(index)? else { return Ok(false) };
         if self.path_of(key.0, key.1).exists() || !mark(&stage, index) {
             return Ok(false);
@@ -164,13 +198,28 @@ impl Files {
         Ok(true)
     }
 
-    /// After a process has died: a stage that became the backing file just before.
+    /// At the start: stages that are not where the layouts say. One has become the backing file since; or that is
+    /// gone, too, and a replay will find so.
     pub(super) fn note_placed(&self) -> Result<(), StoreError> {
         for key in self.layouts().keys() {
             let mut layouts = self.layouts().lock(key.0);
-            let Some(index) = layouts.get(key).and_then(Layout::is_one_stage) else { continue };
-            if !self.stages().written_path(index).exists() && self.is_placed(key, index)? {
-                layouts.forget(key)?;
+            for index in layouts.get(key).map(Layout::stages).unwrap_or_default() {
+                if self.stages().written_path(index).exists() {
+                    continue;
+                }
+                let is_placed = self.is_placed(key, index)?;
+                // What was missing when the layout was synced had come when the stage was placed.
+                let of_it = |(_, away): &(ByteRange, Away)| match away {
+                    Away::Staged { index: of, .. } | Away::Missing { version: of } => *of == index,
+                };
+                let away: Vec<_> = layouts.get(key).into_iter().flat_map(Layout::away).collect();
+                for (part, _) in away.into_iter().filter(of_it) {
+                    if is_placed {
+                        layouts.clear(key, part)?;
+                    } else {
+                        layouts.set(key, part, Away::Missing { version: index })?;
+                    }
+                }
             }
         }
         Ok(())
@@ -217,24 +266,22 @@ impl Files {
         Ok(())
     }
 
-    /// There is no stage. It was the backing file already when more than a process died: what was lost then are
-    /// zeros; or it never came.
+    /// There is no stage. It was the backing file already when more than a process died, and durable before that;
+    /// or it never came.
     fn find_again(
         &self,
         index: LogIndex,
         key: Key,
         pieces: &[StagedPiece],
     ) -> Result<(), StoreError> {
-        let file = self.file(key.0, key.1)?.filter(|file| is_marked(file, index));
+        let is_placed = self.is_placed(key, index)?;
         let mut layouts = self.layouts().lock(key.0);
         for piece in pieces {
-            let lost = match &file {
-                Some(file) => lost_blocks(file, piece)
-                    .map_err(|source| self.failed("read", key.0, key.1, source))?,
-                None => vec![piece.range()],
-            };
-            for range in lost {
-                layouts.set(key, range, Away::Missing { version: index })?;
+            if is_placed {
+                // What the last sync knew of is older.
+                layouts.clear(key, piece.range())?;
+            } else {
+                layouts.set(key, piece.range(), Away::Missing { version: index })?;
             }
         }
         Ok(())
@@ -334,7 +381,7 @@ impl Files {
     /// When the local file system refuses.
     pub fn merge_some(&self) -> Result<bool, StoreError> {
         for key in self.layouts().keys() {
-            if self.place(key)? || self.merge_chunk(key, ByteRange::from(0))? {
+            if self.place_durably(key)? || self.merge_chunk(key, ByteRange::from(0))? {
                 return Ok(true);
             }
         }
@@ -408,26 +455,6 @@ fn is_marked(file: &File, index: LogIndex) -> bool {
     let mut value = [0; 8];
     rustix::fs::fgetxattr(file, MARK, &mut value[..]).is_ok_and(|len| len == value.len())
         && u64::from_le_bytes(value) == index.0
-}
-
-/// Blocks of a piece of which a file has nothing but zeros or nothing at all, though it should.
-fn lost_blocks(file: &File, piece: &StagedPiece) -> std::io::Result<Vec<ByteRange>> {
-    let mut lost = Vec::new();
-    for (block, checksum) in checksum_blocks(piece.staged).zip(&piece.checksums) {
-        let mut bytes = vec![0; usize::try_from(block.len()).expect("at most a block")];
-        let mut read = 0;
-        while read < bytes.len() {
-            match file.read_at(&mut bytes[read..], block.start + read as u64)? {
-                0 => break,
-                more => read += more,
-            }
-        }
-        let is_empty = bytes.iter().all(|byte| *byte == 0);
-        if is_empty && crc32c::crc32c(&bytes) != *checksum {
-            lost.push(block);
-        }
-    }
-    Ok(lost)
 }
 
 #[cfg(test)]

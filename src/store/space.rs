@@ -125,7 +125,8 @@ impl Files {
                     copy_bytes(&from, range, &*self.file_or_new(target.0, target.1)?, offset)
                 }
                 (None, Some(to)) => punch(&to, ByteRange::at(offset, range.len())),
-                (None, None) => Ok(()),
+                // No stage becomes a file that others have changed before, as in `carry_out`.
+                (None, None) => self.file_or_new(target.0, target.1).map(drop).map(Ok)?,
             }
         };
         copied.map_err(|source| self.failed("copy to", target.0, target.1, source))?;

@@ -54,8 +54,12 @@ pub(super) struct Stage {
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
     pub(super) received: RangeSet<u64>,
+    /// What of that is on disk.
+    pub(super) synced: RangeSet<u64>,
     /// Where it goes, once that is known.
     pub(super) target: Option<Arc<Target>>,
+    /// The connection by which it came is lost: unless it is sent again, nothing more comes.
+    pub(super) is_over: bool,
 }
 
 impl Stages {
@@ -83,11 +87,14 @@ impl Stages {
         Ok(is_fresh)
     }
 
-    /// Makes everything that has come of a stage durable.
-    pub(super) fn sync(&self, id: StageId) -> Result<(), StoreError> {
-        let stage = self.arriving(id)?;
+    /// Makes everything that has come of a stage durable; false where it is not here (any more).
+    pub(super) fn sync(&self, id: StageId) -> Result<bool, StoreError> {
+        let Some(stage) = self.arriving.lock().get(&id).cloned() else { return Ok(false) };
+        let received = stage.state.lock().received.clone();
         stage.file.sync_data().map_err(StoreError::io("fsync", &self.fresh_path(id)))?;
-        durable::sync_dir(&self.fresh)
+        durable::sync_dir(&self.fresh)?;
+        stage.state.lock().synced = received;
+        Ok(true)
     }
 
     /// A stage whose bytes are arriving, here from now on.
@@ -137,10 +144,15 @@ impl Stages {
         self.open.lock().remove(&index);
     }
 
-    /// No more bytes are expected of a stage, which is written; false where it is not.
+    /// No more bytes are expected of a stage; whether it is written, and so not waited for from now on.
     pub(super) fn finish(&self, id: StageId) -> bool {
         let mut arriving = self.arriving.lock();
-        let is_written = arriving.get(&id).is_some_and(|stage| stage.state.lock().target.is_some());
+        let Some(stage) = arriving.get(&id) else { return false };
+        let is_written = {
+            let mut state = stage.state.lock();
+            state.is_over = true;
+            state.target.is_some()
+        };
         if is_written {
             arriving.remove(&id);
         }
@@ -191,6 +203,12 @@ impl Stages {
         Ok(())
     }
 
+    /// Deletes what sessions have staged that are not to be kept.
+    pub(super) fn keep(&self, is_kept: impl Fn(SessionId) -> bool) -> Result<(), StoreError> {
+        let others = self.all_fresh()?.into_iter().filter(|(id, _)| !is_kept(id.session));
+        others.map(|(_, path)| path).try_for_each(|path| remove(&path))
+    }
+
     /// Deletes a stage that its session will not write.
     pub(super) fn abandon(&self, id: StageId) -> Result<(), StoreError> {
         self.arriving.lock().remove(&id);
@@ -233,7 +251,7 @@ fn prove(path: &Path, pieces: &[StagedPiece]) -> Result<Option<Arc<Stage>>, Stor
         let proven = proven(&file, piece).map_err(StoreError::io("read", path))?;
         proven.into_iter().for_each(|range| received.insert(range.start..range.end));
     }
-    let state = Mutex::new(Arrived { received, target: None });
+    let state = Mutex::new(Arrived { received, ..Arrived::default() });
     Ok(Some(Arc::new(Stage { file, state })))
 }
 

@@ -11,6 +11,9 @@ use crate::store::StoreError;
 /// bytes of them.
 const KEPT: u64 = 256 << 20;
 
+/// More staged files than this are brought to the disk at once before they are put in place.
+const MANY: usize = 8;
+
 /// Runs until the apply thread is gone, or until this replica cannot go on.
 pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<()>) {
     while due.blocking_recv().is_some() {
@@ -23,6 +26,10 @@ pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<()>) {
 
 fn merge(shared: &Shared) -> Result<(), StoreError> {
     let mut merged = false;
+    // One sync for many files costs less than one for each.
+    if shared.files.staged_files() > MANY {
+        shared.files.sync()?;
+    }
     while shared.files.merge_some()? {
         merged = true;
     }

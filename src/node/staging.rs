@@ -318,7 +318,9 @@ impl OpenStage {
             if durable {
                 let (handle, id) = (self.handle.clone(), self.id);
                 let synced = tokio::task::spawn_blocking(move || handle.files().sync_stage(id));
-                synced.await.map_err(|_| NodeError::Stopping)??;
+                if !synced.await.map_err(|_| NodeError::Stopping)?? {
+                    return Err(NodeError::SessionLost);
+                }
             }
             missing -= 1;
         }

@@ -130,7 +130,7 @@ impl Node {
             log: recovered.log,
             config,
         });
-        tell_readers(&shared);
+        tell_readers(&shared, staged.downgrade());
         let driver = Driver {
             core,
             shared: shared.clone(),
@@ -253,13 +253,15 @@ fn tasks(
     ]
 }
 
-/// Whoever waits for missing bytes is told when there may be some.
-fn tell_readers(shared: &Arc<Shared>) {
+/// Whoever waits for missing bytes is told when there may be some, and so is who merges them.
+fn tell_readers(shared: &Arc<Shared>, staged: mpsc::WeakSender<()>) {
     // The files are part of what is shared.
     let weak = Arc::downgrade(shared);
     shared.files.on_change(move || {
         if let Some(shared) = weak.upgrade() {
             shared.fetching.changed.notify_waiters();
+            // The thread may be at work already, or at its end.
+            let _ = staged.upgrade().map(|staged| staged.try_send(()));
         }
     });
 }

@@ -196,7 +196,7 @@ impl Incoming {
             if let Err(error) = &synced {
                 tracing::warn!(stage = %id, %error, "a stage could not be made durable");
             }
-            answer(synced.is_ok());
+            answer(synced.unwrap_or(false));
         });
     }
 }

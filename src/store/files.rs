@@ -131,10 +131,8 @@ impl Files {
             FileEffect::Zero { ino, generation, range, reserved } => {
                 self.save_pinned((*ino, *generation), *range)?;
                 let mut layouts = self.changing(*ino);
-                if layouts.get((*ino, *generation)).is_some() {
-                    // A stage that has these bytes must not become the file.
-                    self.file_or_new(*ino, *generation)?;
-                }
+                // No stage becomes a file that others have changed before: a replay would change it then.
+                self.file_or_new(*ino, *generation)?;
                 self.zero((*ino, *generation), *range, *reserved)?;
                 layouts.clear((*ino, *generation), *range)
             }

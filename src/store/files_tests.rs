@@ -1,3 +1,5 @@
+//! Backing files hold what was written to them, and nothing of others.
+
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;

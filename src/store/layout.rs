@@ -8,7 +8,7 @@ use crate::types::{ByteRange, LogIndex};
 
 /// Why bytes are not in the backing file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Away {
+pub enum Away {
     /// They are in the stage of the entry at `index`, `shift` further on (modulo 2^64).
     Staged {
         /// Which stage.
@@ -28,30 +28,32 @@ pub(super) type Part = (ByteRange, Option<Away>);
 
 /// One file's.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Layout(RangeMap<u64, Away>);
+pub struct Layout(RangeMap<u64, Away>);
 
 impl Layout {
     /// These bytes are somewhere else from now on.
-    pub(super) fn set(&mut self, range: ByteRange, away: Away) {
+    pub fn set(&mut self, range: ByteRange, away: Away) {
         if !range.is_empty() {
             self.0.insert(range.start..range.end, away);
         }
     }
 
     /// These bytes are in place from now on.
-    pub(super) fn clear(&mut self, range: ByteRange) {
+    pub fn clear(&mut self, range: ByteRange) {
         if !range.is_empty() {
             self.0.remove(range.start..range.end);
         }
     }
 
     /// Whether all bytes are in place.
-    pub(super) fn is_in_place(&self) -> bool {
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The parts of a range, ascending, without gaps.
-    pub(super) fn parts(&self, range: ByteRange) -> Vec<Part> {
+    #[must_use]
+    pub fn parts(&self, range: ByteRange) -> Vec<Part> {
         let mut parts = Vec::new();
         let mut at = range.start;
         if range.is_empty() {
@@ -72,25 +74,61 @@ impl Layout {
     }
 
     /// Everything that is not in place, ascending.
-    pub(super) fn away(&self) -> impl Iterator<Item = (ByteRange, Away)> + '_ {
+    pub fn away(&self) -> impl Iterator<Item = (ByteRange, Away)> + '_ {
         self.0.iter().map(|(range, away)| (ByteRange { start: range.start, end: range.end }, *away))
     }
 
     /// How many bytes are missing.
     pub(super) fn missing_len(&self) -> u64 {
-        let missing = self.away().filter(|(_, away)| matches!(away, Away::Missing { .. }));
-        missing.map(|(range, _)| range.len()).sum()
+        self.missing(ByteRange::from(0)).map(|(range, _)| range.len()).sum()
+    }
+
+    /// The parts of a range that wait for bytes of the stage that the entry at `index` writes: nobody has written
+    /// others there since.
+    #[must_use]
+    pub fn waiting_for(&self, range: ByteRange, index: LogIndex) -> Vec<ByteRange> {
+        self.missing(range).filter(|(_, needed)| *needed == index).map(|(part, _)| part).collect()
+    }
+
+    /// The parts of a range that bytes of a version of the file may fill: those of an older one than is needed may
+    /// not.
+    #[must_use]
+    pub fn lacking(&self, range: ByteRange, version: LogIndex) -> Vec<ByteRange> {
+        self.missing(range).filter(|(_, needed)| *needed <= version).map(|(part, _)| part).collect()
+    }
+
+    /// The parts of a range that are missing, each with the version that it needs; ascending.
+    pub fn missing(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, LogIndex)> + use<> {
+        self.parts(range).into_iter().filter_map(|(part, away)| match away {
+            Some(Away::Missing { version }) => Some((part, version)),
+            Some(Away::Staged { .. }) | None => None,
+        })
+    }
+
+    /// The first part of a range that can be merged: at most `limit` bytes of it, the entry that wrote their stage,
+    /// and by how much they are shifted in it.
+    #[must_use]
+    pub fn to_merge(&self, range: ByteRange, limit: u64) -> Option<(ByteRange, LogIndex, u64)> {
+        self.parts(range).into_iter().find_map(|(part, away)| match away {
+            Some(Away::Staged { index, shift }) => {
+                let end = part.end.min(part.start + limit);
+                Some((ByteRange { end, ..part }, index, shift))
+            }
+            Some(Away::Missing { .. }) | None => None,
+        })
     }
 
     /// The stage that has all of the file, at its own offsets; nothing where something is elsewhere.
-    pub(super) fn is_one_stage(&self) -> Option<LogIndex> {
+    #[must_use]
+    pub fn is_one_stage(&self) -> Option<LogIndex> {
         let mut all = self.away().map(|(_, away)| away);
         let Some(Away::Staged { index, shift: 0 }) = all.next() else { return None };
         all.all(|away| away == Away::Staged { index, shift: 0 }).then_some(index)
     }
 
     /// The stages that it needs; each once, ascending.
-    pub(super) fn stages(&self) -> Vec<LogIndex> {
+    #[must_use]
+    pub fn stages(&self) -> Vec<LogIndex> {
         let of = |(_, away)| match away {
             Away::Staged { index, .. } => Some(index),
             Away::Missing { .. } => None,

@@ -114,6 +114,12 @@ impl Layouts {
             true => begun,
             false => synced.next(),
         };
+        if !same_boot {
+            // What an earlier process has carried out may be gone: were this one to die before it carries anything
+            // out, the next one must not believe that.
+            let marks = [resume.0.to_le_bytes(), [0; 8]].concat();
+            carried.write_all_at(&marks, 0).map_err(StoreError::io("write", &path))?;
+        }
         let file = open_notes(dir, last)?;
         let layouts = Self {
             dir: dir.to_owned(),
@@ -196,9 +202,14 @@ impl Layouts {
         self.unfinished.lock().missing_in_all()
     }
 
-    /// Some file that has staged bytes.
-    pub(super) fn any_staged(&self) -> Option<Key> {
-        self.unfinished.lock().any_staged()
+    /// The first file behind `after` that has staged bytes.
+    pub(super) fn staged_after(&self, after: Option<Key>) -> Option<Key> {
+        self.unfinished.lock().staged_after(after)
+    }
+
+    /// How many files have staged bytes.
+    pub(super) fn staged_files(&self) -> usize {
+        self.unfinished.lock().staged_files()
     }
 
     fn index(&self, key: Key, layout: &Layout) {

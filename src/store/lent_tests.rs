@@ -1,3 +1,5 @@
+//! What the kernel reads by itself stays the same file, and never shows what was not written.
+
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use bytes::Bytes;

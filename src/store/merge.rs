@@ -12,11 +12,11 @@ use super::files::{Files, Key};
 use super::layout::{Away, Layout, Part};
 use super::room;
 use super::space::copy_data;
-use super::stages::{Found, Stage, checksum_blocks};
+use super::stages::{Found, Stage};
 use super::sys;
 use crate::fs::StagedPiece;
 use crate::store::StoreError;
-use crate::types::{ByteRange, LogIndex, StageId};
+use crate::types::{ByteRange, LogIndex, SessionId, StageId};
 
 /// What is merged at once: applying waits no longer than this takes, if it concerns the same file.
 const CHUNK: u64 = 1 << 20;
@@ -55,7 +55,7 @@ impl Files {
             let full = io::Error::from(io::ErrorKind::StorageFull);
             return Err(StoreError::io("keep bytes in", &self.stages().fresh_path(id))(full));
         }
-        let stage = self.stages().arriving(id)?;
+        let Some(stage) = self.stages().unless_written(id)? else { return Ok(()) };
         let came = ByteRange::at(offset, data.len() as u64);
         let target = {
             let mut state = stage.state.lock();
@@ -63,6 +63,7 @@ impl Files {
                 let written = stage.file.write_all_at(data, offset);
                 written.map_err(StoreError::io("write", &self.stages().fresh_path(id)))?;
                 state.received.insert(came.start..came.end);
+                state.is_over = false;
                 state.unwritten += came.len();
                 let is_much = state.unwritten >= WRITE_BACK;
                 if is_much {
@@ -80,7 +81,6 @@ impl Files {
         self.fill(&stage, &target, came, Some(data))?;
         if self.missing_of(&target).is_empty() {
             self.give_up_stage(id);
-            self.place(target.key)?;
         }
         Ok(())
     }
@@ -98,11 +98,11 @@ impl Files {
         self.stages().read(id, offset, buffer)
     }
 
-    /// Makes all that has come of a stage durable.
+    /// Makes all that has come of a stage durable; false where it is not here, or not any more.
     ///
     /// # Errors
     /// When the local file system refuses.
-    pub fn sync_stage(&self, id: StageId) -> Result<(), StoreError> {
+    pub fn sync_stage(&self, id: StageId) -> Result<bool, StoreError> {
         self.stages().sync(id)
     }
 
@@ -114,7 +114,19 @@ impl Files {
         self.stages().abandon(id)
     }
 
-    /// Nothing more comes of a stage: what of it was written, and has not come, stays missing.
+    /// Deletes what sessions have staged, and not written, that are not to be kept. Before bytes arrive.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub(super) fn keep_stages(
+        &self,
+        is_kept: impl Fn(SessionId) -> bool,
+    ) -> Result<(), StoreError> {
+        self.stages().keep(is_kept)
+    }
+
+    /// Nothing more comes of a stage, unless it is sent again: what of it is written, and has not come, stays
+    /// missing.
     pub fn give_up_stage(&self, id: StageId) {
         if self.stages().finish(id) {
             self.tell_changed();
@@ -132,8 +144,10 @@ impl Files {
         for piece in pieces {
             self.save_pinned(key, piece.range())?;
         }
-        let found = match self.stages().find(id, pieces)? {
-            Found::Nothing => self.stages().find_written(index, pieces)?,
+        self.stages().is_being_written(id);
+        // One that an earlier process has begun to write is complete; what came for it since need not be.
+        let found = match self.stages().find_written(index, pieces)? {
+            Found::Nothing => self.stages().find(id, pieces)?,
             found => found,
         };
         let stage = match found {
@@ -150,11 +164,11 @@ impl Files {
         }
         drop(layouts);
         let target = Arc::new(Target { key, index, pieces: pieces.to_vec() });
-        let received = {
+        let (received, is_durable, is_over) = {
             let mut state = stage.state.lock();
             // Whatever comes from here on is only taken where it is still missing.
             state.target = Some(target.clone());
-            state.received.clone()
+            (state.received.clone(), state.synced == state.received, state.is_over)
         };
         for came in received {
             let came = ByteRange { start: came.start, end: came.end };
@@ -162,16 +176,40 @@ impl Files {
         }
         if self.missing_of(&target).is_empty() {
             self.give_up_stage(id);
-            self.place(key)?;
+            if is_durable {
+                self.place(key, index)?;
+            }
+        } else if is_over {
+            self.give_up_stage(id);
         }
         Ok(())
     }
 
-    /// The stage becomes the backing file, where there is none, and the stage is all that the file has. It is
-    /// marked as this entry's: nothing else tells, after a crash, that its bytes were whole.
-    fn place(&self, key: Key) -> Result<bool, StoreError> {
+    /// A stage that may not be durable yet becomes the backing file. Waits for the disk: not for the thread that
+    /// applies.
+    fn place_durably(&self, key: Key) -> Result<bool, StoreError> {
+        let index = self.layouts().lock(key.0).get(key).and_then(Layout::is_one_stage);
+        let Some(index) = index else { return Ok(false) };
+        if self.path_of(key.0, key.1).exists() {
+            return Ok(false);
+        }
+        if index > self.synced() {
+            let Some(stage) = self.stages().file(index)? else { return Ok(false) };
+            let synced = stage.sync_data();
+            synced.map_err(StoreError::io("fsync", &self.stages().written_path(index)))?;
+        }
+        self.place(key, index)
+    }
+
+    /// The stage of the entry at `index`, which is durable, becomes the backing file, where there is none, and the
+    /// stage is all that the file has. It is marked as this entry's: nothing else tells, after a crash, that its
+    /// bytes are here. Were it not durable, a power loss could leave zeros in it, and later writes beside them, which
+    /// no checksum tells apart.
+    fn place(&self, key: Key, index: LogIndex) -> Result<bool, StoreError> {
         let mut layouts = self.layouts().lock(key.0);
-        let Some(index) = layouts.get(key).and_then(Layout::is_one_stage) else { return Ok(false) };
+        if layouts.get(key).and_then(Layout::is_one_stage) != Some(index) {
+            return Ok(false);
+        }
         let Some(stage) = self.stages().file(index)? else { return Ok(false) };
         if self.path_of(key.0, key.1).exists() || !mark(&stage, index) {
             return Ok(false);
@@ -183,13 +221,28 @@ impl Files {
         Ok(true)
     }
 
-    /// After a process has died: a stage that became the backing file just before.
+    /// At the start: stages that are not where the layouts say. One has become the backing file since; or that is
+    /// gone, too, and a replay will find so.
     pub(super) fn note_placed(&self) -> Result<(), StoreError> {
         for key in self.layouts().keys() {
             let mut layouts = self.layouts().lock(key.0);
-            let Some(index) = layouts.get(key).and_then(Layout::is_one_stage) else { continue };
-            if !self.stages().written_path(index).exists() && self.is_placed(key, index)? {
-                layouts.forget(key)?;
+            for index in layouts.get(key).map(Layout::stages).unwrap_or_default() {
+                if self.stages().written_path(index).exists() {
+                    continue;
+                }
+                let is_placed = self.is_placed(key, index)?;
+                // What was missing when the layout was synced had come when the stage was placed.
+                let of_it = |(_, away): &(ByteRange, Away)| match away {
+                    Away::Staged { index: of, .. } | Away::Missing { version: of } => *of == index,
+                };
+                let away: Vec<_> = layouts.get(key).into_iter().flat_map(Layout::away).collect();
+                for (part, _) in away.into_iter().filter(of_it) {
+                    if is_placed {
+                        layouts.clear(key, part)?;
+                    } else {
+                        layouts.set(key, part, Away::Missing { version: index })?;
+                    }
+                }
             }
         }
         Ok(())
@@ -222,10 +275,8 @@ impl Files {
             return Ok(());
         }
         for (range, shift) in target.places(came) {
-            for (part, away) in layouts.parts(key, range) {
-                if away != Some(Away::Missing { version: index }) {
-                    continue;
-                }
+            let waiting = layouts.get(key).map(|layout| layout.waiting_for(range, index));
+            for part in waiting.into_iter().flatten() {
                 if let Some(data) = data {
                     let staged = part.moved(shift);
                     let at = |at: u64| usize::try_from(at - came.start).expect("within what came");
@@ -242,24 +293,22 @@ impl Files {
         Ok(())
     }
 
-    /// There is no stage. It was the backing file already when more than a process died: what was lost then are
-    /// zeros; or it never came.
+    /// There is no stage. It was the backing file already when more than a process died, and durable before that;
+    /// or it never came.
     fn find_again(
         &self,
         index: LogIndex,
         key: Key,
         pieces: &[StagedPiece],
     ) -> Result<(), StoreError> {
-        let file = self.file(key.0, key.1)?.filter(|file| is_marked(file, index));
+        let is_placed = self.is_placed(key, index)?;
         let mut layouts = self.layouts().lock(key.0);
         for piece in pieces {
-            let lost = match &file {
-                Some(file) => lost_blocks(file, piece)
-                    .map_err(|source| self.failed("read", key.0, key.1, source))?,
-                None => vec![piece.range()],
-            };
-            for range in lost {
-                layouts.set(key, range, Away::Missing { version: index })?;
+            if is_placed {
+                // What the last sync knew of is older.
+                layouts.clear(key, piece.range())?;
+            } else {
+                layouts.set(key, piece.range(), Away::Missing { version: index })?;
             }
         }
         Ok(())
@@ -286,11 +335,11 @@ impl Files {
     /// The parts of a range that are missing here, each with the data_version that it needs; ascending.
     #[must_use]
     pub fn missing(&self, key: Key, range: ByteRange) -> Vec<(ByteRange, LogIndex)> {
-        let missing = |(part, away)| match away {
-            Some(Away::Missing { version }) => Some((part, version)),
-            Some(Away::Staged { .. }) | None => None,
-        };
-        self.parts(key, range).into_iter().flatten().filter_map(missing).collect()
+        if self.layouts().are_in_place() {
+            return Vec::new();
+        }
+        let layouts = self.layouts().lock(key.0);
+        layouts.get(key).into_iter().flat_map(|layout| layout.missing(range)).collect()
     }
 
     /// Whether all bytes of all files are in place.
@@ -347,17 +396,21 @@ impl Files {
         version: LogIndex,
     ) -> Result<(), StoreError> {
         let mut layouts = self.layouts().lock(key.0);
-        for (part, away) in layouts.parts(key, ByteRange::at(offset, data.len() as u64)) {
-            let needed = match away {
-                Some(Away::Missing { version: needed }) if needed <= version => needed,
-                _ => continue,
-            };
+        let range = ByteRange::at(offset, data.len() as u64);
+        let lacking = layouts.get(key).map(|layout| layout.lacking(range, version));
+        for part in lacking.into_iter().flatten() {
             if self.would_bare(&layouts, key, part.start)? || !self.has_room(key, part)? {
                 break;
             }
             let at = |at: u64| usize::try_from(at - offset).expect("within what came");
-            let written = self.write_at(key, part.start, &data[at(part.start)..at(part.end)]);
-            self.or_missing(written, &mut layouts, (key, part), needed)?;
+            match self.write_at(key, part.start, &data[at(part.start)..at(part.end)]) {
+                Err(error) if error.is_full() => {
+                    self.room().is_gone();
+                    break;
+                }
+                written => written?,
+            }
+            layouts.clear(key, part)?;
         }
         drop(layouts);
         self.tell_changed();
@@ -369,12 +422,29 @@ impl Files {
     /// # Errors
     /// When the local file system refuses.
     pub fn merge_some(&self) -> Result<bool, StoreError> {
-        let Some(key) = self.layouts().any_staged() else { return Ok(false) };
-        if !self.place(key)? {
-            // Where somebody else has taken it away meanwhile, there may be others still.
-            self.merge_chunk(key, ByteRange::from(0))?;
+        let mut after = None;
+        while let Some(key) = self.layouts().staged_after(after) {
+            let merged = self.place_durably(key)?
+                || (!self.may_be_placed_yet(key) && self.merge_chunk(key, ByteRange::from(0))?);
+            if merged {
+                return Ok(true);
+            }
+            after = Some(key);
         }
-        Ok(true)
+        Ok(false)
+    }
+
+    /// Whether bytes still come of a stage that can become the file when it has them all: copying what has come would
+    /// write it twice.
+    fn may_be_placed_yet(&self, key: Key) -> bool {
+        self.stages().any_written(|target| target.key == key)
+            && !self.path_of(key.0, key.1).exists()
+    }
+
+    /// How many files have bytes that are staged.
+    #[must_use]
+    pub fn staged_files(&self) -> usize {
+        self.layouts().staged_files()
     }
 
     /// Merges all that is staged of a range.
@@ -385,17 +455,10 @@ impl Files {
 
     fn merge_chunk(&self, key: Key, range: ByteRange) -> Result<bool, StoreError> {
         let mut layouts = self.layouts().lock(key.0);
-        let staged = layouts.parts(key, range).into_iter().find_map(|(part, away)| match away {
-            Some(Away::Staged { index, shift }) => Some((part, index, shift)),
-            Some(Away::Missing { .. }) | None => None,
-        });
-        let Some((part, index, shift)) = staged else { return Ok(false) };
-        // Those behind it would, too.
-        if self.would_bare(&layouts, key, part.start)? {
-            return Ok(false);
-        }
-        let chunk = ByteRange { end: part.end.min(part.start + CHUNK), ..part };
-        if !self.has_room(key, chunk)? {
+        let staged = layouts.get(key).and_then(|layout| layout.to_merge(range, CHUNK));
+        let Some((chunk, index, shift)) = staged else { return Ok(false) };
+        // Where this would bare what is missing, those behind it would, too.
+        if self.would_bare(&layouts, key, chunk.start)? || !self.has_room(key, chunk)? {
             return Ok(false);
         }
         let stage = self.stages().file(index)?.ok_or_else(|| self.lost_stage(index))?;
@@ -460,26 +523,6 @@ fn is_marked(file: &File, index: LogIndex) -> bool {
     let mut value = [0; 8];
     rustix::fs::fgetxattr(file, MARK, &mut value[..]).is_ok_and(|len| len == value.len())
         && u64::from_le_bytes(value) == index.0
-}
-
-/// Blocks of a piece of which a file has nothing but zeros or nothing at all, though it should.
-fn lost_blocks(file: &File, piece: &StagedPiece) -> std::io::Result<Vec<ByteRange>> {
-    let mut lost = Vec::new();
-    for (block, checksum) in checksum_blocks(piece.staged).zip(&piece.checksums) {
-        let mut bytes = vec![0; usize::try_from(block.len()).expect("at most a block")];
-        let mut read = 0;
-        while read < bytes.len() {
-            match file.read_at(&mut bytes[read..], block.start + read as u64)? {
-                0 => break,
-                more => read += more,
-            }
-        }
-        let is_empty = bytes.iter().all(|byte| *byte == 0);
-        if is_empty && crc32c::crc32c(&bytes) != *checksum {
-            lost.push(block);
-        }
-    }
-    Ok(lost)
 }
 
 #[cfg(test)]

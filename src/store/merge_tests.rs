@@ -210,6 +210,123 @@ fn bytes_without_a_stage_are_missing() {
     }
 }
 
+/// The rest of a stage whose connection was lost before it was written does not come by itself.
+#[test]
+fn a_stage_whose_connection_is_lost_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    files.stage(id(1), 0, b"come").unwrap();
+    files.give_up_stage(id(1));
+    carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, b"come, not come")]));
+    assert!(!files.is_arriving(key(1), LogIndex(5)));
+    // One that is sent again is.
+    files.stage(id(2), 20, b"come").unwrap();
+    files.give_up_stage(id(2));
+    files.stage(id(2), 24, b", again").unwrap();
+    carry_out(&files, 6, &stage(6, 1, 2, vec![piece(20, 20, b"come, again and again")]));
+    assert!(files.is_arriving(key(1), LogIndex(6)));
+}
+
+/// A replay after a power loss changes no file that a stage has become since: what comes before it there made a file.
+#[test]
+fn a_replay_does_not_change_what_a_later_stage_has_become() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    let data = b"written after the hole";
+    let range = ByteRange::at(4, 8);
+    let zero = FileEffect::Zero { ino: Ino(1), generation: GENERATION, range, reserved: false };
+    let effects = [(5, zero), (6, stage(6, 1, 1, vec![piece(0, 0, data)]))];
+    files.stage(id(1), 0, data).unwrap();
+    files.sync_stage(id(1)).unwrap();
+    for (index, effect) in &effects {
+        carry_out(&files, *index, effect);
+    }
+    merge_all(&files);
+    drop(files);
+    let files = open(dir.path(), false);
+    for (index, effect) in &effects {
+        carry_out(&files, *index, effect);
+    }
+    assert_eq!(bytes(&files, 1, data.len()).unwrap(), data);
+}
+
+/// The layout of before a power loss says that a part is in a stage, which has become the file since, or has gone
+/// with it.
+#[test]
+fn a_stage_that_was_placed_after_the_last_sync_is_found() {
+    for removed in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path(), true);
+        files.stage(id(1), 0, b"one part").unwrap();
+        carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, b"one part, the other")]));
+        files.sync().unwrap();
+        files.stage(id(1), 8, b", the other").unwrap();
+        assert!(files.merge_some().unwrap());
+        assert_eq!(count(dir.path(), "written"), 0);
+        if removed {
+            carry_out(&files, 6, &remove(1));
+        }
+        drop(files);
+        let files = open(dir.path(), false);
+        let whole = (!removed).then(|| b"one part, the other".to_vec());
+        assert_eq!(bytes(&files, 1, 19), whole);
+        merge_all(&files);
+        carry_out(&files, 6, &remove(1));
+        assert!(files.layouts().are_in_place());
+    }
+}
+
+/// A later stage covers one that is only partly here, and becomes the file: its bytes count, not those of before.
+#[test]
+fn a_placed_stage_hides_what_the_last_sync_knew() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    files.stage(id(1), 0, b"older").unwrap();
+    carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, b"older bytes")]));
+    files.sync().unwrap();
+    files.stage(id(2), 0, b"newer bytes").unwrap();
+    files.sync_stage(id(2)).unwrap();
+    let newer = stage(6, 1, 2, vec![piece(0, 0, b"newer bytes")]);
+    carry_out(&files, 6, &newer);
+    assert!(files.path_of(Ino(1), GENERATION).exists());
+    drop(files);
+    let files = open(dir.path(), false);
+    carry_out(&files, 6, &newer);
+    assert_eq!(bytes(&files, 1, 11).unwrap(), b"newer bytes");
+}
+
+/// A process that dies after a power loss, before it has carried anything out, hides nothing from the next one.
+#[test]
+fn what_was_lost_is_carried_out_again_however_often_the_process_dies() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    for index in 5..=6 {
+        carry_out(&files, index, &write(1, 0, b"kept"));
+    }
+    let path = files.path_of(Ino(1), GENERATION);
+    drop(files);
+    drop(open(dir.path(), false));
+    std::fs::remove_file(path).unwrap();
+    let files = open(dir.path(), true);
+    carry_out(&files, 5, &write(1, 0, b"kept"));
+    assert_eq!(bytes(&files, 1, 4).unwrap(), b"kept");
+}
+
+/// What sessions have left that are over goes when a process starts.
+#[test]
+fn stages_of_sessions_that_are_over_go_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    files.stage(id(1), 0, b"left").unwrap();
+    drop(files);
+    let files = open(dir.path(), true);
+    files.keep_stages(|session| session == SESSION).unwrap();
+    assert_eq!(count(dir.path(), "new"), 1);
+    files.keep_stages(|_| false).unwrap();
+    assert!(!files.sync_stage(id(1)).unwrap());
+    assert_eq!(count(dir.path(), "new"), 0, "a mark that comes late makes no stage");
+}
+
 /// What a session has not written goes with it.
 #[test]
 fn stages_end_with_their_session() {

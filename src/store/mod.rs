@@ -38,6 +38,7 @@ pub use export::Export;
 pub use files::Files;
 pub use genesis::{found_cluster, join_cluster, joining_nonce};
 pub use identity::Identity;
+pub use layout::{Away, Layout};
 pub use log::{LogOptions, RaftLog};
 pub use mount_list::{record_mounts, recorded_mounts};
 pub use point::AppliedPoint;

@@ -13,6 +13,7 @@ use super::log::{LogOptions, RaftLog};
 use super::point::AppliedPoint;
 use super::snapshot::{SnapshotHeader, latest_snapshot, read_snapshot};
 use super::state::State;
+use crate::fs::query;
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
 use crate::types::{LogIndex, VolumeId};
@@ -69,9 +70,11 @@ pub fn recover(dir: &DataDir, options: LogOptions) -> Result<Recovered, StoreErr
         tracing::info!(%error, "an old state stays until the next start");
     }
     raise_commit(&log, &state)?;
-    dir.record_boot()?;
     let files = Files::open(&dir.files_dir(), &dir.stages_dir(), dir.same_boot())?;
     files.forget(covered)?;
+    forget_stages(&files, &state)?;
+    // From now on all that is here is of this boot.
+    dir.record_boot()?;
     Ok(Recovered { log, state, files, snapshot, rebuilt })
 }
 
@@ -175,6 +178,14 @@ fn believe_state(
         return Ok(Err(Rebuilt::AnotherHistory));
     }
     Ok(Ok(state))
+}
+
+/// What was staged by sessions that ended while an earlier process was dying. Those that are opened later are not
+/// known yet.
+fn forget_stages(files: &Files, state: &State) -> Result<(), StoreError> {
+    let (applied, view) = (state.applied(), state.read());
+    let open: Vec<_> = query::sessions(&view)?.into_iter().map(|(session, _)| session).collect();
+    files.keep_stages(|session| session.0 > applied.0 || open.contains(&session))
 }
 
 /// raft-rs panics where more is applied than committed.

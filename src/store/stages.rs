@@ -31,6 +31,8 @@ pub(super) struct Stages {
     fresh: PathBuf,
     written: PathBuf,
     arriving: Mutex<HashMap<StageId, Arc<Stage>>>,
+    /// Numbers of stages that are written, of sessions that go on: what is sent once more is of no use.
+    done: Mutex<HashMap<SessionId, RangeSet<u64>>>,
     open: Mutex<Recent<LogIndex, Arc<File>>>,
 }
 
@@ -55,10 +57,14 @@ pub(super) struct Stage {
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
     pub(super) received: RangeSet<u64>,
+    /// What of that is on disk.
+    pub(super) synced: RangeSet<u64>,
     /// Bytes that came since the disk was told to write.
     pub(super) unwritten: u64,
     /// Where it goes, once that is known.
     pub(super) target: Option<Arc<Target>>,
+    /// The connection by which it came is lost: unless it is sent again, nothing more comes.
+    pub(super) is_over: bool,
     /// Whatever still comes is not taken: the stage may be gone.
     pub(super) is_closed: bool,
 }
@@ -70,7 +76,7 @@ impl Stages {
             std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         }
         let open = Mutex::new(Recent::new(DESCRIPTORS));
-        Ok(Self { fresh, written, arriving: Mutex::default(), open })
+        Ok(Self { fresh, written, arriving: Mutex::default(), done: Mutex::default(), open })
     }
 
     /// Reads bytes that have come, and zeros where none have; false where the stage is not fresh.
@@ -88,11 +94,31 @@ impl Stages {
         Ok(is_fresh)
     }
 
-    /// Makes everything that has come of a stage durable.
-    pub(super) fn sync(&self, id: StageId) -> Result<(), StoreError> {
-        let stage = self.arriving(id)?;
+    /// Makes everything that has come of a stage durable; false where it is not here (any more).
+    pub(super) fn sync(&self, id: StageId) -> Result<bool, StoreError> {
+        let Some(stage) = self.arriving.lock().get(&id).cloned() else { return Ok(false) };
+        let received = stage.state.lock().received.clone();
         stage.file.sync_data().map_err(StoreError::io("fsync", &self.fresh_path(id)))?;
-        durable::sync_dir(&self.fresh)
+        durable::sync_dir(&self.fresh)?;
+        stage.state.lock().synced = received;
+        Ok(true)
+    }
+
+    /// A stage is written from now on.
+    pub(super) fn is_being_written(&self, id: StageId) {
+        self.done.lock().entry(id.session).or_default().insert(id.number..id.number + 1);
+    }
+
+    /// A stage whose bytes are arriving; nothing where it is written and no more were expected.
+    pub(super) fn unless_written(&self, id: StageId) -> Result<Option<Arc<Stage>>, StoreError> {
+        if let Some(stage) = self.arriving.lock().get(&id) {
+            return Ok(Some(stage.clone()));
+        }
+        let done = self.done.lock();
+        if done.get(&id.session).is_some_and(|numbers| numbers.contains(&id.number)) {
+            return Ok(None);
+        }
+        self.arriving(id).map(Some)
     }
 
     /// A stage whose bytes are arriving, here from now on.
@@ -142,14 +168,16 @@ impl Stages {
         self.open.lock().remove(&index);
     }
 
-    /// No more bytes are expected of a stage, which is written; false where it is not.
+    /// No more bytes are expected of a stage; whether it is written, and so not waited for from now on.
     pub(super) fn finish(&self, id: StageId) -> bool {
         let mut arriving = self.arriving.lock();
-        let is_written = arriving.get(&id).is_some_and(|stage| {
+        let Some(stage) = arriving.get(&id) else { return false };
+        let is_written = {
             let mut state = stage.state.lock();
+            state.is_over = true;
             state.is_closed |= state.target.is_some();
             state.is_closed
-        });
+        };
         if is_written {
             arriving.remove(&id);
         }
@@ -201,6 +229,7 @@ impl Stages {
 
     /// Deletes what a session has staged and not written.
     pub(super) fn end(&self, session: SessionId) -> Result<(), StoreError> {
+        self.done.lock().remove(&session);
         self.arriving.lock().retain(|id, stage| {
             let stays = id.session != session;
             if !stays {
@@ -214,6 +243,12 @@ impl Stages {
             }
         }
         Ok(())
+    }
+
+    /// Deletes what sessions have staged that are not to be kept.
+    pub(super) fn keep(&self, is_kept: impl Fn(SessionId) -> bool) -> Result<(), StoreError> {
+        let others = self.all_fresh()?.into_iter().filter(|(id, _)| !is_kept(id.session));
+        others.map(|(_, path)| path).try_for_each(|path| remove(&path))
     }
 
     /// Deletes a stage that its session will not write.

@@ -41,9 +41,15 @@ impl Unfinished {
         (self.missing.len() as u64, self.missing_bytes)
     }
 
-    /// Some file that has staged bytes.
-    pub(super) fn any_staged(&self) -> Option<Key> {
-        self.staged.first().copied()
+    /// The first file behind `after` that has staged bytes.
+    pub(super) fn staged_after(&self, after: Option<Key>) -> Option<Key> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.staged.range((from, Bound::Unbounded)).next().copied()
+    }
+
+    /// How many files have staged bytes.
+    pub(super) fn staged_files(&self) -> usize {
+        self.staged.len()
     }
 }
 
@@ -66,11 +72,16 @@ mod tests {
         assert_eq!(unfinished.missing_in_all(), (4, 1950));
         assert_eq!(unfinished.missing_after(None, 2), [key(3), key(5)]);
         assert_eq!(unfinished.missing_after(Some(key(4)), 9), [key(5), key(7), key(9)]);
-        assert_eq!(unfinished.any_staged(), Some(key(5)));
+        assert_eq!(unfinished.staged_after(None), Some(key(5)));
+        assert_eq!(unfinished.staged_after(Some(key(5))), Some(key(7)));
+        assert_eq!((unfinished.staged_after(Some(key(7))), unfinished.staged_files()), (None, 2));
         for ino in [3, 5, 7, 9] {
             unfinished.set(key(ino), 0, false);
         }
         assert_eq!(unfinished.missing_in_all(), (0, 0));
-        assert_eq!((unfinished.missing_after(None, 9), unfinished.any_staged()), (vec![], None));
+        assert_eq!(
+            (unfinished.missing_after(None, 9), unfinished.staged_after(None)),
+            (vec![], None)
+        );
     }
 }

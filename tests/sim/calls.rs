@@ -2,19 +2,25 @@
 
 use quorumfs::fs::proto::{self, command::Op};
 use quorumfs::fs::{Change, Unapplied, query};
-use quorumfs::types::{Ino, LogIndex, MountId};
+use quorumfs::types::{ByteRange, Generation, Ino, LogIndex, MountId};
 
-use crate::history::{Answer, Call, Name, Subject};
+use crate::files::Files;
+use crate::history::{Answer, Call, Name, SLOT, SLOTS, Subject};
+use crate::staging::slot_bytes;
 use crate::state::View;
 
 /// The one mount of each node.
 pub const MOUNT: MountId = MountId(1);
+/// What a slot holds whose bytes are of more than one value: nobody may be told.
+const TORN: u64 = u64::MAX;
+/// Flags of fallocate(2).
+const PUNCH_HOLE_KEEP_SIZE: u32 = 3;
 
 /// Whether a change concerns what a read found.
 pub fn is_touched(subject: Subject, call: Call, change: &Change) -> bool {
     match (subject, change) {
         (
-            Subject::Register { file, .. } | Subject::Log { file },
+            Subject::Register { file, .. } | Subject::Log { file } | Subject::Slots { file },
             Change::Attributes { ino } | Change::Removed { ino },
         ) => file == *ino,
         (Subject::Names { directory, round }, Change::Name { parent, name, .. }) => {
@@ -33,8 +39,43 @@ fn spell_xattr(round: u64) -> Vec<u8> {
     format!("user.{round}").into_bytes()
 }
 
-/// What a read finds in the state, and when that was last changed.
-pub fn look(view: &View, subject: Subject, call: Call) -> (Answer, LogIndex) {
+/// What a read finds, nothing where it is bytes that are missing here; and when that was last changed.
+pub fn look(
+    view: &View,
+    files: &Files,
+    subject: Subject,
+    call: Call,
+) -> (Option<Answer>, LogIndex) {
+    if let (Subject::Slots { file }, Call::Peek) = (subject, call) {
+        return peek(view, files, file);
+    }
+    let (answer, changed) = look_in(view, subject, call);
+    (Some(answer), changed)
+}
+
+fn peek(view: &View, files: &Files, file: Ino) -> (Option<Answer>, LogIndex) {
+    let inode = query::inode(view, file).expect("nothing rots here").expect("it exists");
+    let key = (file, Generation(inode.generation));
+    let range = ByteRange::at(0, SLOT * SLOTS as u64);
+    let len = usize::try_from(inode.size.min(range.len())).expect("small");
+    let bytes = files.read(key, ByteRange::at(0, len as u64));
+    let answer = bytes.map(|mut bytes| {
+        bytes.resize(usize::try_from(range.len()).expect("small"), 0);
+        let mut slots = [0; SLOTS];
+        for (slot, bytes) in
+            slots.iter_mut().zip(bytes.chunks(usize::try_from(SLOT).expect("small")))
+        {
+            *slot = u64::from_be_bytes(*bytes.first_chunk().expect("a slot has more"));
+            if bytes != slot_bytes(*slot) {
+                *slot = TORN;
+            }
+        }
+        Answer::Filled(slots)
+    });
+    (answer, LogIndex(inode.mod_index))
+}
+
+fn look_in(view: &View, subject: Subject, call: Call) -> (Answer, LogIndex) {
     let inode = |ino| query::inode(view, ino).expect("nothing rots here").expect("it exists");
     match (subject, call) {
         (Subject::Register { file, round }, Call::Get) => {
@@ -68,7 +109,7 @@ pub fn will_change(
     unapplied: &Unapplied,
     subject: Subject,
     call: Call,
-    answer: Answer,
+    answer: Option<Answer>,
     since: Option<LogIndex>,
 ) -> LogIndex {
     let since = since.expect("the read has come");
@@ -76,13 +117,13 @@ pub fn will_change(
         (Subject::Names { directory, round }, Call::Lookup(name)) => {
             let name = unapplied.of_name(directory, &spell(round, name), since);
             match answer {
-                Answer::Entry(Some((ino, _))) => {
+                Some(Answer::Entry(Some((ino, _)))) => {
                     name.max(unapplied.of_inode(Ino(ino), since, Some(MOUNT)))
                 }
                 _ => name,
             }
         }
-        (Subject::Register { file, .. } | Subject::Log { file }, _) => {
+        (Subject::Register { file, .. } | Subject::Log { file } | Subject::Slots { file }, _) => {
             // A mount commits what was appended before it says how long the file is.
             unapplied.of_inode(file, since, None)
         }
@@ -142,6 +183,25 @@ pub fn op(subject: Subject, call: Call) -> Op {
                 new_name: spell(round, to).into(),
                 flags: mode as u32,
             })
+        }
+        (Subject::Slots { file }, Call::Fill { slots, value, .. }) => {
+            let piece = |slot| proto::Piece {
+                offset: slot as u64 * SLOT,
+                data: slot_bytes(value).into(),
+                ..Default::default()
+            };
+            let pieces = slots.iter().map(piece).collect();
+            Op::Write(proto::Write { ino: file.0, pieces, ..Default::default() })
+        }
+        (Subject::Slots { file }, Call::Punch(slot)) => Op::Allocate(proto::Allocate {
+            ino: file.0,
+            offset: slot as u64 * SLOT,
+            length: SLOT,
+            mode: PUNCH_HOLE_KEEP_SIZE,
+            ..Default::default()
+        }),
+        (Subject::Slots { file }, Call::Cut) => {
+            Op::SetAttr(proto::SetAttr { ino: file.0, size: Some(0), ..Default::default() })
         }
         (Subject::Log { file }, Call::Append { tag, .. }) => Op::Write(proto::Write {
             ino: file.0,

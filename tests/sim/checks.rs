@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use quorumfs::consensus::Committed;
 use quorumfs::fs::{self, Digest, query};
-use quorumfs::types::{Ino, LogIndex, Position, ProposalKey, SessionId, Term};
+use quorumfs::types::{
+    ByteRange, Generation, Ino, LogIndex, Position, ProposalKey, SessionId, Term,
+};
 
 use crate::calls::look;
 use crate::coverage::Coverage;
+use crate::drive::Key;
 use crate::history::{Answer, Call, NAMES, Record, Subject};
 use crate::linearizability::is_linearizable;
 use crate::state::Effect;
@@ -41,25 +44,26 @@ impl Truth {
         self.entries.get(place).map(|(position, ..)| position.term)
     }
 
-    /// A replica applied an entry. Whoever was first at an index says what the others must have.
+    /// A replica applied an entry. Whoever was first at an index says what the others must have; answers whether
+    /// this one was.
     pub fn applied(
         &mut self,
         entry: &Committed,
         digest: Digest,
         effect: &Effect,
         coverage: &mut Coverage,
-    ) {
+    ) -> bool {
         let place = entry.position.index.0 - self.base.0 - 1;
         let place = usize::try_from(place).expect("a run is short");
         if let Some((position, data, expected)) = self.entries.get(place) {
             assert_eq!(*position, entry.position, "two entries were committed at one index");
             assert_eq!(*data, entry.data, "two commands were committed at {position:?}");
             assert_eq!(*expected, digest, "replicas differ after {position:?}");
-            return;
+            return false;
         }
         assert_eq!(place, self.entries.len(), "an index was skipped");
         self.entries.push((entry.position, entry.data.clone(), digest));
-        let Some(key) = effect.key else { return };
+        let Some(key) = effect.key else { return true };
         coverage.count("commands");
         if !self.keys.insert(key) {
             coverage.count("repeated commands");
@@ -69,6 +73,7 @@ impl Truth {
         {
             coverage.count("commands refused because their session had ended");
         }
+        true
     }
 }
 
@@ -80,8 +85,8 @@ pub fn judge(world: &mut World) {
         assert!(problems.is_empty(), "node {}: {problems:?}", node.id);
         assert_eq!(node.state.digest, first.digest, "node {} differs", node.id);
         assert_eq!(node.state.view, first.view, "node {} differs", node.id);
-        assert_eq!(node.state.files, first.files, "node {} has other bytes", node.id);
     }
+    judge_bytes(world);
     read_everything(world);
     let mut subjects: BTreeMap<Subject, Vec<&Record>> = BTreeMap::new();
     for record in &world.history.records {
@@ -96,6 +101,34 @@ pub fn judge(world: &mut World) {
     }
 }
 
+/// All replicas have all bytes, and no stages that nobody will write.
+fn judge_bytes(world: &World) {
+    let first = &world.nodes[0];
+    for key in fs_files(world) {
+        let inode = query::inode(&first.state.view, key.0).expect("nothing rots here");
+        let range = ByteRange::at(0, inode.expect("it was just listed").size);
+        let bytes = first.files.read(key, range).expect("nothing is missing");
+        for node in &world.nodes {
+            let other = node.files.read(key, range).expect("nothing is missing");
+            assert_eq!(other, bytes, "node {} has other bytes of {key:?}", node.id);
+        }
+    }
+    for node in 0..world.nodes.len() {
+        let leftover = world.leftover_stages(node);
+        assert!(leftover.is_empty(), "node {} has stages of ended sessions {leftover:?}", node + 1);
+    }
+}
+
+/// Every regular file that clients may have written.
+fn fs_files(world: &World) -> Vec<Key> {
+    let subjects: BTreeSet<Ino> =
+        world.history.records.iter().map(|record| record.subject.file()).collect();
+    let view = &world.nodes[0].state.view;
+    let inode = |ino| query::inode(view, ino).expect("nothing rots here").expect("it exists");
+    let key = |ino| (ino, Generation(inode(ino).generation));
+    subjects.into_iter().map(key).collect()
+}
+
 /// One more read of everything, so that what was acknowledged last cannot be lost unnoticed.
 fn read_everything(world: &mut World) {
     let subjects: BTreeSet<Subject> =
@@ -105,9 +138,12 @@ fn read_everything(world: &mut World) {
             Subject::Register { .. } => vec![Call::Get],
             Subject::Names { .. } => (0..NAMES).map(Call::Lookup).collect(),
             Subject::Log { .. } => vec![Call::Size],
+            Subject::Slots { .. } => vec![Call::Peek],
         };
         for call in calls {
-            let (answer, _) = look(&world.nodes[0].state.view, subject, call);
+            let node = &world.nodes[0];
+            let (answer, _) = look(&node.state.view, &node.files, subject, call);
+            let answer = answer.expect("nothing is missing");
             let operation = world.history.invoke(usize::MAX, subject, call);
             world.history.answer(operation, answer);
         }
@@ -124,7 +160,7 @@ fn judge_log(world: &World, file: Ino, records: &[&Record]) {
     }
     let mut appended = Vec::new();
     for record in records.iter().copied() {
-        let Call::Append { tag, wait_for_roster } = record.call else { continue };
+        let Call::Append { tag, wait_for_roster, .. } = record.call else { continue };
         let place = places.remove(&tag);
         match record.answer {
             Some((_, answer)) => {
@@ -187,8 +223,9 @@ fn answered(record: &Record) -> u64 {
 fn tags_of(world: &World, file: Ino) -> Vec<u64> {
     let state = &world.nodes[0].state;
     let inode = query::inode(&state.view, file).expect("nothing rots here").expect("it exists");
-    let bytes = state.files.get(&(file.0, inode.generation)).cloned().unwrap_or_default();
-    assert_eq!(bytes.len() as u64, inode.size, "the size of {file}");
+    let key = (file, Generation(inode.generation));
+    let bytes = world.nodes[0].files.read(key, ByteRange::at(0, inode.size));
+    let bytes = bytes.expect("nothing is missing");
     bytes
         .chunks(8)
         .map(|tag| u64::from_be_bytes(tag.try_into().expect("tags have eight bytes")))

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use quorumfs::consensus::{Committed, Effect, Input, PeerMessage, Received, Role, SessionChange};
-use quorumfs::fs::{self, Change, proto, proto::command::Op};
-use quorumfs::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId, Term};
+use quorumfs::fs::{self, Change, proto, proto::command::Op, query};
+use quorumfs::types::{Generation, Ino, LogIndex, NodeId, ProposalKey, Seq, SessionId, Term};
 
 use crate::calls::MOUNT;
 use crate::clock::{MICRO, MILLI, Nanos};
@@ -77,6 +77,24 @@ impl World {
             NodeEvent::LockDeadline { key } => self.give_up_lock_command(node, key),
             NodeEvent::ReturnLocks { ino } => self.return_locks(node, ino),
             NodeEvent::Snapshot => self.snapshot(node),
+            NodeEvent::Synced { sync, state } => self.synced(node, sync, state),
+            NodeEvent::Merge => self.merge(node),
+            NodeEvent::ConnectLane { peer } => self.connect_lane(node, peer),
+            NodeEvent::LaneLost { peer } => self.lane_lost(node, peer),
+            NodeEvent::LaneEnded { from, lane } => self.lane_ended(node, from, lane),
+            NodeEvent::Staged { from, lane, message } => self.staged(node, from, lane, message),
+            NodeEvent::MarkDue { from, lane, id, mark } => {
+                self.mark_due(node, from, lane, id, mark);
+            }
+            NodeEvent::Marked { from, mark, holds } => self.stage_marked(node, from, mark, holds),
+            NodeEvent::OwnStageSynced { client, id } => self.own_stage_synced(node, client, id),
+            NodeEvent::StageAgain { client, id } => self.stage_again(node, client, id),
+            NodeEvent::FetchRound => self.fetch_round(node),
+            NodeEvent::Fetch { from, message } => self.fetch(node, from, message),
+            NodeEvent::Give { to, wanted, before, first } => {
+                self.give(node, to, wanted, before, first);
+            }
+            NodeEvent::FetchOver { key, start } => drop(daemon.fetching.remove(&(key, start))),
         }
     }
 
@@ -257,6 +275,9 @@ impl World {
         let rounds: Vec<(Vec<Committed>, bool)> = daemon.to_apply.drain(..count).collect();
         let shown_by_others = rounds.iter().all(|(_, shown)| *shown);
         let entries: Vec<Committed> = rounds.into_iter().flat_map(|(entries, _)| entries).collect();
+        if self.stormy && self.random.chance(1) {
+            return self.die_applying(node, &entries);
+        }
         let (mut commands, mut sessions) = (Vec::new(), Vec::new());
         let (mut members, mut changes, mut forgets) = (Vec::new(), Vec::new(), Vec::new());
         let mut last = quorumfs::types::Position::default();
@@ -264,8 +285,12 @@ impl World {
             last = entry.position;
             let target = &mut self.nodes[node];
             let effect = target.state.apply(entry);
+            target.files.carry_out_all(last.index, &effect.applied.effects);
             let digest = target.state.digest;
-            self.truth.applied(entry, digest, &effect, &mut self.coverage);
+            if self.truth.applied(entry, digest, &effect, &mut self.coverage) {
+                self.reference.carry_out_all(last.index, &effect.applied.effects);
+            }
+            let target = &mut self.nodes[node];
             let low = u64::try_from(digest.0 & u128::from(u64::MAX)).expect("masked");
             self.trace.note(
                 self.now,
@@ -300,6 +325,8 @@ impl World {
             effect.sessions.iter().filter_map(ended).for_each(|session| self.check_lapsed(session));
             sessions.extend(effect.sessions);
         }
+        self.check_changed_bytes(node, &changes);
+        self.merge_later(node);
         let daemon = self.nodes[node].daemon.as_mut().expect("as above");
         daemon.unapplied.applied(last.index);
         let answered = shown_by_others && sessions.is_empty();
@@ -310,6 +337,41 @@ impl World {
         self.nodes[node].daemon.as_mut().expect("as above").round = Some(round);
         let delay = self.random.skewed(5 * MICRO, 5 * MILLI);
         self.after(self.stuck_for(node, true) + delay, node, NodeEvent::Show);
+    }
+
+    /// The process dies in the middle of a round: some effects are carried out, but the state says nothing of it.
+    fn die_applying(&mut self, node: usize, entries: &[Committed]) {
+        let count = 1 + self.random.index(entries.len());
+        let steps = self.random.within(1, 8);
+        let power_lost = self.random.chance(300);
+        let target = &mut self.nodes[node];
+        let mut state = target.state.clone();
+        for (number, entry) in (1..).zip(&entries[..count]) {
+            if number == count {
+                target.files.die_after(steps);
+            }
+            let effects = state.apply(entry).applied.effects;
+            target.files.carry_out_all(entry.position.index, &effects);
+        }
+        self.coverage.count("rounds cut by a crash");
+        self.crash(node, power_lost);
+    }
+
+    fn check_changed_bytes(&mut self, node: usize, changes: &[Change]) {
+        let mut inos: Vec<Ino> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Bytes { ino, .. } => Some(*ino),
+                _ => None,
+            })
+            .collect();
+        inos.sort_unstable();
+        inos.dedup();
+        for ino in inos {
+            let inode = query::inode(&self.nodes[node].state.view, ino).expect("nothing rots here");
+            let Some(inode) = inode else { continue };
+            self.check_bytes(node, (ino, Generation(inode.generation)));
+        }
     }
 
     fn stuck_for(&self, node: usize, in_kernel: bool) -> Nanos {

@@ -12,6 +12,33 @@ pub enum Subject {
     Names { directory: Ino, round: u64 },
     /// A file that is only appended to.
     Log { file: Ino },
+    /// A few parts of a file, each filled with one value; a new file every so many operations.
+    Slots { file: Ino },
+}
+
+impl Subject {
+    /// The inode that it is about.
+    pub fn file(self) -> Ino {
+        match self {
+            Self::Register { file, .. } | Self::Log { file } | Self::Slots { file } => file,
+            Self::Names { directory, .. } => directory,
+        }
+    }
+}
+
+/// Parts of a file of [`Subject::Slots`], one after the other.
+pub const SLOTS: usize = 4;
+/// Bytes of each.
+pub const SLOT: u64 = 24;
+
+/// Some of them: a bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SomeSlots(pub u8);
+
+impl SomeSlots {
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..SLOTS).filter(move |slot| self.0 & (1 << slot) != 0)
+    }
 }
 
 /// One of the few names that belong to a [`Subject::Names`].
@@ -32,17 +59,46 @@ pub enum RenameMode {
 pub enum Call {
     Set(u64),
     Get,
-    Make { name: Name, ino: u64, directory: bool },
-    Remove { name: Name, directory: bool },
-    Rename { from: Name, to: Name, mode: RenameMode },
+    Make {
+        name: Name,
+        ino: u64,
+        directory: bool,
+    },
+    Remove {
+        name: Name,
+        directory: bool,
+    },
+    Rename {
+        from: Name,
+        to: Name,
+        mode: RenameMode,
+    },
     Lookup(Name),
-    Append { tag: u64, wait_for_roster: bool },
+    Append {
+        tag: u64,
+        wait_for_roster: bool,
+        staged: bool,
+    },
     Size,
+    Fill {
+        slots: SomeSlots,
+        value: u64,
+        staged: bool,
+    },
+    Peek,
+    Punch(usize),
+    /// Truncates to zero.
+    Cut,
 }
 
 impl Call {
     pub fn is_read(&self) -> bool {
-        matches!(self, Self::Get | Self::Lookup(_) | Self::Size)
+        matches!(self, Self::Get | Self::Lookup(_) | Self::Size | Self::Peek)
+    }
+
+    /// Whether its bytes travel beside the log.
+    pub fn is_staged(&self) -> bool {
+        matches!(self, Self::Append { staged: true, .. } | Self::Fill { staged: true, .. })
     }
 }
 
@@ -57,6 +113,8 @@ pub enum Answer {
     Entry(Option<(u64, bool)>),
     /// Where an append went, or a file ends.
     Offset(u64),
+    /// What each of some slots is filled with; 0 where it is empty.
+    Filled([u64; SLOTS]),
 }
 
 /// One operation of one client. Stamps order invocations and answers of the whole cluster.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::history::{Answer, Call, NAMES, Record, RenameMode};
+use crate::history::{Answer, Call, NAMES, Record, RenameMode, SLOTS};
 
 const ENOENT: u32 = 2;
 const EEXIST: u32 = 17;
@@ -14,11 +14,12 @@ const EISDIR: u32 = 21;
 /// Operations of one subject that can be judged together: a bit each.
 pub const MOST: usize = 128;
 
-/// What a subject is, seen one operation at a time: a register, or a few names.
+/// What a subject is, seen one operation at a time: a register, a few names, or a few slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Sequential {
     value: u64,
     names: [Option<(u64, bool)>; NAMES],
+    slots: [u64; SLOTS],
 }
 
 impl Sequential {
@@ -47,6 +48,19 @@ impl Sequential {
                 }
             },
             Call::Rename { from, to, mode } => self.rename(from, to, mode),
+            Call::Fill { slots, value, .. } => {
+                slots.iter().for_each(|slot| self.slots[slot] = value);
+                Answer::Done
+            }
+            Call::Punch(slot) => {
+                self.slots[slot] = 0;
+                Answer::Done
+            }
+            Call::Cut => {
+                self.slots = [0; SLOTS];
+                Answer::Done
+            }
+            Call::Peek => Answer::Filled(self.slots),
             Call::Append { .. } | Call::Size => unreachable!("logs are judged by their offsets"),
         }
     }

@@ -13,16 +13,22 @@ mod checks;
 mod clock;
 mod coverage;
 mod disk;
+mod drive;
 mod driver;
 mod faults;
+mod fetching;
+mod files;
 mod history;
+mod lanes;
 mod linearizability;
 mod locks;
 mod mount;
 mod network;
 mod node;
 mod random;
+mod reference;
 mod regressions;
+mod staging;
 mod state;
 mod stuck;
 mod trace;
@@ -43,6 +49,10 @@ const COMMANDS_MIN: usize = 2000;
 /// What the runs of a test must have met, at least once.
 const MUST_MEET: &[&str] = &[
     "answered by the applier",
+    "bytes: asked for",
+    "bytes: changed while they were read for a peer",
+    "bytes: fetched",
+    "bytes: fetched before their version was applied",
     "commands",
     "commands refused because their session had ended",
     "deadlines missed",
@@ -81,11 +91,25 @@ const MUST_MEET: &[&str] = &[
     "rebuilds",
     "repeated commands",
     "retries",
+    "rounds cut by a crash",
     "sessions lost by a live daemon",
     "snapshots",
+    "stages: abandoned",
+    "stages: became files",
+    "stages: connections broken",
+    "stages: merge steps",
+    "stages: merges cut by a crash",
+    "stages: no quorum at first",
+    "stages: proposed",
+    "stages: refused because their session had ended",
+    "stages: sent again",
+    "stages: written before all had come",
+    "stages: written without any having come",
+    "syncs cut by a crash",
     "unknown outcomes",
     "unsynced writes lost",
     "waits for a lease",
+    "waits for missing bytes",
     "waits for stability",
     "waits for what was received",
 ];
@@ -116,11 +140,16 @@ fn run(seed: u64, trace: Trace) -> Report {
     assert!(world.run_until(20 * SECOND, all_get_on), "a client does not get on after the faults");
 
     world.working = false;
-    assert!(world.run_until(20 * SECOND, has_settled), "the replicas do not converge");
+    let settled = world.run_until(20 * SECOND, has_settled);
+    assert!(settled, "the replicas do not converge: {}", what_is_left(&world));
     checks::judge(&mut world);
     for node in &world.nodes {
         let daemon = node.daemon.as_ref().expect("all run");
         world.coverage.add("retries", daemon.core.retries());
+        let counts = node.files.counts();
+        world.coverage.add("stages: became files", counts.placed);
+        world.coverage.add("stages: written before all had come", counts.partial);
+        world.coverage.add("stages: written without any having come", counts.absent);
     }
     Report { hash: world.trace.hash(), coverage: world.coverage }
 }
@@ -132,8 +161,25 @@ fn has_settled(world: &World) -> bool {
         && world.lockers_rest()
         && world.nodes.iter().all(|node| {
             let last = node.daemon.as_ref().map(|daemon| daemon.core.last_index());
-            node.state.applied.index == applied && last == Some(applied)
+            node.state.applied.index == applied
+                && last == Some(applied)
+                && node.files.lacks_nothing()
+                && node.files.is_in_place()
         })
+}
+
+/// For whoever wonders why a run does not settle.
+fn what_is_left(world: &World) -> String {
+    let clients = world.clients.iter().filter_map(|client| client.current);
+    let node = |node: &node::Node| {
+        let last = node.daemon.as_ref().map(|daemon| daemon.core.last_index());
+        (node.state.applied.index, last, node.files.lacks_nothing(), node.files.is_in_place())
+    };
+    let nodes: Vec<_> = world.nodes.iter().map(node).collect();
+    let clients: Vec<_> = clients.collect();
+    format!(
+        "nodes (applied, last, nothing missing, nothing staged): {nodes:?}, clients: {clients:?}"
+    )
 }
 
 /// Runs seeds, says what they met, and fails if one of them does.

@@ -13,6 +13,7 @@ use crate::calls::{is_touched, look, op, will_change, with_inode};
 use crate::clock::MILLI;
 use crate::history::{Answer, Call, Subject};
 use crate::locks::Locks;
+use crate::staging::OpenStage;
 use crate::world::World;
 
 /// What the kernel forgets before the lease ends.
@@ -33,6 +34,10 @@ pub struct Mount {
     waiting: BTreeSet<usize>,
     pub gate: ReadGate,
     pub locks: Locks,
+    /// What clients are about to write by stages.
+    pub stages: BTreeMap<usize, OpenStage>,
+    pub stages_begun: u64,
+    pub marks_sent: u64,
     kernel: BTreeMap<(Subject, Call), (Answer, Monotonic)>,
 }
 
@@ -120,7 +125,8 @@ impl World {
         let now = self.nodes[node].clock.local(self.now);
         let target = &self.nodes[node];
         let unapplied = &target.daemon.as_ref().expect("it runs").unapplied;
-        let (answer, mod_index) = look(&target.state.view, current.subject, current.call);
+        let (answer, mod_index) =
+            look(&target.state.view, &target.files, current.subject, current.call);
         let pending = will_change(unapplied, current.subject, current.call, answer, current.since);
         let mod_index = mod_index.max(pending);
         let newest = Some(LogIndex(u64::MAX));
@@ -137,6 +143,11 @@ impl World {
             self.coverage.count(if live { "waits for stability" } else { "waits for a lease" });
             return;
         }
+        let Some(answer) = answer else {
+            mount.waiting.insert(client);
+            self.coverage.count("waits for missing bytes");
+            return;
+        };
         // Names that do not exist are not cached; nor is a reply that was overtaken by an invalidation.
         // Nor what a program here is changing at this moment: its kernel takes part in that.
         let until = mount.gate.lease_until - TTL_MARGIN;
@@ -147,7 +158,9 @@ impl World {
                 other.subject == subject && matches!(other.call, Call::Append { .. })
             })
         });
-        if answer != Answer::Entry(None) && !overtaken && !appends {
+        // Bytes in the kernel are dropped later than a change is acknowledged: these clients open before they read.
+        let is_cached = answer != Answer::Entry(None) && current.call != Call::Peek;
+        if is_cached && !overtaken && !appends {
             mount.kernel.insert((current.subject, current.call), (answer, until));
         }
         self.check_shown(node, mod_index, "served a read");
@@ -164,6 +177,16 @@ impl World {
             // The kernel does not trust the size that it knows after a write(2).
             mount.kernel.retain(|(subject, _), _| *subject != current.subject);
         }
+        if call.is_staged() {
+            return self.begin_stage(node, client);
+        }
+        self.submit(node, client, call, op(current.subject, call));
+    }
+
+    /// A client's command is proposed.
+    pub fn submit(&mut self, node: usize, client: usize, call: Call, op: Op) {
+        let operation = self.clients[client].current.expect("the caller has seen it").operation;
+        let mount = &mut self.nodes[node].daemon.as_mut().expect("it runs").mount;
         let key = mount.next_key();
         mount.proposed.insert(key, client);
         let lowest = mount.lowest_unanswered();
@@ -171,9 +194,9 @@ impl World {
             Call::Append { wait_for_roster: false, .. } => Wait::Here,
             _ => Wait::Roster,
         };
-        self.history.records[current.operation].call = call;
+        self.history.records[operation].call = call;
         self.clients[client].proposed(key, call);
-        let data = self.encode(node, key, lowest, op(current.subject, call));
+        let data = self.encode(node, key, lowest, op);
         self.input_later(node, Input::Propose { key, data, wait });
     }
 
@@ -242,6 +265,8 @@ impl World {
         daemon.mount.kernel.clear();
         daemon.mount.outcomes.clear();
         daemon.inbox.push_back(Input::OwnSession { session: None });
+        self.stages_ended(node);
+        let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
         for (key, client) in std::mem::take(&mut daemon.mount.proposed) {
             self.input_later(node, Input::Abandon { key });
             self.finish(client, None);
@@ -263,6 +288,7 @@ impl World {
             mount.outcomes.remove(&key);
             self.input_later(node, Input::Abandon { key });
         }
+        self.abandon_stage(node, client);
         self.coverage.count("deadlines missed");
         self.finish(client, None);
     }

@@ -49,6 +49,13 @@ impl Network {
             .collect()
     }
 
+    /// After how long what is sent on a connection arrives; never where that breaks it.
+    pub fn carry_stream(&self, random: &mut Random, from: usize, to: usize) -> Option<Nanos> {
+        let weather = self.weather;
+        let is_lost = !self.is_open(from, to) || random.chance(weather.drop_per_mille / 5);
+        (!is_lost).then(|| random.skewed(100 * MICRO, weather.delay_max))
+    }
+
     pub fn is_open(&self, from: usize, to: usize) -> bool {
         !self.cut.contains(&(from, to))
     }

@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use quorumfs::consensus::{Boot, Committed, Core, CoreConfig, Input, PeerMessage, Received, Role};
 use quorumfs::fs::{Change, Unapplied};
-use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, Term};
+use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, SessionId, StageId, Term};
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
+use crate::drive::Key;
+use crate::fetching::{Fetch, UnderWay, Wanted};
+use crate::files::{Files, Sync};
+use crate::lanes::{Incoming, ToStage};
 use crate::mount::Mount;
 use crate::random::Random;
 use crate::state::State;
@@ -23,6 +27,8 @@ pub struct Node {
     pub snapshot: State,
     /// The cache: survives the daemon, but not a power loss.
     pub state: State,
+    /// Backing files and stages; a power loss tears them.
+    pub files: Files,
     pub daemon: Option<Daemon>,
     /// How often it was started; events of earlier lives are void.
     pub boots: u64,
@@ -59,6 +65,12 @@ pub struct Daemon {
     pub role: Role,
     pub term: Term,
     pub mount: Mount,
+    /// Connections on which peers send stages.
+    pub incoming: BTreeMap<(usize, u64), Incoming>,
+    /// What peers are asked for.
+    pub fetching: UnderWay,
+    /// The merger is about to look.
+    pub merging: bool,
 }
 
 /// Entries that were applied together.
@@ -117,6 +129,64 @@ pub enum NodeEvent {
         ino: Ino,
     },
     Snapshot,
+    /// A sync of the whole file system is done; with the state as of its beginning, it is for a snapshot.
+    Synced {
+        sync: Sync,
+        state: Option<State>,
+    },
+    Merge,
+    ConnectLane {
+        peer: usize,
+    },
+    LaneLost {
+        peer: usize,
+    },
+    LaneEnded {
+        from: usize,
+        lane: u64,
+    },
+    Staged {
+        from: usize,
+        lane: u64,
+        message: ToStage,
+    },
+    /// A stage of a peer is synced as far as it had come before its mark.
+    MarkDue {
+        from: usize,
+        lane: u64,
+        id: StageId,
+        mark: u64,
+    },
+    Marked {
+        from: usize,
+        mark: u64,
+        holds: bool,
+    },
+    OwnStageSynced {
+        client: usize,
+        id: StageId,
+    },
+    StageAgain {
+        client: usize,
+        id: StageId,
+    },
+    FetchRound,
+    Fetch {
+        from: usize,
+        message: Fetch,
+    },
+    /// The rest of what a peer wants is read.
+    Give {
+        to: usize,
+        wanted: Wanted,
+        before: LogIndex,
+        first: Vec<u8>,
+    },
+    /// Nobody has answered.
+    FetchOver {
+        key: Key,
+        start: u64,
+    },
 }
 
 impl Node {
@@ -127,6 +197,7 @@ impl Node {
             disk: Disk::new(genesis.applied),
             snapshot: genesis.clone(),
             state: genesis.clone(),
+            files: Files::default(),
             daemon: None,
             boots: 0,
             backlog: None,
@@ -142,6 +213,10 @@ impl Node {
         assert!(self.daemon.is_none(), "one daemon at a time");
         self.boots += 1;
         self.disk.raise_commit(self.state.applied);
+        let state = &self.state;
+        let is_kept =
+            |session: SessionId| session.0 > state.applied.index.0 || state.has_session(session);
+        self.files.keep_stages(is_kept);
         let ticks = usize::try_from(random.within(12, 19)).expect("small");
         let config = CoreConfig {
             election_ticks: (ticks, ticks + 1),
@@ -172,6 +247,9 @@ impl Node {
             role: Role::Follower,
             term: Term(0),
             mount: Mount::default(),
+            incoming: BTreeMap::new(),
+            fetching: UnderWay::new(),
+            merging: false,
         });
     }
 

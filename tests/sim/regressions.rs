@@ -24,3 +24,46 @@ fn the_log_is_kept_that_a_leader_may_send_again() {
 fn a_stale_refusal_does_not_ask_for_entries_that_were_cut() {
     pinned(&[46]);
 }
+
+/// A stage of which a part had come when its connection was lost was written later, and waited for: nobody fetched
+/// the rest.
+#[test]
+fn what_a_lost_connection_left_of_a_stage_is_fetched() {
+    pinned(&[136]);
+}
+
+/// A stage became the file before it was on disk, and a power loss left zeros in it beside later writes.
+#[test]
+fn a_stage_becomes_a_file_only_once_it_is_durable() {
+    pinned(&[14, 113]);
+}
+
+/// After a power loss, what the last sync knew hid the bytes of a stage that had become the file since.
+#[test]
+fn a_placed_stage_hides_what_the_last_sync_knew() {
+    pinned(&[8, 27]);
+}
+
+/// A hole was made again in a file that a later stage had become.
+#[test]
+fn a_replay_makes_no_hole_in_a_later_stage() {
+    pinned(&[2, 6]);
+}
+
+/// A file's bytes were in a stage, says the last sync, but the stage had become the file and was removed with it.
+#[test]
+fn a_stage_that_was_removed_with_its_file_stops_nobody() {
+    pinned(&[20]);
+}
+
+/// A process died between the end of a session and its stages' removal, which stayed for ever.
+#[test]
+fn stages_of_sessions_that_are_over_go() {
+    pinned(&[68, 75]);
+}
+
+/// A process that died after a power loss, before it had carried anything out, hid from the next one what was lost.
+#[test]
+fn what_a_power_loss_took_is_carried_out_again() {
+    pinned(&[1, 22]);
+}

@@ -1,24 +1,19 @@
-//! One replica's state machine: the real `fs` over a map in memory, and backing files in another.
+//! One replica's state machine: the real `fs` over a map in memory.
 
 use std::collections::BTreeMap;
 
 use prost::Message;
 use quorumfs::consensus::{Committed, SessionChange, SessionInfo};
-use quorumfs::fs::{self, Applied, Change, Digest, FileEffect, Overlay, proto, query};
+use quorumfs::fs::{self, Applied, Change, Digest, Overlay, proto, query};
 use quorumfs::types::{LogIndex, NodeId, Position, ProposalKey, Seq, SessionId, Term};
 use raft::eraftpb::ConfState;
 
-use crate::random::Random;
-
 pub type View = BTreeMap<Vec<u8>, Vec<u8>>;
-/// Backing files by inode and generation.
-pub type Files = BTreeMap<(u64, u64), Vec<u8>>;
 
-/// All that applying changes. Its clone is a snapshot.
+/// All that applying changes but bytes. Its clone is a snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     pub view: View,
-    pub files: Files,
     pub digest: Digest,
     pub applied: Position,
     pub membership: ConfState,
@@ -66,7 +61,6 @@ impl State {
         let applied = fs::apply(&mut overlay, entry.position, &command).expect("nothing rots here");
         let batch = overlay.finish().expect("a map can be read");
         self.take_in(batch);
-        applied.effects.iter().for_each(|effect| carry_out(&mut self.files, effect));
         let (sessions, members) = consequences(&applied.changes);
         let key = ProposalKey { session: SessionId(command.session), seq: Seq(command.seq) };
         Effect { key: Some(key), applied, sessions, members }
@@ -94,28 +88,6 @@ impl State {
         query::session(&self.view, session).expect("nothing rots here").is_some()
     }
 
-    /// After a power loss: the state as of the snapshot. Backing files are written in place, so each
-    /// is then as old as the snapshot, as new as the crash, or cut short somewhere.
-    pub fn lose_power(&mut self, snapshot: &Self, random: &mut Random) {
-        let current = std::mem::take(&mut self.files);
-        *self = snapshot.clone();
-        for (name, mut bytes) in current {
-            match random.below(3) {
-                0 => {}
-                1 => {
-                    self.files.insert(name, bytes);
-                }
-                _ => {
-                    bytes.truncate(random.index(bytes.len() + 1));
-                    if let Some(old) = self.files.get_mut(&name) {
-                        let kept = bytes.len().min(old.len());
-                        old[..kept].copy_from_slice(&bytes[..kept]);
-                    }
-                }
-            }
-        }
-    }
-
     fn take_in(&mut self, batch: fs::Batch) {
         self.digest.merge(batch.digest);
         for (key, value) in batch.writes {
@@ -123,44 +95,6 @@ impl State {
                 Some(value) => self.view.insert(key, value),
                 None => self.view.remove(&key),
             };
-        }
-    }
-}
-
-fn carry_out(files: &mut Files, effect: &FileEffect) {
-    match effect {
-        FileEffect::Write { ino, generation, offset, data } => {
-            let file = files.entry((ino.0, generation.0)).or_default();
-            let start = usize::try_from(*offset).expect("files are small here");
-            let end = start + data.len();
-            file.resize(file.len().max(end), 0);
-            file[start..end].copy_from_slice(data);
-        }
-        FileEffect::Stage { .. } => unreachable!("nobody stages bytes here"),
-        FileEffect::Truncate { ino, generation, size } => {
-            let size = usize::try_from(*size).expect("files are small here");
-            files.entry((ino.0, generation.0)).or_default().resize(size, 0);
-        }
-        FileEffect::Allocate { .. } | FileEffect::EndStages { .. } => {}
-        FileEffect::Zero { ino, generation, range, .. } => {
-            if let Some(file) = files.get_mut(&(ino.0, generation.0)) {
-                let end = file.len().min(usize::try_from(range.end).expect("files are small here"));
-                let start = end.min(usize::try_from(range.start).expect("files are small here"));
-                file[start..end].fill(0);
-            }
-        }
-        FileEffect::Copy { source, source_generation, range, ino, generation, offset, .. } => {
-            let mut source =
-                files.get(&(source.0, source_generation.0)).cloned().unwrap_or_default();
-            let [start, end, offset] =
-                [range.start, range.end, *offset].map(|at| usize::try_from(at).expect("small"));
-            source.resize(source.len().max(end), 0);
-            let file = files.entry((ino.0, generation.0)).or_default();
-            file.resize(file.len().max(offset + end - start), 0);
-            file[offset..offset + end - start].copy_from_slice(&source[start..end]);
-        }
-        FileEffect::Remove { ino, generation } | FileEffect::Renew { ino, generation, .. } => {
-            files.remove(&(ino.0, generation.0));
         }
     }
 }

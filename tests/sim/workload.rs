@@ -4,13 +4,15 @@ use quorumfs::fs::proto::{self, command::Op};
 use quorumfs::types::{Ino, LogIndex, ProposalKey};
 
 use crate::clock::{MICRO, MILLI, SECOND};
-use crate::history::{Answer, Call, NAMES, RenameMode, Subject};
+use crate::history::{Answer, Call, NAMES, RenameMode, SLOTS, SomeSlots, Subject};
 use crate::node::NodeEvent;
 use crate::random::Random;
 use crate::world::{Event, World};
 
 /// Operations on a subject, before the next one of its kind takes its place.
 const ROUND: u64 = 70;
+/// Files with slots: more than a run comes to.
+const SLOT_FILES: usize = 100;
 
 #[derive(Debug)]
 pub struct Client {
@@ -51,6 +53,9 @@ pub struct Subjects {
     registers: Vec<(Ino, u64)>,
     directories: Vec<(Ino, u64)>,
     pub logs: Vec<Ino>,
+    /// Those that are used at a time are neighbours.
+    slots: Vec<Ino>,
+    slots_used: u64,
     /// Values and tags are never used twice.
     last_value: u64,
 }
@@ -59,11 +64,16 @@ impl Subjects {
     /// They, and the commands that make them.
     pub fn new() -> (Self, Vec<proto::Command>) {
         let names = ["r0", "r1", "d0", "d1", "l0", "l1"];
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let slots = (0..SLOT_FILES).map(|number| format!("s{number}"));
+        let names: Vec<String> = names.into_iter().chain(slots).collect();
         let inos: Vec<Ino> = (2..).map(Ino).take(names.len()).collect();
         let subjects = Self {
             registers: vec![(inos[0], 0), (inos[1], 0)],
             directories: vec![(inos[2], 0), (inos[3], 0)],
             logs: vec![inos[4], inos[5]],
+            slots: inos[6..].to_vec(),
+            slots_used: 0,
             last_value: 0,
         };
         let open = proto::SessionOpen { node: 1, nonce: 1, strong: true, ..Default::default() };
@@ -86,32 +96,48 @@ impl Subjects {
         self.last_value += 1;
         let value = self.last_value;
         match random.below(100) {
-            0..20 => (self.register(random), Call::Set(value)),
-            20..45 => (self.register(random), Call::Get),
-            45..60 => {
-                let call = Call::Append { tag: value, wait_for_roster: random.chance(750) };
+            0..12 => (self.register(random), Call::Set(value)),
+            12..27 => (self.register(random), Call::Get),
+            27..39 => {
+                let (wait_for_roster, staged) = (random.chance(750), random.chance(300));
+                let call = Call::Append { tag: value, wait_for_roster, staged };
                 (Subject::Log { file: random.pick(&self.logs) }, call)
             }
-            60..65 => (Subject::Log { file: random.pick(&self.logs) }, Call::Size),
-            65..75 => (self.names(random), Call::Lookup(random.index(NAMES))),
-            75..84 => {
+            39..43 => (Subject::Log { file: random.pick(&self.logs) }, Call::Size),
+            43..50 => (self.names(random), Call::Lookup(random.index(NAMES))),
+            50..57 => {
                 let call =
                     Call::Make { name: random.index(NAMES), ino: 0, directory: random.chance(300) };
                 (self.names(random), call)
             }
-            84..92 => {
+            57..63 => {
                 let (from, mode) = (random.index(NAMES), random.below(3));
                 let to = (from + 1 + random.index(NAMES - 1)) % NAMES;
                 let modes = [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
                 let mode = modes[usize::try_from(mode).expect("small")];
                 (self.names(random), Call::Rename { from, to, mode })
             }
-            _ => {
+            63..69 => {
                 let call =
                     Call::Remove { name: random.index(NAMES), directory: random.chance(300) };
                 (self.names(random), call)
             }
+            69..86 => {
+                let some = u8::try_from(random.within(1, (1 << SLOTS) - 1)).expect("a bit each");
+                let (slots, staged) = (SomeSlots(some), random.chance(650));
+                (self.slots(), Call::Fill { slots, value, staged })
+            }
+            86..97 => (self.slots(), Call::Peek),
+            97..99 => (self.slots(), Call::Punch(random.index(SLOTS))),
+            _ => (self.slots(), Call::Cut),
         }
+    }
+
+    fn slots(&mut self) -> Subject {
+        self.slots_used += 1;
+        let (round, other) = (self.slots_used / 2 / ROUND, self.slots_used % 2);
+        let place = usize::try_from(2 * round + other).expect("a run is short");
+        Subject::Slots { file: self.slots[place] }
     }
 
     fn register(&mut self, random: &mut Random) -> Subject {

@@ -9,11 +9,14 @@ use crate::checks::Truth;
 use crate::clock::{MILLI, Nanos, SECOND};
 use crate::coverage::Coverage;
 use crate::faults::{Cure, choose_kinds};
+use crate::fetching::Fetch;
 use crate::history::History;
+use crate::lanes::{Lanes, ToStage};
 use crate::locks::Locker;
 use crate::network::Network;
 use crate::node::{Node, NodeEvent};
 use crate::random::Random;
+use crate::reference::Reference;
 use crate::state::State;
 use crate::trace::Trace;
 use crate::workload::{Client, Subjects};
@@ -32,6 +35,26 @@ pub enum Event {
         to: usize,
         message: PeerMessage,
     },
+    /// On a connection for stages.
+    Staged {
+        from: usize,
+        to: usize,
+        lane: u64,
+        message: ToStage,
+    },
+    /// An answer on one, which goes the other way.
+    Marked {
+        from: usize,
+        to: usize,
+        lane: u64,
+        mark: u64,
+        holds: bool,
+    },
+    Fetch {
+        from: usize,
+        to: usize,
+        message: Fetch,
+    },
     /// A client wants to do something.
     Client {
         client: usize,
@@ -48,11 +71,13 @@ pub struct World {
     events: u64,
     pub nodes: Vec<Node>,
     pub network: Network,
+    pub lanes: Lanes,
     pub clients: Vec<Client>,
     pub lockers: Vec<Locker>,
     pub subjects: Subjects,
     pub history: History,
     pub truth: Truth,
+    pub reference: Reference,
     pub leaders: BTreeMap<Term, usize>,
     pub faults: u64,
     pub fault_kinds: Vec<u64>,
@@ -82,6 +107,8 @@ impl World {
             queue: BTreeMap::new(),
             events: 0,
             network: Network::new(nodes.len()),
+            lanes: Lanes::default(),
+            reference: Reference::default(),
             nodes,
             lockers: (0..count).flat_map(|node| [Locker::new(node), Locker::new(node)]).collect(),
             clients,
@@ -134,8 +161,11 @@ impl World {
             if other != node {
                 self.connect_later(node, other);
                 self.connect_later(other, node);
+                self.connect_lane_later(node, other);
             }
         }
+        self.fetch_later(node);
+        self.merge_later(node);
         self.pump(node);
     }
 
@@ -188,23 +218,37 @@ impl World {
                     self.deliver(to, NodeEvent::Peer { from, message });
                 }
             }
+            Event::Staged { from, to, lane, message } => {
+                if self.arrives(from, to, from, to, lane) {
+                    self.trace.note(self.now, self.nodes[to].id.0, "staged", &[("lane", lane)]);
+                    self.trace.remark(self.now, self.nodes[to].id.0, || format!("{message:?}"));
+                    self.deliver(to, NodeEvent::Staged { from, lane, message });
+                }
+            }
+            Event::Marked { from, to, lane, mark, holds } => {
+                if self.arrives(to, from, from, to, lane) {
+                    self.deliver(to, NodeEvent::Marked { from, mark, holds });
+                }
+            }
+            Event::Fetch { from, to, message } => {
+                if self.network.is_open(from, to) && self.nodes[to].daemon.is_some() {
+                    self.trace.note(
+                        self.now,
+                        self.nodes[to].id.0,
+                        "fetch",
+                        &[("from", from as u64)],
+                    );
+                    self.trace.remark(self.now, self.nodes[to].id.0, || format!("{message:?}"));
+                    self.deliver(to, NodeEvent::Fetch { from, message });
+                }
+            }
             Event::Client { client } => self.begin_operation(client),
             Event::Fault => self.strike(),
             Event::Cure(cure) => self.cure(cure),
         }
     }
 
-    /// The state goes into a snapshot file, and what no node needs any more is cut off the log.
-    pub fn snapshot(&mut self, node: usize) {
-        let target = &mut self.nodes[node];
-        target.snapshot = target.state.clone();
-        let needed = target.daemon.as_ref().expect("it writes snapshots").core.needed_by_peers();
-        target.disk.cut(needed.min(target.snapshot.applied.index));
-        self.coverage.count("snapshots");
-        self.snapshot_later(node);
-    }
-
-    fn snapshot_later(&mut self, node: usize) {
+    pub fn snapshot_later(&mut self, node: usize) {
         let delay = self.random.within(2 * SECOND, 12 * SECOND);
         self.after(delay, node, NodeEvent::Snapshot);
     }
@@ -217,10 +261,11 @@ impl World {
         target.backlog = None;
         target.dies_after_effects = None;
         let lost = target.disk.crash(&mut self.random);
+        target.files.crash(power_lost, &mut self.random);
         self.coverage.add("unsynced writes lost", lost);
         if power_lost {
             let snapshot = target.snapshot.clone();
-            target.state.lose_power(&snapshot, &mut self.random);
+            target.state = snapshot;
             target.clock.reboot(&mut self.random, self.now);
             self.coverage.count("rebuilds");
         }
@@ -231,6 +276,7 @@ impl World {
                 self.finish(client, None);
             }
         }
+        self.break_lanes_of(node);
         self.forget_lockers(node);
         let delay = self.random.within(200 * MILLI, 4 * SECOND);
         self.schedule(delay, Event::Cure(Cure::Restart { node }));

@@ -10,7 +10,6 @@ use crate::node::clock::monotonic;
 use crate::store::StoreError;
 use crate::types::{ByteRange, NodeId};
 
-
 /// Fetches what is still missing of a claimed range, from whoever has it; a peer that has refused it is left alone
 /// for `patience` at most. Whether that was worth it: nothing is
 /// missing there any more, or less than before.

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::checksums::Checksums;
 use super::layout::Away;
 use super::layouts::{Layouts, Locked};
 use super::pins::Pins;
@@ -53,13 +54,14 @@ pub struct Files {
     pins: Pins,
     layouts: Layouts,
     stages: Stages,
+    checksums: Checksums,
     /// Told when bytes that were missing are no more, or will not come by themselves.
     changed: Listener,
 }
 
 impl Files {
-    /// The backing files below `path`, and below `stages` what replays of copies read; both are created
-    /// where they are absent. `same_boot` says that nothing but the process has died since they were
+    /// The backing files below `path`, beside it their checksums, and below `stages` what replays of copies read;
+    /// all are created where they are absent. `same_boot` says that nothing but the process has died since they were
     /// written.
     ///
     /// # Errors
@@ -72,22 +74,12 @@ impl Files {
         let pins = Pins::open(stages, same_boot)?;
         let layouts = Layouts::open(stages, same_boot)?;
         let stages = Stages::open(stages)?;
-        let changed = Listener::default();
-        let files =
-            Self { path: path.to_owned(), dir, open, spares, pins, layouts, stages, changed };
+        let checksums = Checksums::open(path.with_file_name("checksums"))?;
+        let (path, changed) = (path.to_owned(), Listener::default());
+        let files = Self { path, dir, open, spares, pins, layouts, stages, checksums, changed };
         files.note_placed()?;
         files.retire_unneeded()?;
         Ok(files)
-    }
-
-    /// Stages that were merged by an earlier process go with the next sync.
-    fn retire_unneeded(&self) -> Result<(), StoreError> {
-        let needed = self.layouts.stages();
-        let all = self.stages.all_written()?;
-        all.into_iter()
-            .filter(|index| !needed.contains(index))
-            .for_each(|i| self.layouts.retire(i));
-        Ok(())
     }
 
     /// Carries out the effects of the entry at `index`, where no earlier process has. Buffered by the kernel:
@@ -96,6 +88,11 @@ impl Files {
     /// # Errors
     /// When the local file system refuses.
     pub fn carry_out_all(&self, index: LogIndex, effects: &[FileEffect]) -> Result<(), StoreError> {
+        // Also where they are: the state may not say so yet.
+        effects
+            .iter()
+            .filter_map(FileEffect::changes)
+            .for_each(|ino| self.checksums.changing(ino, index));
         if effects.is_empty() || !self.layouts.begin(index)? {
             return Ok(());
         }
@@ -198,6 +195,10 @@ impl Files {
         &self.stages
     }
 
+    pub(super) fn checksums(&self) -> &Checksums {
+        &self.checksums
+    }
+
     /// Has `listener` called when bytes that were missing are no more, or will not come by themselves. Once.
     pub fn on_change(&self, listener: impl Fn() + Send + Sync + 'static) {
         let first = self.changed.0.set(Box::new(listener)).is_ok();
@@ -297,7 +298,8 @@ impl Files {
                 Ok(more) => done += more,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
-                    Some(libc::EAGAIN) => return Ok(false),
+                    // What the disk cannot read `read` will say.
+                    Some(libc::EAGAIN | libc::EIO) => return Ok(false),
                     // This file system cannot tell: better to wait than never to answer from here.
                     Some(libc::EOPNOTSUPP) => {
                         return self.read(ino, generation, offset, buffer);
@@ -423,6 +425,7 @@ impl Files {
     }
 
     fn remove(&self, ino: Ino, generation: Generation) -> Result<(), StoreError> {
+        self.checksums.forget((ino, generation))?;
         let mut open = self.shard(ino).lock();
         let path = self.path_of(ino, generation);
         // Without another descriptor of it (reads that are under way have one) it can become another file.

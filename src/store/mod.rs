@@ -5,6 +5,8 @@
 //! answers queries. Called by `node`, whose driver is the only one that writes; queries come from
 //! any thread. Nothing in here decides what may be acknowledged or read: it says what is durable.
 
+mod blocks;
+mod checksums;
 mod datadir;
 mod durable;
 mod error;
@@ -29,6 +31,8 @@ mod stages;
 mod state;
 mod sys;
 
+pub use blocks::{BlockReader, Steady, blocks_of};
+pub use checksums::PAGE_BLOCKS;
 pub use datadir::{BootIdentity, DataDir};
 pub use error::StoreError;
 pub use export::Export;
@@ -43,3 +47,4 @@ pub use snapshot::{SnapshotHeader, SnapshotPairs, latest_snapshot, read_snapshot
 pub use space::Seek;
 pub use stages::checksum_blocks;
 pub use state::{InMemory, NotInMemory, State, StateRead};
+pub use sys::run_idly;

@@ -85,16 +85,11 @@ impl Layouts {
         let mut files = ByKey::new();
         let (number, synced) = read_image(&dir.join("image"), &mut files)?.unwrap_or_default();
         let mut last = number;
-        while same_boot {
-            let path = notes_path(dir, last);
-            match std::fs::read(&path) {
-                Ok(bytes) => take_notes(&bytes, &mut files),
-                Err(error) if error.kind() == ErrorKind::NotFound => break,
-                Err(source) => return Err(StoreError::io("read", &path)(source)),
+        if same_boot {
+            while take_notes_of(&notes_path(dir, last), &mut files)? {
+                last += 1;
             }
-            last += 1;
-        }
-        if !same_boot {
+        } else {
             remove_notes(dir, u64::MAX)?;
         }
         let path = dir.join("carried");
@@ -354,6 +349,16 @@ fn read_image(path: &Path, files: &mut ByKey) -> Result<Option<(u64, LogIndex)>,
     }
     take_notes(&content[IMAGE_HEADER..], files);
     Ok(Some((header[1], LogIndex(header[2]))))
+}
+
+/// False where there are no such notes.
+fn take_notes_of(path: &Path, files: &mut ByKey) -> Result<bool, StoreError> {
+    match std::fs::read(path) {
+        Ok(bytes) => take_notes(&bytes, files),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(StoreError::io("read", path)(source)),
+    }
+    Ok(true)
 }
 
 /// A record that is not whole is what a process was writing when it died: its change had not begun.

@@ -318,6 +318,9 @@ impl Files {
     ///
     /// # Errors
     /// When the local file system refuses.
+    ///
+    /// # Panics
+    /// Where a part of what came lies outside of it, which cannot be.
     pub fn install(
         &self,
         key: Key,

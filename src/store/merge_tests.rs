@@ -1,6 +1,7 @@
 //! Stages become bytes of files, whenever they come and whatever dies meanwhile.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use proptest::collection::vec;
@@ -88,7 +89,6 @@ fn a_stage_becomes_a_new_file() {
     files.sync_stage(id(1)).unwrap();
     let staged = std::fs::metadata(dir.path().join("stages/new/3.1")).unwrap();
     carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, &data)]));
-    use std::os::unix::fs::MetadataExt;
     let placed = std::fs::metadata(files.path_of(Ino(1), GENERATION)).unwrap();
     assert_eq!(placed.ino(), staged.ino());
     assert!(bytes(&files, 1, data.len()).unwrap() == data);
@@ -257,8 +257,8 @@ impl World {
     }
 
     fn carry_out(&mut self, effect: FileEffect) {
-        self.effects.push(effect.clone());
-        carry_out(&self.files, self.effects.len() as u64, &effect);
+        carry_out(&self.files, self.effects.len() as u64 + 1, &effect);
+        self.effects.push(effect);
     }
 
     fn put(&mut self, ino: u64, at: u64, data: &[u8]) {
@@ -355,7 +355,9 @@ proptest! {
     ) {
         let mut world = World::new();
         for (steps, same_boot, from) in &runs {
-            steps.iter().for_each(|step| world.step(step));
+            for step in steps {
+                world.step(step);
+            }
             world.check();
             world.crash(*same_boot, *from);
             world.check();

@@ -231,7 +231,7 @@ fn prove(path: &Path, pieces: &[StagedPiece]) -> Result<Option<Arc<Stage>>, Stor
     let mut received = RangeSet::new();
     for piece in pieces {
         let proven = proven(&file, piece).map_err(StoreError::io("read", path))?;
-        proven.into_iter().for_each(|range| received.insert(range.start..range.end));
+        received.extend(proven.into_iter().map(|range| range.start..range.end));
     }
     let state = Mutex::new(Arrived { received, target: None });
     Ok(Some(Arc::new(Stage { file, state })))
@@ -254,7 +254,6 @@ fn proven(file: &File, piece: &StagedPiece) -> io::Result<Vec<ByteRange>> {
 }
 
 /// The parts of a range of a stage that have a checksum each.
-#[must_use]
 pub fn checksum_blocks(range: ByteRange) -> impl Iterator<Item = ByteRange> {
     let first = range.start / CHECKSUM_BLOCK * CHECKSUM_BLOCK;
     let starts = std::iter::successors(Some(first), |start| Some(start + CHECKSUM_BLOCK));

@@ -110,12 +110,11 @@ fn carry_out(files: &mut Files, stages: &mut Stages, effect: &FileEffect) {
                 file[at..at + bytes.len()].copy_from_slice(&bytes);
             }
         }
-        FileEffect::EndStages { .. } => {}
         FileEffect::Truncate { ino, generation, size } => {
             let size = usize::try_from(*size).expect("small files");
             files.entry((ino.0, generation.0)).or_default().resize(size, 0);
         }
-        FileEffect::Allocate { .. } => {}
+        FileEffect::Allocate { .. } | FileEffect::EndStages { .. } => {}
         FileEffect::Zero { ino, generation, range, .. } => {
             if let Some(file) = files.get_mut(&(ino.0, generation.0)) {
                 let end = file.len().min(usize::try_from(range.end).expect("small files"));

@@ -137,12 +137,11 @@ fn carry_out(files: &mut Files, effect: &FileEffect) {
             file[start..end].copy_from_slice(data);
         }
         FileEffect::Stage { .. } => unreachable!("nobody stages bytes here"),
-        FileEffect::EndStages { .. } => {}
         FileEffect::Truncate { ino, generation, size } => {
             let size = usize::try_from(*size).expect("files are small here");
             files.entry((ino.0, generation.0)).or_default().resize(size, 0);
         }
-        FileEffect::Allocate { .. } => {}
+        FileEffect::Allocate { .. } | FileEffect::EndStages { .. } => {}
         FileEffect::Zero { ino, generation, range, .. } => {
             if let Some(file) = files.get_mut(&(ino.0, generation.0)) {
                 let end = file.len().min(usize::try_from(range.end).expect("files are small here"));

@@ -108,21 +108,8 @@ impl Handle {
     /// # Errors
     /// When the disk refuses.
     pub fn give(&self, wanted: Wanted) -> Result<Option<Fetched>, StoreError> {
-        let Wanted { ino, generation, range, version } = wanted;
-        let current = || -> Result<Option<LogIndex>, StoreError> {
-            let inode = query::inode(&self.state(), ino)?;
-            let inode = inode.filter(|inode| inode.generation == generation.0);
-            Ok(inode.map(|inode| LogIndex(inode.data_version)).filter(|found| *found >= version))
-        };
-        let Some(before) = current()? else { return Ok(None) };
-        let len = usize::try_from(range.len().min(PIECE)).expect("a piece is small");
-        let mut data = vec![0; len];
-        if !self.files().read(ino, generation, range.start, &mut data)? {
-            return Ok(None);
-        }
-        // What was read while it changed may be of either version.
-        let is_of_one = current()? == Some(before);
-        Ok(is_of_one.then(|| Fetched { version: before, data: data.into() }))
+        let given = self.read_for_peer(&wanted, wanted.range.len().min(PIECE))?;
+        Ok(given.map(|(version, data)| Fetched { version, data: data.into() }))
     }
 }
 
@@ -201,11 +188,11 @@ async fn fetch_piece(handle: &Handle, wanted: Wanted) -> Result<(), StoreError> 
             continue;
         }
         let handle = handle.clone();
-        let stored = tokio::task::spawn_blocking(move || {
-            let key = (wanted.ino, wanted.generation);
-            handle.files().install(key, wanted.range.start, &fetched.data, fetched.version)
-        });
-        return stored.await.unwrap_or(Ok(()));
+        let stored = tokio::task::spawn_blocking(move || handle.take_fetched(&wanted, &fetched));
+        if stored.await.unwrap_or(Ok(true))? {
+            return Ok(());
+        }
+        tracing::warn!(ino = %wanted.ino, peer = %node, "bytes of a peer are not what checksums here say");
     }
     // Nobody has it now.
     tokio::time::sleep(IDLE).await;
@@ -227,7 +214,7 @@ fn peers_by_load(handle: &Handle) -> Vec<NodeId> {
 }
 
 /// Waits until this replica has applied an entry; false where that takes too long.
-async fn applied(handle: &Handle, index: LogIndex) -> bool {
+pub(super) async fn applied(handle: &Handle, index: LogIndex) -> bool {
     let until = async {
         while handle.state().applied() < index {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -9,9 +9,12 @@
 //! | `log` | appends to the Raft log and syncs it, as one write for all that waits |
 //! | `apply` | has the mount forget what received entries will change; applies committed ones: backing files, state |
 //! | `merge` | brings stages in place |
+//! | `checksums` | makes checksums of files that have become quiet, where nobody else needs the disk |
 //! | `snapshot` | writes snapshot files and cuts the log behind them |
 
 mod apply;
+mod blocks;
+mod checksums;
 mod clock;
 mod driver;
 mod fetch;
@@ -34,6 +37,7 @@ mod touches;
 mod transport;
 
 pub use apply::{answers_here, without_answering};
+pub use blocks::{Block, Examined};
 pub use clock::{monotonic, wall};
 pub use fetch::{Fetched, Wanted};
 pub use handle::{Handle, NodeError, Pending};

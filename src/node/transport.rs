@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use super::blocks::{Block, Examined};
 use super::fetch::{Fetched, Wanted};
 use super::space::SpaceReport;
 use super::staging::Weighed;
@@ -62,6 +63,14 @@ pub trait Transport: Send + Sync {
 
     /// Asks a peer for bytes; nothing where it does not have them, or cannot be asked.
     fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Fetched>;
+
+    /// Asks a peer what blocks of a file are on its disk; nothing where it does not have that version, or cannot be
+    /// asked.
+    fn examine(&self, at: NodeId, asked: Examined) -> Answered<Vec<Block>>;
+
+    /// Tells a peer what a majority of the replicas has for a block; whether it has another one, which is missing
+    /// there from then on. Nothing where it cannot be asked.
+    fn outvote(&self, at: NodeId, asked: Examined, sum: u32) -> Answered<bool>;
 
     /// A peer listens at this address from now on.
     fn learn(&self, node: NodeId, address: &str);

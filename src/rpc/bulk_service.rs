@@ -6,10 +6,14 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::examining;
 use super::hello::check;
 use super::peer::bulk_server::Bulk;
 use super::peer::stage_frame::Body;
-use super::peer::{FetchReply, FetchRequest, StageAnswer, StageFrame, StageMark};
+use super::peer::{
+    ExamineReply, ExamineRequest, FetchReply, FetchRequest, OutvoteReply, OutvoteRequest,
+    StageAnswer, StageFrame, StageMark,
+};
 use crate::node::{Fetched, Handle, Wanted};
 use crate::types::{
     ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, SessionId, StageId, VolumeId,
@@ -79,6 +83,20 @@ impl Bulk for BulkService {
             Ok(Err(error)) => Err(Status::internal(error.to_string())),
             Err(_) => Err(Status::unavailable("the daemon is stopping")),
         }
+    }
+
+    async fn examine(
+        &self,
+        request: Request<ExamineRequest>,
+    ) -> Result<Response<ExamineReply>, Status> {
+        examining::examined(self.cluster, &self.handle, request.into_inner()).await
+    }
+
+    async fn outvote(
+        &self,
+        request: Request<OutvoteRequest>,
+    ) -> Result<Response<OutvoteReply>, Status> {
+        examining::outvoted(self.cluster, &self.handle, request.into_inner()).await
     }
 }
 

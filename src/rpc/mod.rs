@@ -6,6 +6,7 @@
 mod admin_service;
 mod bulk_service;
 mod envelope;
+mod examining;
 mod hello;
 mod join;
 mod lanes;

@@ -14,9 +14,9 @@ use tokio_stream::Stream;
 use super::peer::peer_client::PeerClient;
 use super::peer::{Envelope, Frame, Hello};
 use super::stage_lanes::StageLanes;
-use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope};
+use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope, examining};
 use crate::consensus::PeerMessage;
-use crate::node::{Answered, Fetched, Handle, ToPeer, ToStage, Transport, Wanted};
+use crate::node::{Answered, Block, Examined, Fetched, Handle, ToPeer, ToStage, Transport, Wanted};
 use crate::types::{ClusterId, NodeId};
 
 /// More than this many bytes on their way to one peer are dropped: Raft sends them again when the
@@ -128,6 +128,14 @@ impl Transport for Peers {
 
     fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Fetched> {
         self.stages.fetch(from, wanted)
+    }
+
+    fn examine(&self, at: NodeId, asked: Examined) -> Answered<Vec<Block>> {
+        examining::examine(self.stages.client(at), asked)
+    }
+
+    fn outvote(&self, at: NodeId, asked: Examined, sum: u32) -> Answered<bool> {
+        examining::outvote(self.stages.client(at), asked, sum)
     }
 
     fn is_connected(&self, node: NodeId) -> bool {

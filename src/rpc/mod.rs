@@ -14,6 +14,7 @@ mod local_caller;
 mod mounts;
 mod peer_service;
 mod peers;
+mod scrubbing;
 mod server;
 mod stage_lanes;
 

@@ -6,6 +6,7 @@ mod appends;
 mod direct;
 mod execution;
 mod mappings;
+mod scrub;
 mod staged;
 #[path = "../support/mod.rs"]
 mod support;

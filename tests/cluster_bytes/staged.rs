@@ -20,7 +20,7 @@ fn log_bytes(cluster: &Cluster, node: u64) -> u64 {
 }
 
 /// All backing files of an inode come to these bytes.
-fn assert_backing(cluster: &Cluster, path: &Path, wanted: &[u8]) {
+pub(super) fn assert_backing(cluster: &Cluster, path: &Path, wanted: &[u8]) {
     let ino = fs::metadata(path).expect("stat").ino();
     wait_until(PATIENCE, "all replicas to have the bytes", || {
         let files = cluster.backing_files(ino);

@@ -41,6 +41,10 @@
 //! **Space.** Nodes tell each other what their disks take in. What needs more than a quorum has is refused
 //! with ENOSPC when it is asked for; what has been taken in is never lost for want of space.
 //!
+//! **Rot.** A thread that comes after everybody else keeps checksums of the blocks of quiet files. Whoever sends bytes
+//! to a peer compares them with these, and a scrub compares all replicas ([`node::Handle::scrub`]). A block that is not
+//! what it should be is *missing* from then on, and fetched as everything that is.
+//!
 //! **A change of leader.** Followers notice the silence, one is elected. Everybody proposes again what
 //! has no outcome (session and sequence number make that harmless), and sends its heartbeats to the new
 //! leader, which waits a whole TTL before it expires anybody.

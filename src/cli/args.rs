@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::cli::{cleanup, cluster, dev, leader, mount, probe, serve, status};
+use crate::cli::{cleanup, cluster, dev, leader, mount, probe, scrub, serve, status};
 
 /// A file system that replicates what programs write through Raft.
 #[derive(Debug, Parser)]
@@ -36,6 +36,8 @@ enum Command {
     Mount(mount::MountArgs),
     /// Unmounts it.
     Umount(mount::UmountArgs),
+    /// Reads files on all replicas, compares them, and has what is rotten fetched again.
+    Scrub(scrub::Args),
     /// Unmounts what a dead daemon left mounted.
     Cleanup(ConfigArgs),
     /// Says by its exit code whether a mount serves.
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Dev(command) => block_on(dev::run(command)),
         Command::Mount(args) => block_on(mount::mount(&args)),
         Command::Umount(args) => block_on(mount::umount(&args)),
+        Command::Scrub(args) => block_on(scrub::run(&args)),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Probe(args) => return probe::run(&args),
     };

@@ -9,7 +9,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::rpc::admin::admin_client::AdminClient;
 use crate::rpc::admin::{
-    MountRequest, StatusReply, StatusRequest, TransferLeaderRequest, UnmountRequest,
+    MountRequest, ScrubProgress, ScrubRequest, StatusReply, StatusRequest, TransferLeaderRequest,
+    UnmountRequest,
 };
 use crate::types::NodeId;
 
@@ -75,6 +76,19 @@ impl Admin {
             .with_context(|| format!("the daemon at {} does not answer", self.address))?
             .map(drop)
             .map_err(|status| anyhow::anyhow!("{}", status.message()))
+    }
+
+    /// Begins a scrub, which ends when the stream is dropped.
+    pub(crate) async fn scrub(
+        &mut self,
+        request: ScrubRequest,
+    ) -> Result<tonic::Streaming<ScrubProgress>> {
+        tokio::time::timeout(ANSWER_TIMEOUT, self.client.scrub(request))
+            .await
+            .ok()
+            .with_context(|| format!("the daemon at {} does not answer", self.address))?
+            .map(tonic::Response::into_inner)
+            .map_err(|status| refusal(&self.address, &status))
     }
 
     /// Hands leadership over to `node`, or to any voter. Answers who leads then.

@@ -14,6 +14,7 @@ mod mount;
 mod mountpoint;
 mod preflight;
 mod probe;
+mod scrub;
 mod serve;
 mod status;
 mod sys;

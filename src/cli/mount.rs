@@ -147,7 +147,7 @@ async fn request(args: &MountArgs, sloppy: bool) -> Result<(), (u8, anyhow::Erro
 }
 
 /// `HOST:PORT:/SUBDIR`, of which the port and what comes after can be left out.
-fn parse_spec(spec: &str) -> Result<(String, String)> {
+pub(crate) fn parse_spec(spec: &str) -> Result<(String, String)> {
     let (address, subtree) = match spec.split_once(":/") {
         Some((address, subtree)) => (address, subtree.trim_matches('/')),
         None => (spec, ""),

@@ -229,6 +229,22 @@ impl StagedPiece {
 }
 
 impl FileEffect {
+    /// Whose bytes may be others afterwards.
+    #[must_use]
+    pub fn changes(&self) -> Option<Ino> {
+        match self {
+            Self::Write { ino, .. }
+            | Self::Stage { ino, .. }
+            | Self::Renew { ino, .. }
+            | Self::Truncate { ino, .. }
+            | Self::Allocate { ino, .. }
+            | Self::Zero { ino, .. }
+            | Self::Copy { ino, .. }
+            | Self::Remove { ino, .. } => Some(*ino),
+            Self::EndStages { .. } => None,
+        }
+    }
+
     /// Whether bytes go that the state counts until it says so itself: a reader in between would find
     /// too few.
     #[must_use]

@@ -214,6 +214,12 @@ pub fn orphans(after: Ino) -> KeyRange {
     KeyRange { from: end_of(number(ORPHAN, after.0)), to: vec![ORPHAN + 1] }
 }
 
+/// Inodes with numbers above `after`.
+#[must_use]
+pub fn inodes(after: Ino) -> KeyRange {
+    KeyRange { from: end_of(number(INODE, after.0)), to: vec![INODE + 1] }
+}
+
 /// All members, by id.
 #[must_use]
 pub fn members() -> KeyRange {

@@ -186,6 +186,24 @@ pub fn orphans<V: Records>(
     decoded.collect()
 }
 
+/// At most `limit` inodes with numbers above `after`, ascending.
+///
+/// # Errors
+/// When this replica cannot read its own state.
+pub fn inodes<V: Records>(
+    view: &V,
+    after: Ino,
+    limit: usize,
+) -> Result<Vec<(Ino, proto::Inode)>, V::Error> {
+    let range = keys::inodes(after);
+    let page = view.scan(&range.from, &range.to, limit)?;
+    let decoded = page.into_iter().map(|(key, value)| match keys::parse(&key) {
+        Some(Parsed::Inode { ino }) => Ok((ino, record::decode(&key, &value)?)),
+        _ => Err(record::bad_key(&key).into()),
+    });
+    decoded.collect()
+}
+
 /// The lowest inode number that nobody was granted yet: one more than there can be inodes.
 ///
 /// # Errors

@@ -225,7 +225,7 @@ impl Core {
         loop {
             let node = self.node.clone();
             let read = tokio::task::spawn_blocking(move || {
-                let is_whole = node.files().read(ino, generation, offset, &mut bytes)?;
+                let is_whole = node.read_bytes(ino, generation, offset, &mut bytes)?;
                 Ok::<_, StoreError>((bytes, is_whole))
             });
             let (read, is_whole) = read.await.map_err(|_| NodeError::Stopping)??;

@@ -47,6 +47,11 @@ impl Observer for Core {
         self.forget_names_of(changes, true);
     }
 
+    fn condemned(&self, ino: Ino, range: ByteRange) {
+        self.cache.forget_pages(ino);
+        self.kernel().drop_pages(ino, range);
+    }
+
     fn lease_lost(&self) {
         // Names have a TTL within the lease, and whoever is in a directory is to find its path meanwhile.
         for ino in self.cache.take_all_attributes(Instant::now()) {

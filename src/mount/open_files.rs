@@ -18,7 +18,7 @@ use super::passthrough::{Backing, LookAgain, Way};
 use crate::fs::proto::{Inode, Kind};
 use crate::fs::query;
 use crate::node::NodeError;
-use crate::types::{Generation, Ino, LogIndex};
+use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// A file of fewer bytes is read faster with the kernel's own pages, which stay from one open to the next.
 const WORTH_PASSTHROUGH: u64 = 1 << 20;
@@ -127,7 +127,9 @@ impl Core {
         let (ino, inode) = (seen.ino, &seen.inode);
         let key = (ino, Generation(inode.generation));
         let is_worth_it = inode.size >= WORTH_PASSTHROUGH && seen.buffered.is_none();
-        let may = is_worth_it && self.passthrough.works() && self.node.files().is_whole(key);
+        let may = is_worth_it
+            && self.passthrough.works()
+            && self.node.files().is_whole(key, ByteRange::from(0));
         let lend = may.then_some(|| {
             Backing::lend(&self.node, key, inode.size, register).unwrap_or_else(|error| {
                 self.passthrough.refused(&error);

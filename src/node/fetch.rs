@@ -33,7 +33,6 @@ use self::slots::Slots;
 use self::under_way::UnderWay;
 use super::handle::{Handle, NodeError};
 use crate::fs::limits::CHECKSUM_BLOCK;
-use crate::fs::query;
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId};
 
@@ -242,20 +241,7 @@ impl Handle {
     /// # Panics
     /// Where a piece does not fit into memory's addresses, which cannot be.
     pub fn give(&self, wanted: Wanted) -> Result<Option<Fetched>, StoreError> {
-        let Wanted { ino, generation, range, version } = wanted;
-        let current = || -> Result<Option<LogIndex>, StoreError> {
-            let inode = query::inode(&self.state(), ino)?;
-            let inode = inode.filter(|inode| inode.generation == generation.0);
-            Ok(inode.map(|inode| LogIndex(inode.data_version)).filter(|found| *found >= version))
-        };
-        let Some(before) = current()? else { return Ok(None) };
-        let len = usize::try_from(range.len().min(PIECE)).expect("a piece is small");
-        let mut data = vec![0; len];
-        if !self.files().read(ino, generation, range.start, &mut data)? {
-            return Ok(None);
-        }
-        // What was read while it changed may be of either version.
-        let is_of_one = current()? == Some(before);
-        Ok(is_of_one.then(|| Fetched { version: before, data: data.into() }))
+        let given = self.read_for_peer(&wanted, wanted.range.len().min(PIECE))?;
+        Ok(given.map(|(version, data)| Fetched { version, data: data.into() }))
     }
 }

@@ -9,9 +9,12 @@
 //! | `log` | appends to the Raft log and syncs it, as one write for all that waits |
 //! | `apply` | has the mount forget what received entries will change; applies committed ones: backing files, state |
 //! | `merge` | brings stages in place |
+//! | `checksums` | makes checksums of files that have become quiet, where nobody else needs the disk |
 //! | `snapshot` | writes snapshot files and cuts the log behind them |
 
 mod apply;
+mod blocks;
+mod checksums;
 mod clock;
 mod driver;
 mod durability;
@@ -25,6 +28,8 @@ mod look;
 mod merger;
 mod mutations;
 mod observers;
+mod scrub;
+mod scrub_file;
 mod session;
 mod shared;
 mod snapshots;
@@ -36,6 +41,7 @@ mod touches;
 mod transport;
 
 pub use apply::{answers_here, without_answering};
+pub use blocks::{Block, Examined};
 pub use clock::{monotonic, wall};
 pub use durability::Synced;
 pub use encoding::{DecodeError, Encoded, Encoder, Encoding};
@@ -44,6 +50,7 @@ pub use handle::{Handle, NodeError, Pending};
 pub use locks::Locked;
 pub use look::Look;
 pub use observers::Observer;
+pub use scrub::{ScrubFinding, ScrubOptions, ScrubReport};
 pub use space::SpaceReport;
 pub use staging::{OpenStage, StageError, Weighed};
 pub use start::{Node, NodeConfig, run_promptly};

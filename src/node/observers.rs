@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::fs::Change;
-use crate::types::{Ino, LogIndex, MountId, SessionId};
+use crate::types::{ByteRange, Ino, LogIndex, MountId, SessionId};
 
 /// What a mount is told before this node tells others that it has received or applied something. Both calls
 /// must return only once this mount's kernel serves nothing older, and must not wait for a kernel lock that
@@ -23,6 +23,10 @@ pub trait Observer: Send + Sync {
 
     /// These changes were applied at `index`.
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]);
+
+    /// These bytes of a file turned out to be wrong here: what the kernel may have of them is dropped. It reads what
+    /// is fetched in their place.
+    fn condemned(&self, ino: Ino, range: ByteRange);
 
     /// The lease lapsed: what the kernel may still serve by itself is dropped.
     fn lease_lost(&self);
@@ -78,7 +82,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use super::{Change, Future, Ino, LogIndex, Observer, Observers, Pin, SessionId};
+    use super::{ByteRange, Change, Future, Ino, LogIndex, Observer, Observers, Pin, SessionId};
 
     #[derive(Default)]
     struct Holder {
@@ -93,6 +97,7 @@ mod tests {
         }
 
         fn applied(&self, _index: LogIndex, _own: bool, _changes: &[Change]) {}
+        fn condemned(&self, _ino: Ino, _range: ByteRange) {}
         fn lease_lost(&self) {}
         fn session_changed(&self, _session: SessionId) {}
 

@@ -1,7 +1,7 @@
 //! What the node's threads and its [`super::Handle`]s share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -54,6 +54,10 @@ pub(super) struct Shared {
     pub(super) staging: Staging,
     pub(super) fetching: Fetching,
     pub(super) traffic: Traffic,
+    /// Whether the state has come to what the files were when the last process died.
+    pub(super) replayed: AtomicBool,
+    /// Where what takes long is done: not on the thread of the core.
+    pub(super) runtime: tokio::runtime::Handle,
     pub(super) cuts: Cuts,
     pub(super) received: Received,
     /// Inputs that nobody waits for.

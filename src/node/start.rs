@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::observers::Observers;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
 use super::space::{self, Space};
 use super::staging::Staging;
-use super::{Handle, Transport, apply, locks, log_writer, merger, session, snapshots};
+use super::{Handle, Transport, apply, checksums, locks, log_writer, merger, session, snapshots};
 use crate::config::Compression;
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::query;
@@ -94,10 +94,8 @@ impl Node {
         let core = Core::new(config.core.clone(), recovered.log.clone(), boot, &logger)?;
         // These queues park a thread at once: one that spins first would take the cores from the others.
         let (driver, inbox) = mpsc::unbounded_channel();
-        let (log, mut log_inbox) = mpsc::unbounded_channel();
-        let (to_apply, mut apply_inbox) = mpsc::unbounded_channel();
-        let (due, mut snapshot_due) = mpsc::channel(1);
-        let (staged, mut merge_due) = mpsc::channel(1);
+        let (log, log_inbox) = mpsc::unbounded_channel();
+        let (to_apply, apply_inbox) = mpsc::unbounded_channel();
         let node = config.core.node;
         let (locks, recalled_locks) = Locks::new();
         let durability = Durability::new(recovered.files.carried_out());
@@ -123,6 +121,8 @@ impl Node {
             staging: Staging::new(),
             fetching: Fetching::new(),
             traffic: Traffic::default(),
+            replayed: AtomicBool::new(false),
+            runtime: tokio::runtime::Handle::current(),
             cuts: Cuts::default(),
             received: Received::default(),
             late: Mutex::default(),
@@ -130,7 +130,6 @@ impl Node {
             log: recovered.log,
             config,
         });
-        tell_readers(&shared, staged.downgrade());
         let driver = Driver {
             core,
             shared: shared.clone(),
@@ -141,16 +140,7 @@ impl Node {
             lease_was_live: false,
         };
         let driver = streams.spawn(driver.run());
-        let of_log = shared.clone();
-        let mut threads = vec![thread("log", move || log_writer::run(&of_log, &mut log_inbox))?];
-        let of_apply = shared.clone();
-        threads.push(thread("apply", move || {
-            apply::run(&of_apply, &mut apply_inbox, &due, &staged);
-        })?);
-        let of_merge = shared.clone();
-        threads.push(thread("merge", move || merger::run(&of_merge, &mut merge_due))?);
-        let of_snapshot = shared.clone();
-        threads.push(thread("snapshot", move || snapshots::run(&of_snapshot, &mut snapshot_due))?);
+        let threads = threads(&shared, log_inbox, apply_inbox)?;
         let handle = Handle(shared, None);
         let tasks = tasks(&handle, recalled_locks);
         Ok(Self { handle, driver, threads, tasks })
@@ -271,6 +261,30 @@ fn tell_readers(shared: &Arc<Shared>, staged: mpsc::WeakSender<()>) {
 pub fn run_promptly() {
     // Without the privilege everything still works, only later under load.
     let _ = rustix::process::setpriority_process(None, -10);
+}
+
+/// Starts the threads. They end once the driver has dropped what it gives the first two.
+fn threads(
+    shared: &Arc<Shared>,
+    mut log_inbox: mpsc::UnboundedReceiver<log_writer::Write>,
+    mut apply_inbox: mpsc::UnboundedReceiver<apply::Work>,
+) -> Result<Vec<JoinHandle<()>>, StartError> {
+    let (due, mut snapshot_due) = mpsc::channel(1);
+    let (staged, mut merge_due) = mpsc::channel(1);
+    tell_readers(shared, staged.downgrade());
+    let (going_on, ended) = std::sync::mpsc::channel();
+    let [of_log, of_apply, of_merge, of_snapshot] = std::array::from_fn(|_| shared.clone());
+    let of_checksums = Handle(shared.clone(), None);
+    Ok(vec![
+        thread("log", move || log_writer::run(&of_log, &mut log_inbox))?,
+        thread("apply", move || {
+            apply::run(&of_apply, &mut apply_inbox, &due, &staged);
+            drop(going_on);
+        })?,
+        thread("merge", move || merger::run(&of_merge, &mut merge_due))?,
+        thread("snapshot", move || snapshots::run(&of_snapshot, &mut snapshot_due))?,
+        thread("checksums", move || checksums::run(&of_checksums, &ended))?,
+    ])
 }
 
 fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {

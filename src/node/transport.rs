@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use super::blocks::{Block, Examined};
 use super::durability::Synced;
 use super::fetch::{Fetched, Wanted};
 use super::space::SpaceReport;
@@ -66,6 +67,14 @@ pub trait Transport: Send + Sync {
 
     /// Has a peer bring bytes to its disk; false where it has not all of them, nothing where it cannot be asked.
     fn sync(&self, to: NodeId, wanted: Synced) -> Answered<bool>;
+
+    /// Asks a peer what blocks of a file are on its disk; nothing where it does not have that version, or cannot be
+    /// asked.
+    fn examine(&self, at: NodeId, asked: Examined) -> Answered<Vec<Block>>;
+
+    /// Tells a peer what a majority of the replicas has for a block; whether it has another one, which is missing
+    /// there from then on. Nothing where it cannot be asked.
+    fn outvote(&self, at: NodeId, asked: Examined, sum: u32) -> Answered<bool>;
 
     /// A peer listens at this address from now on.
     fn learn(&self, node: NodeId, address: &str);

@@ -9,10 +9,10 @@ use tonic::{Request, Response, Status};
 use super::admin::admin_server::Admin;
 use super::admin::{
     ListMountsReply, ListMountsRequest, MemberStatus, Missing, MountInfo, MountReply, MountRequest,
-    Nowhere, SessionStatus, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
-    UnmountReply, UnmountRequest,
+    Nowhere, ScrubRequest, SessionStatus, StatusReply, StatusRequest, TransferLeaderReply,
+    TransferLeaderRequest, UnmountReply, UnmountRequest,
 };
-use super::{Mounts, MountsError, local_caller};
+use super::{Mounts, MountsError, local_caller, scrubbing};
 use crate::consensus::Role;
 use crate::fs::query;
 use crate::node::{self, Handle, RaftStatus};
@@ -165,7 +165,7 @@ impl Admin for AdminService {
     }
 
     async fn mount(&self, request: Request<MountRequest>) -> Result<Response<MountReply>, Status> {
-        check_caller(&request).await?;
+        check_caller(&request, "mount and unmount").await?;
         self.mounts.mount(request.into_inner()).await.map_err(|error| refusal(&error))?;
         Ok(Response::new(MountReply {}))
     }
@@ -174,11 +174,21 @@ impl Admin for AdminService {
         &self,
         request: Request<UnmountRequest>,
     ) -> Result<Response<UnmountReply>, Status> {
-        check_caller(&request).await?;
+        check_caller(&request, "mount and unmount").await?;
         let UnmountRequest { point, lazy } = request.into_inner();
         let point = OsString::from_vec(point.into()).into();
         self.mounts.unmount(point, lazy).await.map_err(|error| refusal(&error))?;
         Ok(Response::new(UnmountReply {}))
+    }
+
+    type ScrubStream = scrubbing::Progress;
+
+    async fn scrub(
+        &self,
+        request: Request<ScrubRequest>,
+    ) -> Result<Response<Self::ScrubStream>, Status> {
+        check_caller(&request, "scrub").await?;
+        Ok(Response::new(scrubbing::scrub(&self.handle, request.into_inner()).await?))
     }
 
     async fn list_mounts(
@@ -189,15 +199,16 @@ impl Admin for AdminService {
     }
 }
 
-/// The daemon mounts where it is told, as root: only root of its own machine may tell it.
-async fn check_caller<T: Sync>(request: &Request<T>) -> Result<(), Status> {
+/// The daemon mounts where it is told, as root, and reads whatever it is told to: only root of its own machine may
+/// tell it.
+async fn check_caller<T: Sync>(request: &Request<T>, what: &str) -> Result<(), Status> {
     let addresses = request.remote_addr().zip(request.local_addr());
     let user = tokio::task::spawn_blocking(move || {
         addresses.and_then(|(caller, own)| local_caller::user_of(caller, own))
     });
     match user.await.map_err(unavailable)? {
         Some(user) if user == 0 || user == rustix::process::geteuid().as_raw() => Ok(()),
-        Some(_) => Err(Status::permission_denied("only root may mount and unmount")),
+        Some(_) => Err(Status::permission_denied(format!("only root may {what}"))),
         None => Err(Status::permission_denied(
             "this daemon runs on another machine: give the address of the one on this machine",
         )),

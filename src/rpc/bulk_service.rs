@@ -6,11 +6,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::examining;
 use super::hello::check;
 use super::peer::bulk_server::Bulk;
 use super::peer::stage_frame::Body;
 use super::peer::{
-    FetchReply, FetchRequest, StageAnswer, StageData, StageFrame, StageMark, SyncReply, SyncRequest,
+    ExamineReply, ExamineRequest, FetchReply, FetchRequest, OutvoteReply, OutvoteRequest,
+    StageAnswer, StageData, StageFrame, StageMark, SyncReply, SyncRequest,
 };
 use super::wire;
 use crate::node::{DecodeError, Fetched, Handle, StageError, Synced, Wanted};
@@ -101,6 +103,20 @@ impl Bulk for BulkService {
             Ok(durable) => Ok(Response::new(SyncReply { durable })),
             Err(error) => Err(Status::internal(error.to_string())),
         }
+    }
+
+    async fn examine(
+        &self,
+        request: Request<ExamineRequest>,
+    ) -> Result<Response<ExamineReply>, Status> {
+        examining::examined(self.cluster, &self.handle, request.into_inner()).await
+    }
+
+    async fn outvote(
+        &self,
+        request: Request<OutvoteRequest>,
+    ) -> Result<Response<OutvoteReply>, Status> {
+        examining::outvoted(self.cluster, &self.handle, request.into_inner()).await
     }
 }
 

@@ -6,6 +6,7 @@
 mod admin_service;
 mod bulk_service;
 mod envelope;
+mod examining;
 mod hello;
 mod join;
 mod lanes;
@@ -13,6 +14,7 @@ mod local_caller;
 mod mounts;
 mod peer_service;
 mod peers;
+mod scrubbing;
 mod server;
 mod stage_lanes;
 mod wire;

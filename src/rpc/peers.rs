@@ -14,9 +14,11 @@ use tokio_stream::Stream;
 use super::peer::peer_client::PeerClient;
 use super::peer::{Envelope, Frame, Hello};
 use super::stage_lanes::StageLanes;
-use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope};
+use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope, examining};
 use crate::consensus::PeerMessage;
-use crate::node::{Answered, Fetched, Handle, Synced, ToPeer, ToStage, Transport, Wanted};
+use crate::node::{
+    Answered, Block, Examined, Fetched, Handle, Synced, ToPeer, ToStage, Transport, Wanted,
+};
 use crate::types::{ClusterId, NodeId};
 
 /// More than this many bytes on their way to one peer are dropped: Raft sends them again when the
@@ -132,6 +134,14 @@ impl Transport for Peers {
 
     fn sync(&self, to: NodeId, wanted: Synced) -> Answered<bool> {
         self.stages.sync(to, wanted)
+    }
+
+    fn examine(&self, at: NodeId, asked: Examined) -> Answered<Vec<Block>> {
+        examining::examine(self.stages.client(at), asked)
+    }
+
+    fn outvote(&self, at: NodeId, asked: Examined, sum: u32) -> Answered<bool> {
+        examining::outvote(self.stages.client(at), asked, sum)
     }
 
     fn is_connected(&self, node: NodeId) -> bool {

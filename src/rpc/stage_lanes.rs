@@ -70,6 +70,12 @@ impl StageLanes {
         connection.queue.is_some().then_some(connection.number)
     }
 
+    /// How to ask a peer, and as whom; nothing where there is no connection now.
+    pub(super) fn client(&self, node: NodeId) -> Option<(BulkClient<Channel>, Hello)> {
+        let client = self.lanes.read().get(&node)?.0.lock().client.clone();
+        client.map(|client| (client, self.hello.clone()))
+    }
+
     pub(super) fn fetch(&self, node: NodeId, wanted: Wanted) -> Answered<Option<Fetched>> {
         let lane = self.lanes.read().get(&node).cloned();
         let client = lane.and_then(|lane| lane.0.lock().client.clone());

@@ -9,6 +9,7 @@
 //! current      the name of the directory that holds the state
 //! state-<n>/   the state (sled); built whole in a new directory, then switched to
 //! files/       backing files
+//! checksums/   checksums of the blocks of quiet ones
 //! mounts       where the daemon has mounted
 //! stages/      what copies between backing files read again after a crash
 //! snapshots/   the snapshot file

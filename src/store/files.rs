@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::checksums::Checksums;
 use super::durable;
 use super::layout::Away;
 use super::layouts::{Layouts, Locked};
@@ -58,14 +59,15 @@ pub struct Files {
     stages: Stages,
     lent: Lent,
     room: Room,
+    checksums: Checksums,
     syncing: Mutex<()>,
     /// Told when bytes that were missing are no more, or will not come by themselves.
     changed: Listener,
 }
 
 impl Files {
-    /// The backing files below `path`, and below `stages` what replays of copies read; both are created
-    /// where they are absent. `same_boot` says that nothing but the process has died since they were
+    /// The backing files below `path`, beside it their checksums, and below `stages` what replays of copies read;
+    /// all are created where they are absent. `same_boot` says that nothing but the process has died since they were
     /// written.
     ///
     /// # Errors
@@ -78,24 +80,27 @@ impl Files {
         let pins = Pins::open(stages, same_boot)?;
         let layouts = Layouts::open(stages, same_boot)?;
         let stages = Stages::open(stages)?;
+        let checksums = Checksums::open(path.with_file_name("checksums"))?;
         let changed = Listener::default();
         let (lent, room, syncing) = (Lent::default(), Room::default(), Mutex::default());
         let path = path.to_owned();
-        let files =
-            Self { path, dir, open, spares, pins, layouts, stages, lent, room, syncing, changed };
+        let files = Self {
+            path,
+            dir,
+            open,
+            spares,
+            pins,
+            layouts,
+            stages,
+            lent,
+            room,
+            checksums,
+            syncing,
+            changed,
+        };
         files.note_placed()?;
         files.retire_unneeded()?;
         Ok(files)
-    }
-
-    /// Stages that were merged by an earlier process go with the next sync.
-    fn retire_unneeded(&self) -> Result<(), StoreError> {
-        let needed = self.layouts.stages();
-        let all = self.stages.all_written()?;
-        all.into_iter()
-            .filter(|index| !needed.contains(index))
-            .for_each(|i| self.layouts.retire(i, None));
-        Ok(())
     }
 
     /// Carries out the effects of the entry at `index`, where no earlier process has. Buffered by the kernel:
@@ -104,6 +109,11 @@ impl Files {
     /// # Errors
     /// When the local file system refuses.
     pub fn carry_out_all(&self, index: LogIndex, effects: &[FileEffect]) -> Result<(), StoreError> {
+        // Also where they are: the state may not say so yet.
+        effects
+            .iter()
+            .filter_map(FileEffect::changes)
+            .for_each(|ino| self.checksums.changing(ino, index));
         if effects.is_empty() || !self.layouts.begin(index)? {
             return Ok(());
         }
@@ -237,6 +247,10 @@ impl Files {
         &self.room
     }
 
+    pub(super) fn checksums(&self) -> &Checksums {
+        &self.checksums
+    }
+
     /// Has `listener` called when bytes that were missing are no more, or will not come by themselves. Once.
     pub fn on_change(&self, listener: impl Fn() + Send + Sync + 'static) {
         let first = self.changed.0.set(Box::new(listener)).is_ok();
@@ -327,7 +341,8 @@ impl Files {
                 Ok(more) => done += more,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
-                    Some(libc::EAGAIN) => return Ok(false),
+                    // What the disk cannot read `read` will say.
+                    Some(libc::EAGAIN | libc::EIO) => return Ok(false),
                     // This file system cannot tell: better to wait than never to answer from here.
                     Some(libc::EOPNOTSUPP) => {
                         return self.read(ino, generation, offset, buffer);
@@ -481,11 +496,13 @@ impl Files {
     pub(super) fn rename(&self, key: Key, next: Generation) -> Result<(), StoreError> {
         let mut open = self.shard(key.0).lock();
         open.remove(&key);
+        self.checksums.forget(key)?;
         let (from, to) = (self.path_of(key.0, key.1), self.path_for((key.0, next))?);
         std::fs::rename(&from, &to).map_err(StoreError::io("rename", &to))
     }
 
     fn remove(&self, ino: Ino, generation: Generation) -> Result<(), StoreError> {
+        self.checksums.forget((ino, generation))?;
         let mut open = self.shard(ino).lock();
         let path = self.path_of(ino, generation);
         // Without another descriptor of it (reads that are under way have one) it can become another file.

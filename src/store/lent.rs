@@ -67,12 +67,6 @@ impl Files {
         self.layouts().sample()
     }
 
-    /// Whether all bytes of a file are in place.
-    #[must_use]
-    pub fn is_whole(&self, key: Key) -> bool {
-        self.layouts().are_in_place() || self.layouts().lock(key.0).get(key).is_none()
-    }
-
     /// Merges all that is staged of a file.
     ///
     /// # Errors

@@ -248,6 +248,16 @@ impl Files {
         Ok(())
     }
 
+    /// Stages that were merged by an earlier process go with the next sync.
+    pub(super) fn retire_unneeded(&self) -> Result<(), StoreError> {
+        let needed = self.layouts().stages();
+        let all = self.stages().all_written()?;
+        all.into_iter()
+            .filter(|index| !needed.contains(index))
+            .for_each(|i| self.layouts().retire(i, None));
+        Ok(())
+    }
+
     fn is_placed(&self, key: Key, index: LogIndex) -> Result<bool, StoreError> {
         Ok(self.file(key.0, key.1)?.is_some_and(|file| is_marked(&file, index)))
     }

@@ -5,6 +5,8 @@
 //! answers queries. Called by `node`, whose driver is the only one that writes; queries come from
 //! any thread. Nothing in here decides what may be acknowledged or read: it says what is durable.
 
+mod blocks;
+mod checksums;
 mod datadir;
 mod durable;
 mod error;
@@ -32,6 +34,8 @@ mod state;
 mod sys;
 mod unfinished;
 
+pub use blocks::{BlockReader, Steady, blocks_of};
+pub use checksums::PAGE_BLOCKS;
 pub use datadir::{BootIdentity, DataDir};
 pub use error::StoreError;
 pub use export::Export;
@@ -47,3 +51,4 @@ pub use snapshot::{SnapshotHeader, SnapshotPairs, latest_snapshot, read_snapshot
 pub use space::Seek;
 pub use stages::checksum_blocks;
 pub use state::{InMemory, NotInMemory, State, StateRead};
+pub use sys::run_idly;

@@ -163,3 +163,14 @@ pub(super) fn mount_and_inode(path: &Path) -> io::Result<Option<(u64, u64)>> {
     let answer = unsafe { answer.assume_init() };
     Ok((answer.stx_mask & mask == mask).then_some((answer.stx_mnt_id, answer.stx_ino)))
 }
+
+/// Lets the calling thread come after all others: it reads from the disk only where nobody else does
+/// (`ioprio_set(2)`, the idle class), and its processor time is the last (`setpriority(2)`).
+pub fn run_idly() {
+    const WHO_PROCESS: libc::c_long = 1;
+    const CLASS_IDLE: libc::c_long = 3 << 13;
+    // Others wait for the locks that it takes: it must not wait for ever while it has one.
+    let _ = rustix::process::setpriority_process(None, 10);
+    // SAFETY: no memory is involved; 0 is the calling thread.
+    let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) };
+}

@@ -9,6 +9,7 @@ mod healing;
 mod mappings;
 mod overlapping;
 mod passthrough;
+mod scrub;
 mod staged;
 #[path = "../support/mod.rs"]
 mod support;

@@ -51,14 +51,21 @@ async fn fetch_claimed(
             && fetched.data.len() as u64 == range.len()
             && handle.until_applied(fetched.version).await
         {
-            if let Err(error) = install(handle, wanted, fetched).await {
-                // A full disk does not get better by asking at once again.
-                fetching.asked.refused(node, what, false, monotonic());
-                return Err(error);
+            match install(handle, wanted, fetched).await {
+                Ok(true) => {
+                    fetching.asked.given(&connected, what);
+                    fetching.came(claim.key, range);
+                    return Ok(true);
+                }
+                Ok(false) => {
+                    tracing::warn!(%ino, peer = %node, "bytes of a peer are not what checksums here say");
+                }
+                Err(error) => {
+                    // A full disk does not get better by asking at once again.
+                    fetching.asked.refused(node, what, false, monotonic());
+                    return Err(error);
+                }
             }
-            fetching.asked.given(&connected, what);
-            fetching.came(claim.key, range);
-            return Ok(true);
         }
         fetching.asked.refused(node, what, lacks, monotonic());
     }
@@ -68,14 +75,12 @@ async fn fetch_claimed(
     Ok(false)
 }
 
-async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<(), StoreError> {
+/// False where they are not what they should be.
+async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<bool, StoreError> {
     let handle = handle.clone();
-    let installed = tokio::task::spawn_blocking(move || {
-        let key = (wanted.ino, wanted.generation);
-        handle.files().install(key, wanted.range.start, &fetched.data, fetched.version)
-    });
+    let installed = tokio::task::spawn_blocking(move || handle.take_fetched(&wanted, &fetched));
     // It ends where the daemon stops.
-    installed.await.unwrap_or(Ok(()))
+    installed.await.unwrap_or(Ok(true))
 }
 
 /// The peers that can be asked.

@@ -294,6 +294,12 @@ impl State {
         self.has_staged() || self.dirty.bytes() > inline_max
     }
 
+    /// Whether pending bytes lie over others that are in the stage: nothing is added to it twice.
+    pub(super) fn overwrites_staged(&self) -> bool {
+        let mut ranges = self.dirty.ranges();
+        ranges.any(|range| self.staged.ranges.overlaps(&(range.start..range.end)))
+    }
+
     /// Pending bytes that are to be added to the stage now. They stay readable here; then [`Self::moved`].
     pub(super) fn move_to_stage(&mut self) -> Vec<Piece> {
         debug_assert!(self.moving.is_empty(), "one at a time");

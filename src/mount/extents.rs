@@ -79,6 +79,11 @@ impl Extents {
         free
     }
 
+    /// Where they are; ascending.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        self.by_offset.iter().map(|(offset, data)| ByteRange::at(*offset, data.len() as u64))
+    }
+
     /// Whether one command of at most `inline_max` data bytes can carry everything.
     pub(super) fn fit_one_command(&self, inline_max: usize) -> bool {
         self.bytes <= inline_max && self.by_offset.len() <= PIECES_MAX

@@ -82,6 +82,10 @@ impl Core {
 
     /// Adds what is pending to the buffer's stage. By whoever has the turn.
     async fn stage_pending(&self, buffer: &Buffer) -> Result<Kept, NodeError> {
+        // Whoever has not got all of a stage when it is written takes what comes late where nothing is yet.
+        if buffer.lock().overwrites_staged() {
+            self.commit_lot(buffer, Disks::Later).await;
+        }
         let pieces = buffer.lock().move_to_stage();
         if pieces.is_empty() {
             return Ok(Kept::Here);

@@ -191,7 +191,8 @@ impl OpenStage {
         &self.ranges
     }
 
-    /// Adds bytes at the offset that they have in the file. Waits while too many are on their way to peers.
+    /// Adds bytes at the offset that they have in the file, where none have been added. Waits while too many are on
+    /// their way to peers.
     ///
     /// # Errors
     /// When this node's own disk refuses.
@@ -200,6 +201,11 @@ impl OpenStage {
         if range.is_empty() {
             return Ok(());
         }
+        debug_assert!(
+            !self.ranges.overlaps(&(range.start..range.end)),
+            "{} has bytes at {range:?} already",
+            self.id
+        );
         let staging = &self.handle.0.staging;
         let weighed = staging.weigh(&mut self.encoder, data.clone()).await?;
         let sent = self.lanes.iter().map(|(node, lane)| (*node, *lane)).collect::<Vec<_>>();

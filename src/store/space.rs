@@ -128,9 +128,12 @@ impl Files {
             return layouts.set(target, to, Away::Missing { version: index });
         }
         let aside = self.would_bare(&layouts, target, offset)?;
-        let target_file = || match aside {
-            true => self.aside(index).map(Arc::new),
-            false => self.file_or_new(target.0, target.1),
+        let target_file = || {
+            if aside {
+                self.aside(index).map(Arc::new)
+            } else {
+                self.file_or_new(target.0, target.1)
+            }
         };
         let copied = match (saved, self.file(source.0, source.1)?) {
             (Some(saved), _) => {

@@ -1,7 +1,7 @@
 //! READ, WRITE, FLUSH and FSYNC.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::attributes::Seen;
 use super::buffer::{NewBytes, Patch};
@@ -16,6 +16,9 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
 /// The bits that clear on a write by somebody without privileges.
 const SUID_SGID: u32 = 0o6000;
+
+/// Between two attempts to read past a full disk.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Where a read found its bytes: a backing file and, over it, what is buffered.
 struct Source {
@@ -222,6 +225,7 @@ impl Core {
             self.node.has_read((ino, generation), range);
             return Ok(bytes);
         }
+        let deadline = Instant::now() + self.node.op_timeout();
         loop {
             let node = self.node.clone();
             let read = tokio::task::spawn_blocking(move || {
@@ -234,6 +238,14 @@ impl Core {
                 return Ok(read);
             }
             bytes = read;
+            if self.node.files().is_full() {
+                match self.node.read_around((ino, generation), range).await? {
+                    Some(whole) => return Ok(whole),
+                    None if Instant::now() >= deadline => return Err(NodeError::Deadline.into()),
+                    None => tokio::time::sleep(AGAIN).await,
+                }
+                continue;
+            }
             self.node.until_here((ino, generation), range).await?;
         }
     }

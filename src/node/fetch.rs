@@ -6,6 +6,7 @@
 //! is written, cut or removed meanwhile needs no further care, and what has been installed is not fetched again
 //! after a restart.
 
+mod around;
 mod background;
 mod bucket;
 mod meter;

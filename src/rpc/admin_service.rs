@@ -110,6 +110,13 @@ impl AdminService {
                 "this node has no lease: strong reads wait, and bounded ones soon".to_owned(),
             );
         }
+        if self.handle.files().is_full() {
+            problems.push(
+                "the disk of this node is down to its reserve: new bytes are missing here, and come when there is \
+                 room"
+                    .to_owned(),
+            );
+        }
         for (node, _, _) in &raft.members {
             if *node != self.handle.node() && !self.handle.is_connected(*node) {
                 problems.push(format!("node {node} is out of reach"));

@@ -21,6 +21,11 @@ const PER_FILE: usize = 8;
 pub(in crate::node) async fn heal(handle: Handle) {
     let mut bucket = Bucket::new(handle.0.config.heal_rate);
     loop {
+        if handle.files().is_full() {
+            // What came could not be kept.
+            tokio::time::sleep(IDLE).await;
+            continue;
+        }
         let began = monotonic();
         let mut any = false;
         let mut after = None;

@@ -63,7 +63,7 @@ impl Core {
         let only_in =
             handle.map(|handle| self.fenced(handle)).transpose()?.and_then(|(_, only)| only);
         if change.atime.is_some() {
-            self.node.forget_touch(ino);
+            self.node.forget_touch(ino).await;
         }
         if let Some(seen) = self.put_off(ino, change).await? {
             return self.file_attr(&seen);

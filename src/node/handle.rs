@@ -343,8 +343,20 @@ impl Handle {
     }
 
     /// An access time is going to be set: earlier touches of ours must not come after it.
-    pub fn forget_touch(&self, ino: Ino) {
-        self.0.touches.lock().forget(ino);
+    pub async fn forget_touch(&self, ino: Ino) {
+        let forgotten = async {
+            loop {
+                let mut settled = std::pin::pin!(self.0.touched.notified());
+                // From now on nothing is missed.
+                settled.as_mut().enable();
+                if self.0.touches.lock().forget(ino) {
+                    return;
+                }
+                settled.await;
+            }
+        };
+        // Where no quorum answers, neither is what is set.
+        let _ = tokio::time::timeout(self.op_timeout(), forgotten).await;
     }
 
     /// `op_timeout` of the configuration.

@@ -109,6 +109,7 @@ pub(super) async fn housekeep(handle: Handle) {
             let _ = handle.submit(op, Wait::Here, None).await;
         }
         handle.0.touches.lock().settled();
+        handle.0.touched.notify_waiters();
     }
 }
 

@@ -73,6 +73,8 @@ pub(super) struct Shared {
     /// Inodes without a name that the mount has said it does not hold, to be told to the others.
     pub(super) released: Mutex<Vec<u64>>,
     pub(super) touches: Mutex<Touches>,
+    /// Told when those that were proposed are settled.
+    pub(super) touched: tokio::sync::Notify,
     /// Asks for more inode numbers.
     pub(super) refill: tokio::sync::Notify,
     /// Set once, by what this replica cannot go on with.

@@ -112,6 +112,7 @@ impl Node {
             leader: watch::channel(NodeId(0)).0,
             released: Mutex::new(Vec::new()),
             touches: Mutex::default(),
+            touched: Notify::new(),
             refill: Notify::new(),
             fatal: watch::channel(None).0,
             state: recovered.state,

@@ -24,10 +24,11 @@ impl Touches {
         self.pending.get(&ino).or_else(|| self.proposed.get(&ino)).copied()
     }
 
-    /// An access time is set: what was renewed before does not count.
-    pub(super) fn forget(&mut self, ino: Ino) {
+    /// An access time is set: what was renewed before does not count. False where it is on its way: then whoever sets
+    /// one waits until that is settled.
+    pub(super) fn forget(&mut self, ino: Ino) -> bool {
         self.pending.remove(&ino);
-        self.proposed.remove(&ino);
+        !self.proposed.contains_key(&ino)
     }
 
     /// What is to be proposed now, in the order of numbers.
@@ -73,11 +74,13 @@ mod tests {
     fn set_since() {
         let mut touches = Touches::default();
         touches.touch(Ino(1), at(1));
-        touches.forget(Ino(1));
+        assert!(touches.forget(Ino(1)));
         assert!(touches.take().is_empty());
         touches.touch(Ino(1), at(1));
         touches.take();
-        touches.forget(Ino(1));
+        assert!(!touches.forget(Ino(1)), "it may be applied behind what is set");
+        touches.settled();
+        assert!(touches.forget(Ino(1)));
         assert_eq!(touches.of(Ino(1)), None);
     }
 }

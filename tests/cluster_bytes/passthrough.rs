@@ -43,8 +43,11 @@ fn writers_come_while_others_read() {
     let paths = [1, 2, 3].map(|node| cluster.mount(node).join("f"));
     let mut wanted = pattern(1, 3 * MIB);
     fs::write(&paths[0], &wanted).expect("write");
-    let reader = File::open(&paths[1]).expect("open");
-    assert!(is_read_without_daemon(&cluster, 2, &reader), "{:?}", cluster.status());
+    // Nobody has fsynced it: it is put in place when the disk has it.
+    let reader = wait_until(PATIENCE, "the kernel to read it by itself", || {
+        let reader = File::open(&paths[1]).expect("open");
+        is_read_without_daemon(&cluster, 2, &reader).then_some(reader)
+    });
     let mut watcher = Python::start("python3", &cluster.mount(2));
     watcher.does("import mmap, os; f = os.open('f', os.O_RDONLY); m = mmap.mmap(f, 1 << 20, prot=mmap.PROT_READ)");
     let number = fs::metadata(&paths[1]).expect("stat").ino();

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::staged::assert_backing;
@@ -93,21 +93,25 @@ fn writers_come_while_others_read() {
         assert_bytes(&fs::read(&paths[1]).expect("read"), &wanted, "opened anew");
         wait_until(PATIENCE, "the reader to see it", || (content(&reader) == wanted).then_some(()));
     }
-    // Whoever has the file open sees it empty, and then what comes.
+    cut_while_others_read(&paths, &reader, &mut watcher);
+}
+
+/// Whoever has the file open sees it empty, and then what comes.
+fn cut_while_others_read(paths: &[PathBuf; 3], reader: &File, watcher: &mut Python) {
     for (round, path) in [&paths[1], &paths[2]].into_iter().enumerate() {
         watcher.does("m.close(); m = None");
         let mut writer = File::create(path).expect("truncate");
         wait_until(PATIENCE, "the reader to see it cut", || {
-            content(&reader).is_empty().then_some(())
+            content(reader).is_empty().then_some(())
         });
         assert_eq!(reader.metadata().expect("fstat").len(), 0);
-        wanted = pattern(round + 50, 2 * MIB + 5);
+        let wanted = pattern(round + 50, 2 * MIB + 5);
         writer.write_all(&wanted).expect("write");
         drop(writer);
         wait_until(PATIENCE, "the reader to see what came", || {
-            (content(&reader) == wanted).then_some(())
+            (content(reader) == wanted).then_some(())
         });
-        for path in &paths {
+        for path in paths {
             assert_bytes(&fs::read(path).expect("read"), &wanted, "after it was cut");
         }
         watcher.does("m = mmap.mmap(f, 1 << 20, prot=mmap.PROT_READ)");

@@ -24,6 +24,9 @@ const MOUNT_MAX_BYTES: usize = 64 << 20;
 const MAX_AGE: Duration = Duration::from_secs(1);
 /// The same for those in a stage: each commit of part of a file may cost a copy of it.
 const MAX_STAGE_AGE: Duration = Duration::from_secs(30);
+/// Where a quorum's disks take in less than this, bytes travel in the log whatever their number: what has its space
+/// already can be written when there is no room for a stage.
+const NEARLY_FULL: u64 = 32 << 20;
 /// How often ages are looked at.
 const AGE_TICK: Duration = Duration::from_millis(250);
 
@@ -65,11 +68,23 @@ impl Core {
         }
         let _turn = buffer.turn.acquire().await.expect("a turn is never closed");
         buffer.lock().drain_begins();
+        if !self.is_to_stage(buffer) {
+            return self.commit_lot(buffer, Disks::Later).await;
+        }
         match self.stage_pending(buffer).await {
             Ok(Kept::Here) => {}
             Ok(Kept::Elsewhere) => self.commit_lot(buffer, Disks::Later).await,
             Err(error) => self.lose_pending(buffer, &error).await,
         }
+    }
+
+    /// Whether what is pending is to go through a stage.
+    fn is_to_stage(&self, buffer: &Buffer) -> bool {
+        let room = self.node.space();
+        // Nobody has looked at the disks yet where they are said to have no bytes at all.
+        let is_nearly_full = room.total_bytes > 0 && room.free_bytes < NEARLY_FULL;
+        let state = buffer.lock();
+        state.has_staged() || (state.wants_stage(self.inline_max) && !is_nearly_full)
     }
 
     /// The same in the background.
@@ -155,7 +170,7 @@ impl Core {
             if buffer.lock().is_settled(target) {
                 return;
             }
-            if buffer.lock().wants_stage(self.inline_max)
+            if self.is_to_stage(buffer)
                 && let Err(error) = self.stage_pending(buffer).await
             {
                 return self.lose_pending(buffer, &error).await;

@@ -294,6 +294,11 @@ impl State {
         self.has_staged() || self.dirty.bytes() > inline_max
     }
 
+    /// Whether times were set after the pending bytes, which go with them in one command.
+    pub(super) fn has_times(&self) -> bool {
+        self.times.any()
+    }
+
     /// Whether pending bytes lie over others that are in the stage: nothing is added to it twice.
     pub(super) fn overwrites_staged(&self) -> bool {
         let mut ranges = self.dirty.ranges();

@@ -63,11 +63,11 @@ impl Core {
 
     /// Moves what is pending out of memory: to the stage, or appended bytes to the log.
     async fn drain(&self, buffer: &Buffer) {
+        buffer.lock().drain_begins();
         if buffer.lock().has_appends() {
             return self.commit(buffer).await;
         }
         let _turn = buffer.turn.acquire().await.expect("a turn is never closed");
-        buffer.lock().drain_begins();
         if !self.is_to_stage(buffer) {
             return self.commit_lot(buffer, Disks::Later).await;
         }
@@ -98,8 +98,18 @@ impl Core {
     /// Adds what is pending to the buffer's stage. By whoever has the turn.
     async fn stage_pending(&self, buffer: &Buffer) -> Result<Kept, NodeError> {
         // Whoever has not got all of a stage when it is written takes what comes late where nothing is yet.
-        if buffer.lock().overwrites_staged() {
+        let goes_first = {
+            let state = buffer.lock();
+            state.overwrites_staged() || state.has_times()
+        };
+        if goes_first {
             self.commit_lot(buffer, Disks::Later).await;
+        }
+        if let Some(stage) = &*buffer.open_stage.lock().await
+            && stage.id().session != self.node.session()
+        {
+            // Nobody will write it.
+            return Err(NodeError::SessionLost);
         }
         let pieces = buffer.lock().move_to_stage();
         if pieces.is_empty() {
@@ -284,7 +294,13 @@ impl Core {
                     (state.dirty_since(), state.has_staged())
                 };
                 let max_age = if is_staged { MAX_STAGE_AGE } else { MAX_AGE };
-                if since.is_some_and(|since| since.elapsed() >= max_age) {
+                // A stage of a session that is over is lost: better said at once.
+                let is_lost = is_staged
+                    && buffer.open_stage.try_lock().is_ok_and(|stage| {
+                        let session = core.node.session();
+                        stage.as_ref().is_some_and(|stage| stage.id().session != session)
+                    });
+                if is_lost || since.is_some_and(|since| since.elapsed() >= max_age) {
                     core.commit_soon(&buffer);
                 }
             }
@@ -329,7 +345,8 @@ impl Core {
         (mut stage, disks): (OpenStage, Disks),
     ) -> Result<(), NodeError> {
         let id = stage.id();
-        if batch.only_in.is_some_and(|session| session != id.session) {
+        let is_over = id.session != self.node.session();
+        if is_over || batch.only_in.is_some_and(|session| session != id.session) {
             return Err(NodeError::SessionLost);
         }
         batch.only_in = Some(id.session);

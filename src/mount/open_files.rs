@@ -239,6 +239,7 @@ impl Core {
         let Some(key) = inode.map(|inode| (ino, Generation(inode.generation))) else {
             return Ok(());
         };
+        self.node.until_here(key, ByteRange::from(0)).await?;
         let node = self.node.clone();
         let merging = tokio::task::spawn_blocking(move || node.files().merge_all(key));
         merging.await.map_err(|_| NodeError::Stopping)??;

@@ -239,6 +239,11 @@ impl<B> Passthrough<B> {
 
     /// The kernel has refused a backing file. It will refuse the others.
     pub(super) fn refused(&self, error: &io::Error) {
+        let is_for_good = [libc::EPERM, libc::EOPNOTSUPP, libc::ENOTTY, libc::EINVAL, libc::ELOOP];
+        if !error.raw_os_error().is_some_and(|errno| is_for_good.contains(&errno)) {
+            tracing::debug!(%error, "a file is read through the daemon");
+            return;
+        }
         if self.works.swap(false, Ordering::Relaxed) {
             let reason = reason(error);
             tracing::warn!(reason, "files are read through the daemon");

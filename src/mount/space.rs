@@ -124,6 +124,8 @@ impl Core {
         let (target, only_in) = self.fenced(target)?;
         self.commit(&source.buffer).await;
         self.commit(&target.buffer).await;
+        // Whoever makes the copy durable must not find that a replay cannot make it.
+        self.node.make_durable(source.buffer.ino).await?;
         let length = length.min(COPY_REQUEST);
         let mut copied = 0;
         let mut last = LogIndex(0);

@@ -166,8 +166,12 @@ impl Handle {
             if inode.is_none_or(|inode| inode.generation != generation.0) {
                 return Ok(true);
             }
+            // Before: what comes while it is synced is not.
+            if !handle.files().missing(key, ByteRange::from(0)).is_empty() {
+                return Ok(false);
+            }
             handle.files().sync_file(key)?;
-            Ok::<_, StoreError>(handle.files().missing(key, ByteRange::from(0)).is_empty())
+            Ok::<_, StoreError>(true)
         });
         Ok(syncing.await.map_err(|_| NodeError::Stopping)??)
     }
@@ -183,7 +187,7 @@ pub(super) async fn write_back(handle: Handle) {
         tokio::time::sleep(AGE).await;
         let shared = handle.0.clone();
         let is_loose = !shared.durability.loose.lock().is_empty();
-        if !is_loose && shared.files.synced() >= shared.durability.unknown {
+        if !is_loose && shared.files.durable() >= shared.durability.unknown {
             continue;
         }
         let synced = tokio::task::spawn_blocking(move || {

@@ -111,7 +111,7 @@ pub(super) async fn watch(handle: Handle) {
             shared.files.set_room(own.free_bytes);
             // Applies wait while the state is read.
             let members = query::members(&shared.state.read())?;
-            let synced = shared.files.synced();
+            let synced = shared.files.durable();
             for member in members {
                 shared.transport.send(NodeId(member.node), ToPeer::Disk(own, synced));
             }

@@ -297,6 +297,10 @@ impl OpenStage {
     /// The command that writes it is on its way: it belongs to the file from now on.
     pub fn written(mut self) {
         self.is_written = true;
+        if !self.is_kept_here() {
+            // What this disk had no room for does not come by itself.
+            self.handle.files().give_up_stage(self.id);
+        }
     }
 
     /// Asks everybody who has been sent all of it; whether a quorum holds it.

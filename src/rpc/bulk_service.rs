@@ -193,6 +193,8 @@ impl Incoming {
                 }
             }
             self.failed.insert(id);
+            // The rest is fetched when it is written.
+            self.handle.files().give_up_stage(id);
         }
     }
 

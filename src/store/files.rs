@@ -12,7 +12,7 @@ use super::checksums::Checksums;
 use super::durable;
 use super::layout::Away;
 use super::layouts::{Layouts, Locked};
-use super::lent::Lent;
+use super::lent::{Lent, was_lent};
 use super::pins::Pins;
 use super::recent::Recent;
 use super::room::Room;
@@ -136,6 +136,8 @@ impl Files {
                 self.resize(at, (*ino, *generation), *size)
             }
             FileEffect::Allocate { ino, generation, range } => {
+                // No stage becomes a file that is made here at the same time.
+                let _layouts = self.changing(*ino);
                 self.reserve((*ino, *generation), *range)
             }
             FileEffect::Zero { ino, generation, range, reserved } => {
@@ -171,6 +173,8 @@ impl Files {
             return self.set_aside(&mut layouts, at, key, (offset, data));
         }
         if !self.has_room(key, range)? {
+            // No stage becomes the file: a replay may have room.
+            self.file_or_new(key.0, key.1)?;
             return layouts.set(key, range, Away::Missing { version: at });
         }
         let written = self.write_at(key, offset, data);
@@ -189,6 +193,10 @@ impl Files {
         if let Some(last) = size.checked_sub(1)
             && self.would_bare(&layouts, key, last)?
         {
+            if layouts.parts(key, ByteRange::at(last, 1)).iter().any(|(_, away)| away.is_some()) {
+                // It ends where bytes are that are still to come.
+                return Ok(());
+            }
             return self.set_aside(&mut layouts, at, key, (last, &[0]));
         }
         let cut = self.file_or_new(key.0, key.1)?.set_len(size);
@@ -197,7 +205,15 @@ impl Files {
 
     /// Removes a backing file, but for what a replay will copy.
     pub(super) fn discard(&self, key: Key) -> Result<(), StoreError> {
-        self.changing(key.0).forget(key)?;
+        self.discard_locked(&mut self.changing(key.0), key)
+    }
+
+    pub(super) fn discard_locked(
+        &self,
+        layouts: &mut Locked<'_>,
+        key: Key,
+    ) -> Result<(), StoreError> {
+        layouts.forget(key)?;
         let bytes = || self.blocks(key.0, key.1).map_or(0, |blocks| blocks * 512);
         if self.pins.defers_removal(key, bytes)? {
             return Ok(());
@@ -360,9 +376,11 @@ impl Files {
     /// # Errors
     /// When the local file system cannot say.
     pub fn blocks(&self, ino: Ino, generation: Generation) -> Result<u64, StoreError> {
+        // What is staged or missing will occupy some, too.
+        let away = self.layouts.away_len((ino, generation)).div_ceil(512);
         match std::fs::metadata(self.path_of(ino, generation)) {
-            Ok(metadata) => Ok(metadata.blocks()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+            Ok(metadata) => Ok(metadata.blocks() + away),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(away),
             Err(source) => Err(self.failed("stat", ino, generation, source)),
         }
     }
@@ -403,6 +421,12 @@ impl Files {
     #[must_use]
     pub fn synced(&self) -> LogIndex {
         self.layouts.synced()
+    }
+
+    /// All bytes up to here are on this disk: what is missing is not.
+    #[must_use]
+    pub fn durable(&self) -> LogIndex {
+        self.layouts.held()
     }
 
     /// All effects up to here are carried out.
@@ -507,7 +531,8 @@ impl Files {
         let path = self.path_of(ino, generation);
         // Without another descriptor of it (reads that are under way have one) it can become another file.
         let alone = open.remove(&(ino, generation)).and_then(Arc::into_inner);
-        let alone = alone.filter(|_| !self.lent.has(ino));
+        // A mapping of a lent file outlives the descriptor that it was made of.
+        let alone = alone.filter(|file| !self.lent.has(ino) && !was_lent(file));
         if alone.is_some_and(|file| self.spares.keep(&path, file)) {
             return Ok(());
         }

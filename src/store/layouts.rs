@@ -65,6 +65,8 @@ pub(super) struct Layouts {
     done: AtomicU64,
     /// All effects up to here are durable.
     synced: AtomicU64,
+    /// All bytes up to here are here, and durable.
+    held: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,7 @@ struct Notes {
 pub(super) struct Image {
     number: u64,
     synced: u64,
+    held: u64,
     bytes: Vec<u8>,
     /// Stages that can go then.
     pub(super) retired: Vec<LogIndex>,
@@ -131,6 +134,7 @@ impl Layouts {
             resume,
             done: AtomicU64::new(resume.0.saturating_sub(1)),
             synced: AtomicU64::new(synced.0),
+            held: AtomicU64::new(0),
         };
         for (key, layout) in files {
             if !layout.is_in_place() {
@@ -202,6 +206,15 @@ impl Layouts {
         self.unfinished.lock().missing_in_all()
     }
 
+    /// How many bytes of a file are not in place.
+    pub(super) fn away_len(&self, key: Key) -> u64 {
+        if self.are_in_place() {
+            return 0;
+        }
+        let of = |layout: &Layout| layout.away().map(|(range, _)| range.len()).sum();
+        self.lock(key.0).get(key).map_or(0, of)
+    }
+
     /// The first file behind `after` that has staged bytes.
     pub(super) fn staged_after(&self, after: Option<Key>) -> Option<Key> {
         self.unfinished.lock().staged_after(after)
@@ -244,6 +257,11 @@ impl Layouts {
         LogIndex(self.synced.load(Ordering::Acquire))
     }
 
+    /// All bytes up to here are here, and durable.
+    pub(super) fn held(&self) -> LogIndex {
+        LogIndex(self.held.load(Ordering::Acquire))
+    }
+
     /// All effects up to here are carried out.
     pub(super) fn done(&self) -> LogIndex {
         LogIndex(self.done.load(Ordering::Acquire))
@@ -272,6 +290,12 @@ impl Layouts {
             }
         }
         bytes.extend(u64::from(crc32c::crc32c(&bytes)).to_le_bytes());
+        let away = shards.iter().flat_map(|shard| shard.values()).flat_map(Layout::away);
+        let missing = away.filter_map(|(_, away)| match away {
+            Away::Missing { version } => Some(version.0.saturating_sub(1)),
+            Away::Staged { .. } => None,
+        });
+        let held = missing.min().map_or(synced, |lowest| lowest.min(synced));
         // What a replay may set aside again, or has, stays.
         let needed: Vec<_> =
             shards.iter().flat_map(|shard| shard.values()).flat_map(Layout::stages).collect();
@@ -281,13 +305,14 @@ impl Layouts {
         let (retired, later): (Vec<_>, _) = unneeded.partition(|(index, _)| is_done(*index));
         notes.retired = later;
         let retired = retired.into_iter().map(|(index, _)| index).collect();
-        Ok(Image { number, synced, bytes, retired })
+        Ok(Image { number, synced, held, bytes, retired })
     }
 
     /// The file system has been synced: the image counts from now on.
     pub(super) fn keep(&self, image: &Image) -> Result<(), StoreError> {
         durable::replace(&self.dir.join("image"), &image.bytes)?;
         self.synced.store(image.synced, Ordering::Release);
+        self.held.store(image.held, Ordering::Release);
         remove_notes(&self.dir, image.number)
     }
 

@@ -10,12 +10,21 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
 
 use super::files::{Files, Key};
 use super::layout::Away;
 use super::layouts::Locked;
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
+
+/// Marks a file that was lent once: somebody may have it mapped.
+const MARK: &str = "user.quorumfs.lent";
+
+/// Whether somebody may have a mapping of a file, from when it was lent.
+pub(super) fn was_lent(file: &File) -> bool {
+    fgetxattr(file, MARK, &mut [0_u8; 1]).is_ok()
+}
 
 /// How often each inode's file is lent.
 #[derive(Debug, Default)]
@@ -42,6 +51,11 @@ impl Files {
         let Some(file) = self.file(key.0, key.1)? else { return Ok(None) };
         let found = file.metadata().map_err(|source| self.failed("stat", key.0, key.1, source))?;
         if found.len() != size {
+            return Ok(None);
+        }
+        let marked = fsetxattr(&*file, MARK, b"1", XattrFlags::empty());
+        if marked.is_err() {
+            // Without it nobody would know of a mapping that outlives this.
             return Ok(None);
         }
         *self.lent().0.lock().entry(key.0).or_default() += 1;
@@ -77,13 +91,17 @@ impl Files {
 
     /// A life of a file's bytes ends, and `next` begins, empty.
     pub(super) fn renew(&self, key: Key, next: Generation) -> Result<(), StoreError> {
-        if !self.lent().has(key.0) {
-            return self.discard(key);
-        }
         self.save_pinned(key, ByteRange::from(0))?;
+        // Nobody lends it meanwhile.
         let mut layouts = self.layouts().lock(key.0);
+        let file = self.file(key.0, key.1)?;
+        let is_lent = self.lent().has(key.0) || file.as_deref().is_some_and(was_lent);
+        if !is_lent {
+            drop(file);
+            return self.discard_locked(&mut layouts, key);
+        }
         layouts.forget(key)?;
-        if let Some(file) = self.file(key.0, key.1)? {
+        if let Some(file) = file {
             let emptied = file.set_len(0);
             emptied.map_err(|source| self.failed("truncate", key.0, key.1, source))?;
             self.rename(key, next)?;
@@ -110,7 +128,7 @@ impl Files {
         };
         let between = ByteRange { start: len.min(start), end: start };
         let parts = layouts.parts(key, between);
-        Ok(parts.iter().any(|(_, away)| matches!(away, Some(Away::Missing { .. }))))
+        Ok(parts.iter().any(|(_, away)| away.is_some()))
     }
 
     /// Bytes that the entry at `index` writes wait in a stage.

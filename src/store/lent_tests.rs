@@ -126,6 +126,28 @@ fn a_lent_file_is_not_extended_past_missing_bytes() {
     assert_eq!(&seen, b"aBcdef\0\0ab");
 }
 
+/// A mapping outlives the descriptor, and with it the loan.
+#[test]
+fn a_file_that_was_lent_is_never_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path());
+    carry_out(&files, 8, write(FIRST, 0, b"mapped"));
+    let mapped = std::fs::File::open(files.path_of(INO, FIRST)).unwrap();
+    files.lend((INO, FIRST), 6).unwrap().unwrap();
+    files.take_back(INO);
+    carry_out(&files, 9, FileEffect::Remove { ino: INO, generation: FIRST });
+    let other = FileEffect::Write {
+        ino: Ino(2),
+        generation: FIRST,
+        offset: 0,
+        data: Bytes::from_static(b"others"),
+    };
+    carry_out(&files, 10, other);
+    let mut seen = [0; 6];
+    mapped.read_exact_at(&mut seen, 0).unwrap();
+    assert_eq!(&seen, b"mapped");
+}
+
 /// The kernel has a descriptor of its own: the file must not become another one's.
 #[test]
 fn a_lent_file_that_is_removed_is_nobody_elses() {

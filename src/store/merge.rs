@@ -159,6 +159,10 @@ impl Files {
             Found::Nothing => return self.find_again(index, key, pieces),
         };
         let mut layouts = self.layouts().lock(key.0);
+        if layouts.get(key).is_some() {
+            // It does not become the file: a replay would merge what was written before over it.
+            self.file_or_new(key.0, key.1)?;
+        }
         for piece in pieces {
             layouts.set(key, piece.range(), Away::Missing { version: index })?;
         }
@@ -168,7 +172,13 @@ impl Files {
             let mut state = stage.state.lock();
             // Whatever comes from here on is only taken where it is still missing.
             state.target = Some(target.clone());
-            (state.received.clone(), state.synced == state.received, state.is_over)
+            {
+                let covers = |piece: &StagedPiece| {
+                    let staged = piece.staged.start..piece.staged.end;
+                    state.synced.gaps(&staged).next().is_none()
+                };
+                (state.received.clone(), pieces.iter().all(covers), state.is_over)
+            }
         };
         for came in received {
             let came = ByteRange { start: came.start, end: came.end };
@@ -193,11 +203,10 @@ impl Files {
         if self.path_of(key.0, key.1).exists() {
             return Ok(false);
         }
-        if index > self.synced() {
-            let Some(stage) = self.stages().file(index)? else { return Ok(false) };
-            let synced = stage.sync_data();
-            synced.map_err(StoreError::io("fsync", &self.stages().written_path(index)))?;
-        }
+        let Some(stage) = self.stages().file(index)? else { return Ok(false) };
+        // Cheap where everything was synced; its last bytes may have come after that.
+        let synced = stage.sync_data();
+        synced.map_err(StoreError::io("fsync", &self.stages().written_path(index)))?;
         self.place(key, index)
     }
 

@@ -40,15 +40,25 @@ impl Files {
         offset: u64,
         size: u64,
     ) -> Result<Option<u64>, StoreError> {
-        let Some(file) = self.file(key.0, key.1)? else {
-            return Ok((what == Seek::Hole).then_some(offset));
-        };
         let range = ByteRange { start: offset, end: size };
-        let found = match what {
-            Seek::Data => next_data(&file, range).map(|data| (data < size).then_some(data)),
-            Seek::Hole => next_hole(&file, range).map(Some),
-        };
-        found.map_err(|source| self.failed("find the holes of", key.0, key.1, source))
+        // What is staged or missing was written: it is data, wherever it is.
+        let parts = self.parts(key, range).unwrap_or_else(|| vec![(range, None)]);
+        let file = self.file(key.0, key.1)?;
+        for (part, away) in parts {
+            let found = match (&file, away, what) {
+                (_, Some(_), Seek::Data) | (None, None, Seek::Hole) => Ok(part.start),
+                (_, Some(_), Seek::Hole) | (None, None, Seek::Data) => continue,
+                (Some(file), None, Seek::Data) => next_data(file, part),
+                (Some(file), None, Seek::Hole) => next_hole(file, part),
+            };
+            let found =
+                found.map_err(|source| self.failed("find the holes of", key.0, key.1, source))?;
+            if found < part.end {
+                return Ok(Some(found));
+            }
+        }
+        // There is a hole behind the last byte.
+        Ok((what == Seek::Hole).then_some(size))
     }
 
     /// How many bytes of a range have space already, so that writing them needs none.
@@ -125,6 +135,8 @@ impl Files {
         let mut layouts = self.layouts().lock(target.0);
         let (by, to) = (offset.wrapping_sub(range.start), ByteRange::at(offset, range.len()));
         if !self.has_room(target, to)? {
+            // No stage becomes the file: a replay may have room.
+            self.file_or_new(target.0, target.1)?;
             return layouts.set(target, to, Away::Missing { version: index });
         }
         let aside = self.would_bare(&layouts, target, offset)?;
@@ -135,6 +147,13 @@ impl Files {
                 self.file_or_new(target.0, target.1)
             }
         };
+        if aside {
+            // Also where it ends in a hole.
+            let stage = self.aside(index)?;
+            let longer = stage.set_len(to.end.max(stage.metadata().map_or(0, |found| found.len())));
+            longer
+                .map_err(|source| self.failed("extend a stage of", target.0, target.1, source))?;
+        }
         let copied = match (saved, self.file(source.0, source.1)?) {
             (Some(saved), _) => {
                 copy_bytes(&saved, ByteRange::at(0, range.len()), &*target_file()?, offset)

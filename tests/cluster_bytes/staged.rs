@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use super::support::python::Python;
-use super::support::{Cluster, PATIENCE, wait_until};
+use super::support::{Cluster, PATIENCE, succeed, wait_until};
 use super::{assert_bytes, content, open, pattern};
 
 const MIB: usize = 1 << 20;
@@ -54,6 +55,23 @@ fn large_files_are_whole_everywhere() {
     assert_backing(&cluster, &here, &wanted);
     let grown = log_bytes(&cluster, 1) - before;
     assert!(grown < 4 << 20, "{grown} bytes went through the log");
+}
+
+/// Programs that look for holes find bytes that were just closed, wherever they are: cp copies all of them.
+#[test]
+fn what_was_just_closed_has_no_holes() {
+    let cluster = Cluster::up(3);
+    for round in 0..6 {
+        let name = format!("f{round}");
+        let wanted = pattern(round, 12 * MIB + round);
+        fs::write(cluster.mount(round as u64 % 3 + 1).join(&name), &wanted).expect("write");
+        let dir = cluster.mount((round as u64 + 1) % 3 + 1);
+        let metadata = fs::metadata(dir.join(&name)).expect("stat");
+        assert!(metadata.blocks() * 512 >= wanted.len() as u64, "{} blocks", metadata.blocks());
+        let copy = dir.join(format!("copy{round}"));
+        succeed(Command::new("cp").arg("--reflink=never").arg(dir.join(&name)).arg(&copy));
+        assert_bytes(&fs::read(&copy).expect("read"), &wanted, &format!("round {round}"));
+    }
 }
 
 /// Large and small writes over each other, on three mounts in turn: the last one counts, everywhere.

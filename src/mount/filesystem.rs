@@ -566,7 +566,7 @@ impl Filesystem for QuorumFs {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // There are none. The kernel makes it ENOTTY for this program and all later ones, and asks no more.
+        // There are none: the kernel makes it ENOTTY.
         reply.error(Errno::ENOSYS);
     }
 }

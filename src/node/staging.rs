@@ -63,10 +63,17 @@ impl Staging {
         }
     }
 
-    /// Once for all peers.
-    async fn weigh(&self, encoder: &mut Encoder, data: Bytes) -> Result<Weighed, NodeError> {
+    /// Once for all peers. [`NodeError::Deadline`] where a peer that takes nothing has held the whole budget for so long.
+    async fn weigh(
+        &self,
+        encoder: &mut Encoder,
+        data: Bytes,
+        patience: Duration,
+    ) -> Result<Weighed, NodeError> {
         let weight = u32::try_from(data.len().min(BUDGET)).expect("the budget is below 4 GiB");
-        let permit = self.budget.clone().acquire_many_owned(weight).await;
+        let permit = self.budget.clone().acquire_many_owned(weight);
+        let permit = tokio::time::timeout(patience, permit).await;
+        let permit = permit.map_err(|_| NodeError::Deadline)?;
         let permit = Arc::new(permit.expect("the budget is never closed"));
         let checksum = crc32c::crc32c(&data);
         if !encoder.is_on() {
@@ -206,8 +213,8 @@ impl OpenStage {
             "{} has bytes at {range:?} already",
             self.id
         );
-        let staging = &self.handle.0.staging;
-        let weighed = staging.weigh(&mut self.encoder, data.clone()).await?;
+        let (staging, patience) = (&self.handle.0.staging, self.handle.op_timeout());
+        let weighed = staging.weigh(&mut self.encoder, data.clone(), patience).await?;
         let sent = self.lanes.iter().map(|(node, lane)| (*node, *lane)).collect::<Vec<_>>();
         for (node, lane) in sent {
             self.send_data(node, lane, offset, &weighed);
@@ -359,8 +366,8 @@ impl OpenStage {
                 while at < range.end {
                     let piece = ByteRange { start: at, end: range.end.min(at + PIECE) };
                     let data = Bytes::from(self.read(piece).await?);
-                    let staging = &self.handle.0.staging;
-                    let weighed = staging.weigh(&mut self.encoder, data).await?;
+                    let (staging, patience) = (&self.handle.0.staging, self.handle.op_timeout());
+                    let weighed = staging.weigh(&mut self.encoder, data, patience).await?;
                     self.send_data(node, lane, at, &weighed);
                     at = piece.end;
                 }

@@ -417,12 +417,6 @@ impl Files {
         durable::sync_parent(&self.path_of(key.0, key.1))
     }
 
-    /// All effects up to here are durable.
-    #[must_use]
-    pub fn synced(&self) -> LogIndex {
-        self.layouts.synced()
-    }
-
     /// All bytes up to here are on this disk: what is missing is not.
     #[must_use]
     pub fn durable(&self) -> LogIndex {

@@ -63,8 +63,6 @@ pub(super) struct Layouts {
     resume: LogIndex,
     /// All effects up to here are carried out.
     done: AtomicU64,
-    /// All effects up to here are durable.
-    synced: AtomicU64,
     /// All bytes up to here are here, and durable.
     held: AtomicU64,
 }
@@ -81,7 +79,6 @@ struct Notes {
 #[derive(Debug)]
 pub(super) struct Image {
     number: u64,
-    synced: u64,
     held: u64,
     bytes: Vec<u8>,
     /// Stages that can go then.
@@ -133,7 +130,6 @@ impl Layouts {
             carried,
             resume,
             done: AtomicU64::new(resume.0.saturating_sub(1)),
-            synced: AtomicU64::new(synced.0),
             held: AtomicU64::new(0),
         };
         for (key, layout) in files {
@@ -252,11 +248,6 @@ impl Layouts {
         stages
     }
 
-    /// All effects up to here are durable.
-    pub(super) fn synced(&self) -> LogIndex {
-        LogIndex(self.synced.load(Ordering::Acquire))
-    }
-
     /// All bytes up to here are here, and durable.
     pub(super) fn held(&self) -> LogIndex {
         LogIndex(self.held.load(Ordering::Acquire))
@@ -305,13 +296,12 @@ impl Layouts {
         let (retired, later): (Vec<_>, _) = unneeded.partition(|(index, _)| is_done(*index));
         notes.retired = later;
         let retired = retired.into_iter().map(|(index, _)| index).collect();
-        Ok(Image { number, synced, held, bytes, retired })
+        Ok(Image { number, held, bytes, retired })
     }
 
     /// The file system has been synced: the image counts from now on.
     pub(super) fn keep(&self, image: &Image) -> Result<(), StoreError> {
         durable::replace(&self.dir.join("image"), &image.bytes)?;
-        self.synced.store(image.synced, Ordering::Release);
         self.held.store(image.held, Ordering::Release);
         remove_notes(&self.dir, image.number)
     }

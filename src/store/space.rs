@@ -140,26 +140,20 @@ impl Files {
             return layouts.set(target, to, Away::Missing { version: index });
         }
         let aside = self.would_bare(&layouts, target, offset)?;
-        let target_file = || {
-            if aside {
-                self.aside(index).map(Arc::new)
-            } else {
-                self.file_or_new(target.0, target.1)
-            }
-        };
-        if aside {
-            // Also where it ends in a hole.
+        let file = if aside {
+            // Nothing else is in it; it is whole also where the copy ends in a hole.
             let stage = self.aside(index)?;
-            let longer = stage.set_len(to.end.max(stage.metadata().map_or(0, |found| found.len())));
+            let longer = stage.set_len(to.end);
             longer
                 .map_err(|source| self.failed("extend a stage of", target.0, target.1, source))?;
-        }
+            Arc::new(stage)
+        } else {
+            self.file_or_new(target.0, target.1)?
+        };
         let copied = match (saved, self.file(source.0, source.1)?) {
-            (Some(saved), _) => {
-                copy_bytes(&saved, ByteRange::at(0, range.len()), &*target_file()?, offset)
-            }
-            (None, Some(from)) => copy_bytes(&from, range, &*target_file()?, offset),
-            (None, None) => punch(&*target_file()?, to),
+            (Some(saved), _) => copy_bytes(&saved, ByteRange::at(0, range.len()), &file, offset),
+            (None, Some(from)) => copy_bytes(&from, range, &file, offset),
+            (None, None) => punch(&file, to),
         };
         let copied = copied.map_err(|source| self.failed("copy to", target.0, target.1, source));
         let whole = copied.is_ok();

@@ -22,6 +22,8 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// A file of fewer bytes is read faster with the kernel's own pages, which stay from one open to the next.
 const WORTH_PASSTHROUGH: u64 = 1 << 20;
+/// How much of a file is read from the disk when it is opened: what the kernel would ask for first.
+const FIRST_READ: u64 = 128 << 10;
 /// The kernel opens a program to run it (`FMODE_EXEC`).
 const EXEC: i32 = 0x20;
 
@@ -166,8 +168,24 @@ impl Core {
         let Opening { buffer, seen, flags, .. } = opening;
         let fopen = self.fopen_flags(&buffer, &seen.inode, flags, way);
         let direct = fopen.contains(FopenFlags::FOPEN_DIRECT_IO);
+        if way == Way::Plain && !writes(flags) && !fopen.contains(FopenFlags::FOPEN_KEEP_CACHE) {
+            self.begin_to_read(&seen);
+        }
         let mode = OpenMode { direct, writes: writes(flags), way };
         Opened { handle: self.open.open(buffer, mode), flags: fopen, backing }
+    }
+
+    /// Whoever opens a file of which the kernel has no page will read it: the disk is asked while the program is
+    /// still asking for the size.
+    fn begin_to_read(&self, seen: &Seen) {
+        let (ino, generation) = (seen.ino, Generation(seen.inode.generation));
+        let len = seen.inode.size.min(FIRST_READ);
+        if len > 0 && !self.node.files().begin_to_read(ino, generation, len) {
+            let node = self.node.clone();
+            self.runtime.spawn_blocking(move || {
+                node.files().open_and_begin_to_read(ino, generation, len);
+            });
+        }
     }
 
     async fn seen_to_open(&self, caller: Caller, ino: Ino, flags: i32) -> Result<Seen, OpError> {

@@ -5,6 +5,7 @@
 //! answers queries. Called by `node`, whose driver is the only one that writes; queries come from
 //! any thread. Nothing in here decides what may be acknowledged or read: it says what is durable.
 
+mod ahead;
 mod blocks;
 mod checksums;
 mod datadir;

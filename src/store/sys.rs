@@ -19,6 +19,13 @@ pub(super) fn start_write_back(file: &File) {
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// Starts to read the first bytes of a file (`posix_fadvise(2)`), without waiting for them.
+pub(super) fn will_need(file: &File, len: u64) {
+    let len = i64::try_from(len).unwrap_or(i64::MAX);
+    // SAFETY: no memory is passed.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, len, libc::POSIX_FADV_WILLNEED) };
+}
+
 /// Fills `buffer`, with zeros from the end of the file on.
 pub(super) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     let mut done = 0;

@@ -409,6 +409,17 @@ fn a_failed_start_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_pipe_that_nobody_reads() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let bench = Bench::new();
+    let mut command = bench.command(&["cluster", "init"]);
+    let output = command.stdout(writer).stderr(Stdio::piped()).output().expect("runs");
+    assert_eq!(output.status.code(), Some(128 + libc::SIGPIPE), "{output:?}");
+    assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+#[test]
 fn usage_errors_exit_with_two() {
     for words in [&["serve"][..], &["dev", "kill", "x", "--dir", "d"], &["nonsense"]] {
         let output = quorumfs().args(words).output().expect("the binary runs");

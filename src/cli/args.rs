@@ -1,8 +1,9 @@
 //! The subcommands and how each is reached.
 
 use std::future::Future;
+use std::panic;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -58,6 +59,7 @@ pub fn main() -> ExitCode {
     if mount::is_helper() {
         return mount::helper();
     }
+    end_quietly_at_broken_pipe();
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(&args),
         Command::Cluster(command) => cluster::run(&command),
@@ -77,6 +79,19 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whoever prints into a pipe that nobody reads any more ends without a word, with the status that a shell gives to
+/// one that SIGPIPE has killed. The signal itself would also end who writes to a connection that has broken.
+fn end_quietly_at_broken_pipe() {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload_as_str().unwrap_or_default();
+        if said.starts_with("failed printing to stdout: Broken pipe") {
+            process::exit(128 + libc::SIGPIPE);
+        }
+        hook(panic);
+    }));
 }
 
 pub(crate) fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -4,9 +4,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .machine import MIB, Failure, undisturbed
-from .sites import Native, Quorumfs
+from .sites import Bare, Native, Quorumfs
 
 RESERVE_MIB = 2048  # what is left to logs, snapshots and everybody else
 
@@ -73,6 +74,8 @@ class Comparison:
     """Once on each site, before the first round."""
     with_native: bool = True
     with_gluster: bool = True
+    with_bare: bool = False
+    """Whether the ceiling of FUSE says something here."""
 
 
 @dataclass
@@ -82,11 +85,23 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def compare(comparison, directory, binary, gluster, sizes, rounds):
-    """Runs it on new sites, which are gone afterwards, whatever happens. `gluster` makes one, or is nothing."""
+@dataclass(frozen=True)
+class Beside:
+    """What quorumfs is compared with besides ext4; nothing where it is not there."""
+
+    gluster: Callable | None
+    """Makes a site in a directory."""
+    bare: Path | None
+    """The example `bare_fuse`."""
+
+
+def compare(comparison, directory, binary, beside, sizes, rounds):
+    """Runs it on new sites, which are gone afterwards, whatever happens."""
     sites = [Native(directory / "ext4")] if comparison.with_native else []
-    if gluster and comparison.with_gluster:
-        sites.append(gluster(directory / "gluster"))
+    if beside.bare and comparison.with_bare:
+        sites.append(Bare(directory / "bare", beside.bare))
+    if beside.gluster and comparison.with_gluster:
+        sites.append(beside.gluster(directory / "gluster"))
     sites.append(Quorumfs(directory / "quorumfs", binary))
     outcome = Outcome(comparison, {site.label: Readings() for site in sites})
     try:

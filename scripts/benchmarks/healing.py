@@ -108,12 +108,14 @@ class Lacking:
         self.files = cluster.data(DOWN) / "files"
         whole = backing_files(cluster.data(1))
         self.unproven = {name: found.st_size for name, found in whole.items() if found.st_size}
-        self.most_mib = None
+        self.most_mib = self.first_eta_s = None
 
     def nothing(self, status):
-        if "missing_bytes" in status:
-            self.most_mib = max(self.most_mib or 0, status["missing_bytes"] / MIB)
-            return status["missing_bytes"] == 0 and status.get("missing_files", 0) == 0
+        if missing := status.get("missing"):
+            self.most_mib = max(self.most_mib or 0, missing["bytes"] / MIB)
+            if missing["left_ms"] is not None:
+                self.first_eta_s = self.first_eta_s or missing["left_ms"] / 1e3
+            return missing["bytes"] == 0 and missing["files"] == 0
         for name in list(self.unproven):
             if not is_whole(self.files / name, self.unproven[name]):
                 return False
@@ -123,7 +125,8 @@ class Lacking:
     def said(self):
         if self.most_mib is None:
             return "status names no missing bytes: backing files were looked at"
-        return f"status named up to {self.most_mib:.0f} MiB missing"
+        eta = f"; its first ETA was {self.first_eta_s:.1f} s" if self.first_eta_s else ""
+        return f"status named up to {self.most_mib:.0f} MiB missing{eta}"
 
 
 def is_whole(path, size):

@@ -77,7 +77,8 @@ READS = Comparison(
     ),
     prepare=prepare_reads,
     measure=measure_reads,
-    room_mib=lambda sizes: 8 * sizes.file_mib,
+    room_mib=lambda sizes: 9 * sizes.file_mib,
+    with_bare=True,
 )
 
 
@@ -112,5 +113,6 @@ EPOCH = Comparison(
     ),
     prepare=prepare_epoch,
     measure=measure_epoch,
-    room_mib=lambda sizes: 8 * sizes.images * IMAGE_BYTES // MIB,
+    room_mib=lambda sizes: 9 * sizes.images * IMAGE_BYTES // MIB,
+    with_bare=True,
 )

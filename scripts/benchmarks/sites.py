@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +48,44 @@ class Native:
         return ""
 
     def stop(self):
+        remove(self.directory)
+
+
+class Bare:
+    """What FUSE itself leaves of ext4: the example `bare_fuse` serves what was written, from memory and in passthrough,
+    with nothing in between. No file system in a daemon can do better here."""
+
+    label = "bare FUSE"
+
+    def __init__(self, directory, program):
+        self.directory, self.program = directory, program
+        self.write, self.read = directory / "tree", directory / "mnt"
+        self.readers = [self.read]
+        self.process = None
+
+    def start(self):
+        self.write.mkdir(parents=True)
+        self.read.mkdir()
+
+    def settle(self):
+        """It serves what is there when it begins."""
+        os.sync()
+        self.process = subprocess.Popen([self.program, self.write, self.read], stdin=subprocess.DEVNULL)
+        wait_until(SETTLE_S, "bare_fuse to mount", lambda: self.has_ended() or self.read.is_mount(), 0.05)
+
+    def has_ended(self):
+        if self.process.poll() is not None:
+            raise Failure(f"bare_fuse has ended with {self.process.returncode}")
+        return False
+
+    def last_words(self):
+        return ""
+
+    def stop(self):
+        if self.process and self.read.is_mount():
+            run("umount", self.read)
+        if self.process:
+            self.process.wait(timeout=30)
         remove(self.directory)
 
 

@@ -246,7 +246,17 @@ impl Core {
                 }
                 continue;
             }
-            self.node.until_here((ino, generation), range).await?;
+            // What comes may find no room: then it is read past the disk.
+            tokio::select! {
+                here = self.node.until_here((ino, generation), range) => here?,
+                () = self.until_full() => {}
+            }
+        }
+    }
+
+    async fn until_full(&self) {
+        while !self.node.files().is_full() {
+            tokio::time::sleep(AGAIN).await;
         }
     }
 

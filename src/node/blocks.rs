@@ -45,6 +45,17 @@ pub struct Block {
     pub rotten: bool,
 }
 
+/// What became of bytes that a peer gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// They are here now.
+    Kept,
+    /// Not all of them, for now.
+    NoRoom,
+    /// They are not what is known of the file here.
+    Wrong,
+}
+
 /// What is to be said of a file now.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Look {
@@ -201,22 +212,22 @@ impl Handle {
         Ok(None)
     }
 
-    /// Bytes have come from a peer, of a version that is applied here: they fill what is missing. False where they
-    /// are not what is known of the file here.
+    /// Bytes have come from a peer, of a version that is applied here: they fill what is missing.
     pub(super) fn take_fetched(
         &self,
         wanted: &Wanted,
         fetched: &Fetched,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Taken, StoreError> {
         let (offset, version) = (wanted.range.start, fetched.version);
         if let Look::Steady(file) = self.look_at(wanted.ino)?
             && (file.key.1, file.version) == (wanted.generation, version)
             && !self.files().rotten(&file, offset, &fetched.data).is_empty()
         {
-            return Ok(false);
+            return Ok(Taken::Wrong);
         }
-        self.files().install((wanted.ino, wanted.generation), offset, &fetched.data, version)?;
-        Ok(true)
+        let key = (wanted.ino, wanted.generation);
+        let kept = self.files().install(key, offset, &fetched.data, version)?;
+        Ok(if kept { Taken::Kept } else { Taken::NoRoom })
     }
 
     /// Reads blocks from the disk and says what they are; what is not what it should be is missing from then on.

@@ -120,6 +120,13 @@ impl Maker<'_> {
     fn page(&mut self, file: &Steady, page: u64) -> Result<Option<Vec<u32>>, Stop> {
         let handle = self.handle;
         let files = handle.files();
+        let blocks = file.page(page);
+        let end = file.block(blocks.end - 1).end;
+        let range = ByteRange { start: file.block(blocks.start).start, end };
+        // Before as well as after: a block that is filled in between may have been read half filled.
+        if !files.is_whole(file.key, range) {
+            return Ok(None);
+        }
         let mut reader = files.read_blocks(file);
         let mut sums = Vec::new();
         for block in file.page(page) {
@@ -137,9 +144,6 @@ impl Maker<'_> {
             sums.push(sum);
         }
         // Of all of them, and of nothing that changed while it was read.
-        let blocks = file.page(page);
-        let end = file.block(blocks.end - 1).end;
-        let range = ByteRange { start: file.block(blocks.start).start, end };
         let is_whole = files.is_still(file) && files.is_whole(file.key, range);
         Ok(is_whole.then_some(sums))
     }

@@ -108,7 +108,10 @@ pub(super) async fn watch(handle: Handle) {
                 // What only root may take does not count.
                 total_bytes: above_reserve(space.f_blocks - space.f_bfree + space.f_bavail),
             };
-            shared.files.set_room(own.free_bytes);
+            // The log and a snapshot keep at least half of the reserve.
+            let above_half =
+                (space.f_bavail * space.f_frsize).saturating_sub(shared.space.reserve / 2);
+            shared.files.set_room(own.free_bytes, above_half - own.free_bytes);
             // Applies wait while the state is read.
             let members = query::members(&shared.state.read())?;
             let synced = shared.files.durable();

@@ -172,7 +172,7 @@ impl Files {
         if self.would_bare(&layouts, key, offset)? {
             return self.set_aside(&mut layouts, at, key, (offset, data));
         }
-        if !self.has_room(key, range)? {
+        if !self.has_room_for_acknowledged(key, range)? {
             // No stage becomes the file: a replay may have room.
             self.file_or_new(key.0, key.1)?;
             return layouts.set(key, range, Away::Missing { version: at });

@@ -400,7 +400,7 @@ impl Files {
     }
 
     /// Bytes of a version of the file have come from a peer, and this replica has applied that version: they
-    /// fill what of them is still missing.
+    /// fill what of them is still missing. False where this disk has no room for all of it.
     ///
     /// # Errors
     /// When the local file system refuses.
@@ -413,18 +413,27 @@ impl Files {
         offset: u64,
         data: &[u8],
         version: LogIndex,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let mut layouts = self.layouts().lock(key.0);
+        let mut kept_all = true;
         let range = ByteRange::at(offset, data.len() as u64);
         let lacking = layouts.get(key).map(|layout| layout.lacking(range, version));
         for part in lacking.into_iter().flatten() {
-            if self.would_bare(&layouts, key, part.start)? || !self.has_room(key, part)? {
+            if self.would_bare(&layouts, key, part.start)? {
+                kept_all = false;
+                break;
+            }
+            if !self.has_room(key, part)? {
+                // Until the next look at the disk nobody is to bring it again.
+                self.room().is_gone();
+                kept_all = false;
                 break;
             }
             let at = |at: u64| usize::try_from(at - offset).expect("within what came");
             match self.write_at(key, part.start, &data[at(part.start)..at(part.end)]) {
                 Err(error) if error.is_full() => {
                     self.room().is_gone();
+                    kept_all = false;
                     break;
                 }
                 written => written?,
@@ -433,7 +442,7 @@ impl Files {
         }
         drop(layouts);
         self.tell_changed();
-        Ok(())
+        Ok(kept_all)
     }
 
     /// Merges one chunk of some stage into its file; false where there is nothing to merge.

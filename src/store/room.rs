@@ -13,32 +13,43 @@ use crate::types::{ByteRange, LogIndex};
 
 /// Bytes; more than anybody has where nobody has looked yet.
 #[derive(Debug)]
-pub(super) struct Room(AtomicU64);
+pub(super) struct Room {
+    free: AtomicU64,
+    /// Of the reserve, for what is acknowledged already.
+    acknowledged: AtomicU64,
+}
 
 impl Default for Room {
     fn default() -> Self {
-        Self(AtomicU64::new(u64::MAX))
+        Self { free: AtomicU64::new(u64::MAX), acknowledged: AtomicU64::new(0) }
     }
 }
 
 impl Room {
     /// Takes room; false where there is not so much.
     pub(super) fn take(&self, bytes: u64) -> bool {
-        let taken = |left: u64| left.checked_sub(bytes);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
+        take(&self.free, bytes)
+    }
+
+    /// The same for bytes that are acknowledged and that nobody has who did not write them now: they may use some of
+    /// the reserve.
+    fn take_acknowledged(&self, bytes: u64) -> bool {
+        self.take(bytes) || take(&self.acknowledged, bytes)
     }
 
     /// The disk has said that there is none.
     pub(super) fn is_gone(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.free.store(0, Ordering::Relaxed);
     }
 }
 
 impl Files {
-    /// There is room for so many bytes, as of now.
-    pub fn set_room(&self, bytes: u64) {
-        let before = self.room().0.swap(bytes, Ordering::Relaxed);
-        if before == 0 && bytes > 0 {
+    /// There is room for `free` bytes as of now, and for `acknowledged` more that programs believe to be written: what
+    /// several mounts let in between two looks at the disks.
+    pub fn set_room(&self, free: u64, acknowledged: u64) {
+        self.room().acknowledged.store(acknowledged, Ordering::Relaxed);
+        let before = self.room().free.swap(free, Ordering::Relaxed);
+        if before == 0 && free > 0 {
             self.tell_changed();
         }
     }
@@ -46,12 +57,22 @@ impl Files {
     /// Whether nothing new is kept here at present.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.room().0.load(Ordering::Relaxed) == 0
+        self.room().free.load(Ordering::Relaxed) == 0
     }
 
     /// Whether bytes can be written to a range: there is room, or they lie on what is there already.
     pub(super) fn has_room(&self, key: Key, range: ByteRange) -> Result<bool, StoreError> {
         Ok(self.room().take(range.len()) || self.mapped(key, range)? >= range.len())
+    }
+
+    /// The same for bytes that an entry of the log carries: once it is taken out, they are where they were written.
+    pub(super) fn has_room_for_acknowledged(
+        &self,
+        key: Key,
+        range: ByteRange,
+    ) -> Result<bool, StoreError> {
+        let has = self.room().take_acknowledged(range.len());
+        Ok(has || self.mapped(key, range)? >= range.len())
     }
 
     /// After an attempt to write to a range: where the disk was full, its bytes are missing from here on.
@@ -73,7 +94,72 @@ impl Files {
     }
 }
 
+fn take(room: &AtomicU64, bytes: u64) -> bool {
+    let taken = |left: u64| left.checked_sub(bytes);
+    room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
+}
+
 /// Whether an error says that there is no room.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ByteRange, Files, Key, LogIndex};
+    use crate::fs::FileEffect;
+    use crate::types::{Generation, Ino};
+
+    const KEY: Key = (Ino(9), Generation(1));
+
+    fn write(files: &Files, index: u64, offset: u64, len: usize) {
+        let data = vec![7; len].into();
+        let write = FileEffect::Write { ino: KEY.0, generation: KEY.1, offset, data };
+        files.carry_out_all(LogIndex(index), &[write]).unwrap();
+    }
+
+    fn missing(files: &Files) -> Vec<(u64, u64)> {
+        let all = files.missing(KEY, ByteRange::from(0));
+        all.into_iter().map(|(range, _)| (range.start, range.end)).collect()
+    }
+
+    /// Several mounts have let in more than there was room for. All replicas are alike: what none of them keeps is lost.
+    #[test]
+    fn what_is_acknowledged_may_use_some_of_the_reserve() {
+        let dir = tempfile::tempdir().unwrap();
+        let files =
+            Files::open(&dir.path().join("files"), &dir.path().join("stages"), true).unwrap();
+        files.set_room(5000, 8000);
+        write(&files, 1, 0, 4096);
+        write(&files, 2, 4096, 4096);
+        assert_eq!(missing(&files), []);
+        // Of the reserve there is no more than that: the log needs the rest.
+        write(&files, 3, 8192, 4096);
+        assert_eq!(missing(&files), [(8192, 12288)]);
+        files.set_room(0, 8000);
+        assert!(files.is_full());
+        // What comes from a peer is there already, and waits.
+        assert!(!files.install(KEY, 8192, &[7; 4096], LogIndex(3)).unwrap());
+        assert_eq!(missing(&files), [(8192, 12288)]);
+        files.set_room(4096, 8000);
+        assert!(files.install(KEY, 8192, &[7; 4096], LogIndex(3)).unwrap());
+        assert_eq!(missing(&files), []);
+        let mut bytes = vec![0; 12288];
+        assert!(files.read(KEY.0, KEY.1, 0, &mut bytes).unwrap());
+        assert!(bytes.iter().all(|byte| *byte == 7));
+    }
+
+    /// Little room is none to whoever brings more than that: it is not to come again and again until there is more.
+    #[test]
+    fn what_does_not_fit_is_refused_until_the_next_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let files =
+            Files::open(&dir.path().join("files"), &dir.path().join("stages"), true).unwrap();
+        files.set_room(0, 0);
+        write(&files, 1, 0, 4096);
+        files.set_room(1000, 0);
+        assert!(!files.is_full());
+        assert!(!files.install(KEY, 0, &[7; 4096], LogIndex(1)).unwrap());
+        assert!(files.is_full());
+    }
 }

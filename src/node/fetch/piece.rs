@@ -6,13 +6,13 @@ use super::under_way::Claim;
 use super::{Fetched, Wanted};
 use crate::fs::query;
 use crate::node::Handle;
+use crate::node::blocks::Taken;
 use crate::node::clock::monotonic;
 use crate::store::StoreError;
 use crate::types::{ByteRange, NodeId};
 
 /// Fetches what is still missing of a claimed range, from whoever has it; a peer that has refused it is left alone
-/// for `patience` at most. Whether that was worth it: nothing is
-/// missing there any more, or less than before.
+/// for `patience` at most. Whether that was worth it: nothing is missing there any more, or less than before.
 pub(super) async fn fetch(handle: &Handle, claim: Claim, patience: Duration) -> bool {
     let ino = claim.key.0;
     match fetch_claimed(handle, &claim, patience).await {
@@ -52,12 +52,16 @@ async fn fetch_claimed(
             && handle.until_applied(fetched.version).await
         {
             match install(handle, wanted, fetched).await {
-                Ok(true) => {
+                Ok(Taken::Kept) => {
                     fetching.asked.given(&connected, what);
                     fetching.came(claim.key, range);
                     return Ok(true);
                 }
-                Ok(false) => {
+                Ok(Taken::NoRoom) => {
+                    fetching.asked.refused(node, what, false, monotonic());
+                    return Ok(false);
+                }
+                Ok(Taken::Wrong) => {
                     tracing::warn!(%ino, peer = %node, "bytes of a peer are not what checksums here say");
                 }
                 Err(error) => {
@@ -75,12 +79,11 @@ async fn fetch_claimed(
     Ok(false)
 }
 
-/// False where they are not what they should be.
-async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<bool, StoreError> {
+async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<Taken, StoreError> {
     let handle = handle.clone();
     let installed = tokio::task::spawn_blocking(move || handle.take_fetched(&wanted, &fetched));
     // It ends where the daemon stops.
-    installed.await.unwrap_or(Ok(true))
+    installed.await.unwrap_or(Ok(Taken::Kept))
 }
 
 /// The peers that can be asked.

@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -26,7 +26,7 @@ const LARGE: u64 = 1 << 20;
 enum Node {
     File(Vec<u8>),
     /// How large, and what the kernel has of it since it was first opened.
-    Large(File, u64, Mutex<Option<Arc<BackingId>>>),
+    Large(File, u64, Mutex<Option<BackingId>>),
     Directory(HashMap<OsString, u64>),
 }
 
@@ -117,11 +117,10 @@ impl Filesystem for Memory {
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         if let Some(Node::Large(file, _, known)) = self.node(ino) {
             let mut known = known.lock().expect("nobody panics with it");
-            let backing =
-                match known.clone().map_or_else(|| reply.open_backing(file).map(Arc::new), Ok) {
-                    Ok(backing) => known.insert(backing),
-                    Err(error) => return reply.error(error.into()),
-                };
+            let backing = match known.take().map_or_else(|| reply.open_backing(file), Ok) {
+                Ok(backing) => known.insert(backing),
+                Err(error) => return reply.error(error.into()),
+            };
             return reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, backing);
         }
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);

@@ -71,21 +71,24 @@ class Bare:
         """It serves what is there when it begins."""
         os.sync()
         self.process = subprocess.Popen([self.program, self.write, self.read], stdin=subprocess.DEVNULL)
-        wait_until(SETTLE_S, "bare_fuse to mount", lambda: self.has_ended() or self.read.is_mount(), 0.05)
 
-    def has_ended(self):
-        if self.process.poll() is not None:
-            raise Failure(f"bare_fuse has ended with {self.process.returncode}")
-        return False
+        def is_mounted():
+            if self.process.poll() is not None:
+                raise Failure(f"bare_fuse has ended with {self.process.returncode}")
+            return self.read.is_mount()
+
+        wait_until(SETTLE_S, "bare_fuse to mount", is_mounted, 0.05)
 
     def last_words(self):
         return ""
 
     def stop(self):
-        if self.process and self.read.is_mount():
-            run("umount", self.read)
-        if self.process:
-            self.process.wait(timeout=30)
+        if self.process and self.process.poll() is None:
+            if self.read.is_mount():
+                run("umount", self.read)
+            else:
+                self.process.terminate()
+            self.process.wait()
         remove(self.directory)
 
 

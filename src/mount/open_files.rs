@@ -63,17 +63,24 @@ impl Core {
         let parent = place.parent;
         let new = NewInode { kind: Kind::Regular, mode, umask, rdev: 0, target: Bytes::new() };
         let buffer = self.open.hold(ino);
+        // Nobody has it open, nor can until it is made.
+        let way = match self.enter(ino, false, NOT_LENT) {
+            Ok((way, _)) => way,
+            Err(error) => {
+                self.unhold(ino);
+                return Err(error);
+            }
+        };
         let outcome = self.mutate(&[parent], make(caller, place, ino, new)).await;
         let seen = match outcome.and_then(|outcome| Seen::of_outcome(ino, outcome)) {
             Ok(seen) => seen,
             Err(error) => {
+                self.passthrough.leave(ino, way, Instant::now());
                 self.unhold(ino);
                 let exists = error.errno() == libc::EEXIST && flags & libc::O_EXCL == 0;
                 return Err(if exists { OpError::Errno(libc::ESTALE) } else { error });
             }
         };
-        // Nobody has it open.
-        let way = self.enter(ino, false, NOT_LENT).map_or(Way::Plain, |(way, _)| way);
         let attr = seen.file_attr(0);
         let opening = Opening { buffer, seen, flags, by_alias: false, way: Some(way) };
         Ok((attr, self.opened(opening, way, None)))

@@ -123,13 +123,14 @@ impl Maker<'_> {
         let blocks = file.page(page);
         let end = file.block(blocks.end - 1).end;
         let range = ByteRange { start: file.block(blocks.start).start, end };
+        let is_whole = || files.is_whole(file.key, range);
         // Before as well as after: a block that is filled in between may have been read half filled.
-        if !files.is_whole(file.key, range) {
+        if !is_whole() {
             return Ok(None);
         }
         let mut reader = files.read_blocks(file);
         let mut sums = Vec::new();
-        for block in file.page(page) {
+        for block in blocks {
             self.read += 1;
             if self.read.is_multiple_of(AT_ONCE) {
                 self.pause(PAUSE)?;
@@ -144,7 +145,6 @@ impl Maker<'_> {
             sums.push(sum);
         }
         // Of all of them, and of nothing that changed while it was read.
-        let is_whole = files.is_still(file) && files.is_whole(file.key, range);
-        Ok(is_whole.then_some(sums))
+        Ok((files.is_still(file) && is_whole()).then_some(sums))
     }
 }

@@ -10,6 +10,7 @@ use rustix::fs::XattrFlags;
 
 use super::files::{Files, Key};
 use super::layout::{Away, Layout, Part};
+use super::layouts::Locked;
 use super::room;
 use super::space::copy_data;
 use super::stages::{Found, Stage};
@@ -415,34 +416,47 @@ impl Files {
         version: LogIndex,
     ) -> Result<bool, StoreError> {
         let mut layouts = self.layouts().lock(key.0);
-        let mut kept_all = true;
         let range = ByteRange::at(offset, data.len() as u64);
         let lacking = layouts.get(key).map(|layout| layout.lacking(range, version));
+        let at = |at: u64| usize::try_from(at - offset).expect("within what came");
+        let mut fits = true;
         for part in lacking.into_iter().flatten() {
-            if self.would_bare(&layouts, key, part.start)? {
-                kept_all = false;
+            fits =
+                self.install_part(&mut layouts, key, part, &data[at(part.start)..at(part.end)])?;
+            if !fits {
                 break;
             }
-            if !self.has_room(key, part)? {
-                // Until the next look at the disk nobody is to bring it again.
-                self.room().is_gone();
-                kept_all = false;
-                break;
-            }
-            let at = |at: u64| usize::try_from(at - offset).expect("within what came");
-            match self.write_at(key, part.start, &data[at(part.start)..at(part.end)]) {
-                Err(error) if error.is_full() => {
-                    self.room().is_gone();
-                    kept_all = false;
-                    break;
-                }
-                written => written?,
-            }
-            layouts.clear(key, part)?;
         }
         drop(layouts);
         self.tell_changed();
-        Ok(kept_all)
+        Ok(fits)
+    }
+
+    /// False where it has no room here. Until the next look at the disk there is none for anybody then: nobody is to
+    /// bring it again and again.
+    fn install_part(
+        &self,
+        layouts: &mut Locked<'_>,
+        key: Key,
+        part: ByteRange,
+        data: &[u8],
+    ) -> Result<bool, StoreError> {
+        if self.would_bare(layouts, key, part.start)? {
+            return Ok(false);
+        }
+        let written = if self.has_room(key, part)? {
+            self.write_at(key, part.start, data).map(|()| true)
+        } else {
+            Ok(false)
+        };
+        match written {
+            Ok(true) => layouts.clear(key, part).map(|()| true),
+            Err(error) if !error.is_full() => Err(error),
+            _ => {
+                self.room().is_gone();
+                Ok(false)
+            }
+        }
     }
 
     /// Merges one chunk of some stage into its file; false where there is nothing to merge.

@@ -65,7 +65,7 @@ impl Files {
         Ok(self.room().take(range.len()) || self.mapped(key, range)? >= range.len())
     }
 
-    /// The same for bytes that an entry of the log carries: once it is taken out, they are where they were written.
+    /// The same for what an entry of the log writes by itself, or copies: what no replica keeps nobody can bring.
     pub(super) fn has_room_for_acknowledged(
         &self,
         key: Key,
@@ -112,6 +112,12 @@ mod tests {
 
     const KEY: Key = (Ino(9), Generation(1));
 
+    fn open() -> (tempfile::TempDir, Files) {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(&dir.path().join("files"), &dir.path().join("stages"), true);
+        (dir, files.unwrap())
+    }
+
     fn write(files: &Files, index: u64, offset: u64, len: usize) {
         let data = vec![7; len].into();
         let write = FileEffect::Write { ino: KEY.0, generation: KEY.1, offset, data };
@@ -126,9 +132,7 @@ mod tests {
     /// Several mounts have let in more than there was room for. All replicas are alike: what none of them keeps is lost.
     #[test]
     fn what_is_acknowledged_may_use_some_of_the_reserve() {
-        let dir = tempfile::tempdir().unwrap();
-        let files =
-            Files::open(&dir.path().join("files"), &dir.path().join("stages"), true).unwrap();
+        let (_dir, files) = open();
         files.set_room(5000, 8000);
         write(&files, 1, 0, 4096);
         write(&files, 2, 4096, 4096);
@@ -149,12 +153,34 @@ mod tests {
         assert!(bytes.iter().all(|byte| *byte == 7));
     }
 
+    /// The source may change next, and then nobody has what was copied.
+    #[test]
+    fn a_copy_may_use_some_of_the_reserve() {
+        let (_dir, files) = open();
+        write(&files, 1, 0, 4096);
+        files.set_room(0, 5000);
+        let copy = |index, offset| FileEffect::Copy {
+            index: LogIndex(index),
+            source: KEY.0,
+            source_generation: KEY.1,
+            range: ByteRange { start: 0, end: 4096 },
+            ino: KEY.0,
+            generation: KEY.1,
+            offset,
+        };
+        files.carry_out_all(LogIndex(2), &[copy(2, 4096)]).unwrap();
+        assert_eq!(missing(&files), []);
+        files.carry_out_all(LogIndex(3), &[copy(3, 8192)]).unwrap();
+        assert_eq!(missing(&files), [(8192, 12288)]);
+        let mut bytes = vec![0; 8192];
+        assert!(files.read(KEY.0, KEY.1, 0, &mut bytes).unwrap());
+        assert!(bytes.iter().all(|byte| *byte == 7));
+    }
+
     /// Little room is none to whoever brings more than that: it is not to come again and again until there is more.
     #[test]
     fn what_does_not_fit_is_refused_until_the_next_look() {
-        let dir = tempfile::tempdir().unwrap();
-        let files =
-            Files::open(&dir.path().join("files"), &dir.path().join("stages"), true).unwrap();
+        let (_dir, files) = open();
         files.set_room(0, 0);
         write(&files, 1, 0, 4096);
         files.set_room(1000, 0);

@@ -134,7 +134,7 @@ impl Files {
         // Until it is done, nobody merges what was written before.
         let mut layouts = self.layouts().lock(target.0);
         let (by, to) = (offset.wrapping_sub(range.start), ByteRange::at(offset, range.len()));
-        if !self.has_room(target, to)? {
+        if !self.has_room_for_acknowledged(target, to)? {
             // No stage becomes the file: a replay may have room.
             self.file_or_new(target.0, target.1)?;
             return layouts.set(target, to, Away::Missing { version: index });

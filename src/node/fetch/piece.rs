@@ -58,6 +58,7 @@ async fn fetch_claimed(
                     return Ok(true);
                 }
                 Ok(Taken::NoRoom) => {
+                    // It would come in vain for some time, from whomever.
                     fetching.asked.refused(node, what, false, monotonic());
                     return Ok(false);
                 }

@@ -81,6 +81,11 @@ impl Durability {
         loose.max(unknown.filter(|_| generation.0 <= self.unknown.0))
     }
 
+    /// The last entry whose bytes may be on no disk.
+    fn newest(&self) -> LogIndex {
+        self.loose.lock().values().copied().max().unwrap_or(LogIndex(0)).max(self.unknown)
+    }
+
     fn is_durable(&self, ino: Ino, up_to: LogIndex) {
         let mut loose = self.loose.lock();
         if loose.get(&ino).is_some_and(|index| *index <= up_to) {
@@ -130,18 +135,22 @@ impl Handle {
     ) -> Result<bool, NodeError> {
         let mut missing = voters.len() / 2 + 1;
         let mut answers = FuturesUnordered::new();
-        for node in voters.iter().copied().filter(|node| *node != self.node()) {
-            let asked = self.0.transport.sync(node, wanted);
-            answers.push(tokio::spawn(asked));
+        for node in voters.iter().copied() {
+            let handle = self.clone();
+            let asked = async move {
+                if node == handle.node() {
+                    handle.sync_bytes(wanted).await
+                } else {
+                    // Who cannot be asked says nothing.
+                    Ok(handle.0.transport.sync(node, wanted).await.unwrap_or(false))
+                }
+            };
+            answers.push(asked);
         }
-        if voters.contains(&self.node()) && self.sync_bytes(wanted).await? {
-            missing -= 1;
-        }
+        // Whoever has not answered is asked no more once a quorum has.
         while missing > 0 {
             match tokio::time::timeout_at(deadline.into(), answers.next()).await {
-                Ok(Some(Ok(Some(true)))) => missing -= 1,
-                // It has not all of it, or cannot be asked.
-                Ok(Some(_)) => {}
+                Ok(Some(holds)) => missing -= usize::from(holds?),
                 Ok(None) => return Ok(false),
                 Err(_) => return Err(NodeError::Deadline),
             }
@@ -186,8 +195,7 @@ pub(super) async fn write_back(handle: Handle) {
     loop {
         tokio::time::sleep(AGE).await;
         let shared = handle.0.clone();
-        let is_loose = !shared.durability.loose.lock().is_empty();
-        if !is_loose && shared.files.durable() >= shared.durability.unknown {
+        if !shared.files.needs_sync(shared.durability.newest()) {
             continue;
         }
         let synced = tokio::task::spawn_blocking(move || {

@@ -62,6 +62,16 @@ impl Space {
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
     }
 
+    /// What of the reserve is for bytes that are acknowledged already, where `available` bytes are left in all. The log
+    /// and a snapshot keep half of it; unless no quorum has room: then these bytes may be nowhere else, and the log
+    /// takes in nothing but what was on its way.
+    fn of_reserve(&self, available: u64, own: SpaceReport) -> u64 {
+        match self.of_quorum().free_bytes {
+            0 => u64::MAX,
+            _ => available.saturating_sub(self.reserve / 2).saturating_sub(own.free_bytes),
+        }
+    }
+
     /// Looks at what is known now. Who cannot be reached helps nobody, as long as the others are a quorum.
     fn look(&self, voters: &[NodeId], is_connected: impl Fn(NodeId) -> bool, own: SpaceReport) {
         let quorum = voters.len() / 2 + 1;
@@ -108,10 +118,6 @@ pub(super) async fn watch(handle: Handle) {
                 // What only root may take does not count.
                 total_bytes: above_reserve(space.f_blocks - space.f_bfree + space.f_bavail),
             };
-            // The log and a snapshot keep at least half of the reserve.
-            let above_half =
-                (space.f_bavail * space.f_frsize).saturating_sub(shared.space.reserve / 2);
-            shared.files.set_room(own.free_bytes, above_half - own.free_bytes);
             // Applies wait while the state is read.
             let members = query::members(&shared.state.read())?;
             let synced = shared.files.durable();
@@ -122,6 +128,8 @@ pub(super) async fn watch(handle: Handle) {
             shared.durability.heard(shared.node, synced, &voters);
             let is_connected = |node| shared.transport.is_connected(node);
             shared.space.look(&voters, is_connected, own);
+            let available = space.f_bavail * space.f_frsize;
+            shared.files.set_room(own.free_bytes, shared.space.of_reserve(available, own));
             Ok(())
         });
         if let Ok(Err(error)) = look.await {
@@ -156,6 +164,21 @@ mod tests {
         assert_eq!(space.of_quorum(), report(500));
         space.look(&[NodeId(1)], |_| true, report(7));
         assert_eq!(space.of_quorum(), report(7));
+    }
+
+    #[test]
+    fn half_of_the_reserve_is_for_what_is_acknowledged_unless_nobody_has_room() {
+        let space = Space::new(NodeId(1), 1000);
+        space.heard(NodeId(2), report(500));
+        space.heard(NodeId(3), report(500));
+        space.look(&VOTERS, |_| true, report(200));
+        assert_eq!(space.of_reserve(1200, report(200)), 500);
+        space.look(&VOTERS, |_| true, report(0));
+        assert_eq!(space.of_reserve(800, report(0)), 300, "the others keep it");
+        assert_eq!(space.of_reserve(400, report(0)), 0);
+        space.heard(NodeId(2), report(0));
+        space.look(&VOTERS, |_| true, report(0));
+        assert_eq!(space.of_reserve(400, report(0)), u64::MAX);
     }
 
     #[test]

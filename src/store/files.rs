@@ -169,15 +169,16 @@ impl Files {
         let range = ByteRange::at(offset, data.len() as u64);
         self.save_pinned(key, range)?;
         let mut layouts = self.changing(key.0);
-        if self.would_bare(&layouts, key, offset)? {
-            return self.set_aside(&mut layouts, at, key, (offset, data));
-        }
         if !self.has_room_for_acknowledged(key, range)? {
             // No stage becomes the file: a replay may have room.
             self.file_or_new(key.0, key.1)?;
             return layouts.set(key, range, Away::Missing { version: at });
         }
-        let written = self.write_at(key, offset, data);
+        let written = if self.would_bare(&layouts, key, offset)? {
+            self.set_aside(&mut layouts, at, key, (offset, data))
+        } else {
+            self.write_at(key, offset, data).and_then(|()| layouts.clear(key, range))
+        };
         self.or_missing(written, &mut layouts, (key, range), at)
     }
 
@@ -197,7 +198,8 @@ impl Files {
                 // It ends where bytes are that are still to come.
                 return Ok(());
             }
-            return self.set_aside(&mut layouts, at, key, (last, &[0]));
+            let aside = self.set_aside(&mut layouts, at, key, (last, &[0]));
+            return self.or_missing(aside, &mut layouts, (key, ByteRange::at(last, 1)), at);
         }
         let cut = self.file_or_new(key.0, key.1)?.set_len(size);
         cut.map_err(|source| self.failed("truncate", key.0, key.1, source))
@@ -407,10 +409,14 @@ impl Files {
     }
 
     /// Makes the bytes of one file durable: those that are in place, and the stages that a replay would take them from.
+    /// What was missing and has come only an image says, which is of all files.
     ///
     /// # Errors
     /// When bytes could not be written.
     pub fn sync_file(&self, key: Key) -> Result<(), StoreError> {
+        if self.layouts.has_regained(key) {
+            return self.sync();
+        }
         self.stages.sync_written(&self.layouts.stages_of(key))?;
         let Some(file) = self.file(key.0, key.1)? else { return Ok(()) };
         file.sync_data().map_err(|source| self.failed("fsync", key.0, key.1, source))?;
@@ -421,6 +427,12 @@ impl Files {
     #[must_use]
     pub fn durable(&self) -> LogIndex {
         self.layouts.held()
+    }
+
+    /// Whether a sync would make anything durable of what came up to here, or of what was missing since the last.
+    #[must_use]
+    pub fn needs_sync(&self, index: LogIndex) -> bool {
+        index > self.layouts.synced() || self.layouts.have_regained()
     }
 
     /// All effects up to here are carried out.

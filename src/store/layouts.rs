@@ -65,12 +65,19 @@ pub(super) struct Layouts {
     done: AtomicU64,
     /// All bytes up to here are here, and durable.
     held: AtomicU64,
+    /// The index of the newest image that counts.
+    synced: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Notes {
     file: File,
     number: u64,
+    /// The index of the newest image, which may not count yet.
+    imaged: u64,
+    /// Files whose bytes were missing, and came, where neither that image nor a replay from there will say so; each
+    /// with the number of the notes that do.
+    regained: HashMap<Key, u64>,
     /// Stages that nothing needs, but a replay from the last image may; whose they were, where that is known.
     retired: Vec<(LogIndex, Option<Key>)>,
 }
@@ -79,6 +86,7 @@ struct Notes {
 #[derive(Debug)]
 pub(super) struct Image {
     number: u64,
+    synced: u64,
     held: u64,
     bytes: Vec<u8>,
     /// Stages that can go then.
@@ -121,16 +129,18 @@ impl Layouts {
             carried.write_all_at(&marks, 0).map_err(StoreError::io("write", &path))?;
         }
         let file = open_notes(dir, last)?;
+        let (imaged, regained) = (synced.0, HashMap::new());
         let layouts = Self {
             dir: dir.to_owned(),
             shards: std::array::from_fn(|_| Mutex::default()),
             away: AtomicUsize::new(0),
             unfinished: Mutex::default(),
-            notes: Mutex::new(Notes { file, number: last, retired: Vec::new() }),
+            notes: Mutex::new(Notes { file, number: last, imaged, regained, retired: Vec::new() }),
             carried,
             resume,
             done: AtomicU64::new(resume.0.saturating_sub(1)),
             held: AtomicU64::new(0),
+            synced: AtomicU64::new(imaged),
         };
         for (key, layout) in files {
             if !layout.is_in_place() {
@@ -253,6 +263,22 @@ impl Layouts {
         LogIndex(self.held.load(Ordering::Acquire))
     }
 
+    /// All effects up to here, and what came of what was missing then, are durable.
+    pub(super) fn synced(&self) -> LogIndex {
+        LogIndex(self.synced.load(Ordering::Acquire))
+    }
+
+    /// Whether bytes of a file that were missing have come, and would be missing again after a power loss, whether they
+    /// are on the disk or not.
+    pub(super) fn has_regained(&self, key: Key) -> bool {
+        self.notes.lock().regained.contains_key(&key)
+    }
+
+    /// The same of any file.
+    pub(super) fn have_regained(&self) -> bool {
+        !self.notes.lock().regained.is_empty()
+    }
+
     /// All effects up to here are carried out.
     pub(super) fn done(&self) -> LogIndex {
         LogIndex(self.done.load(Ordering::Acquire))
@@ -271,6 +297,7 @@ impl Layouts {
         notes.file = open_notes(&self.dir, number)?;
         notes.number = number;
         let synced = self.done.load(Ordering::Acquire);
+        notes.imaged = synced;
         let mut bytes = Vec::new();
         for field in [MAGIC, number, synced] {
             bytes.extend(field.to_le_bytes());
@@ -296,13 +323,15 @@ impl Layouts {
         let (retired, later): (Vec<_>, _) = unneeded.partition(|(index, _)| is_done(*index));
         notes.retired = later;
         let retired = retired.into_iter().map(|(index, _)| index).collect();
-        Ok(Image { number, held, bytes, retired })
+        Ok(Image { number, synced, held, bytes, retired })
     }
 
     /// The file system has been synced: the image counts from now on.
     pub(super) fn keep(&self, image: &Image) -> Result<(), StoreError> {
         durable::replace(&self.dir.join("image"), &image.bytes)?;
         self.held.store(image.held, Ordering::Release);
+        self.synced.store(image.synced, Ordering::Release);
+        self.notes.lock().regained.retain(|_, number| *number >= image.number);
         remove_notes(&self.dir, image.number)
     }
 
@@ -344,6 +373,11 @@ impl Locked<'_> {
             return Ok(());
         }
         self.layouts.note(key, range, Note::Away(away))?;
+        if matches!(away, Away::Staged { .. }) {
+            // A replay finds the stages that were written after the image.
+            let imaged = self.layouts.notes.lock().imaged;
+            self.note_regained(key, range, |version| version.0 <= imaged);
+        }
         self.change(key, |layout| layout.set(range, away));
         Ok(())
     }
@@ -355,8 +389,19 @@ impl Locked<'_> {
             return Ok(());
         }
         self.layouts.note(key, range, Note::InPlace)?;
+        self.note_regained(key, range, |_| true);
         self.change(key, |layout| layout.clear(range));
         Ok(())
+    }
+
+    /// What is missing of a range, of such versions, has come.
+    fn note_regained(&self, key: Key, range: ByteRange, is_it: impl Fn(LogIndex) -> bool) {
+        let layout = self.shard.get(&key);
+        if layout.is_some_and(|layout| layout.missing(range).any(|(_, version)| is_it(version))) {
+            let mut notes = self.layouts.notes.lock();
+            let number = notes.number;
+            notes.regained.insert(key, number);
+        }
     }
 
     /// The file is gone.

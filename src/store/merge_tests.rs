@@ -518,3 +518,52 @@ proptest! {
         prop_assert_eq!(world.all_came && !world.files.layouts().are_in_place(), false);
     }
 }
+
+/// What a program was told is on this disk is believed here after a power loss, however it came.
+#[test]
+fn what_was_missing_and_came_is_there_after_a_power_loss_once_it_is_synced() {
+    let data = vec![7; 300 << 10];
+    let write = |number| stage(5, 1, number, vec![piece(0, 0, &data)]);
+    for is_imaged in [true, false] {
+        for is_fetched in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let files = open(dir.path(), true);
+            files.stage(id(1), 0, &data[..100_000]).unwrap();
+            carry_out(&files, 5, &write(1));
+            assert_eq!(bytes(&files, 1, data.len()), None);
+            if is_imaged {
+                files.sync().unwrap();
+                assert!(!files.needs_sync(LogIndex(5)));
+            }
+            if is_fetched {
+                files.give_up_stage(id(1));
+                files.install(key(1), 0, &data, LogIndex(5)).unwrap();
+            } else {
+                files.stage(id(1), 100_000, &data[100_000..]).unwrap();
+            }
+            assert!(files.needs_sync(LogIndex(5)));
+            files.sync_file(key(1)).unwrap();
+            drop(files);
+            let files = open(dir.path(), false);
+            carry_out(&files, 5, &write(1));
+            let found = bytes(&files, 1, data.len()).is_some_and(|found| found == data);
+            assert!(found, "imaged: {is_imaged}, fetched: {is_fetched}");
+        }
+    }
+}
+
+/// What came as it should costs no more than its own bytes: a replay finds it.
+#[test]
+fn what_was_never_missing_needs_no_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    carry_out(&files, 4, &write(1, 0, b"below"));
+    files.sync().unwrap();
+    files.stage(id(1), 0, b"over").unwrap();
+    carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, b"over")]));
+    merge_all(&files);
+    let image = || std::fs::metadata(dir.path().join("stages/image")).unwrap().ino();
+    let before = image();
+    files.sync_file(key(1)).unwrap();
+    assert_eq!(image(), before);
+}

@@ -45,7 +45,8 @@ impl Room {
 
 impl Files {
     /// There is room for `free` bytes as of now, and for `acknowledged` more that programs believe to be written: what
-    /// several mounts let in between two looks at the disks.
+    /// several mounts let in between two looks at the disks. `u64::MAX` where they are kept for as long as the disk
+    /// takes them.
     pub fn set_room(&self, free: u64, acknowledged: u64) {
         self.room().acknowledged.store(acknowledged, Ordering::Relaxed);
         let before = self.room().free.swap(free, Ordering::Relaxed);
@@ -84,12 +85,14 @@ impl Files {
         version: LogIndex,
     ) -> Result<(), StoreError> {
         match written {
-            Ok(()) => layouts.clear(key, range),
             Err(error) if error.is_full() => {
                 self.room().is_gone();
-                layouts.set(key, range, Away::Missing { version })
+                layouts.set(key, range, Away::Missing { version })?;
+                // What of it was set aside nobody needs.
+                self.layouts().retire(version, Some(key));
+                Ok(())
             }
-            Err(error) => Err(error),
+            written => written,
         }
     }
 }
@@ -175,6 +178,33 @@ mod tests {
         let mut bytes = vec![0; 8192];
         assert!(files.read(KEY.0, KEY.1, 0, &mut bytes).unwrap());
         assert!(bytes.iter().all(|byte| *byte == 7));
+    }
+
+    /// No replica is better off: the log may have to stop for want of room, but what is acknowledged is not lost.
+    #[test]
+    fn where_no_quorum_has_room_the_disk_is_asked() {
+        let (_dir, files) = open();
+        files.set_room(0, u64::MAX);
+        write(&files, 1, 0, 1 << 20);
+        assert_eq!(missing(&files), []);
+    }
+
+    /// What is set aside beside what is missing takes room, too: no more of the reserve than anything else.
+    #[test]
+    fn what_would_be_set_aside_without_room_is_missing() {
+        let (dir, files) = open();
+        write(&files, 1, 0, 4096);
+        assert!(files.lend(KEY, 4096).unwrap().is_some());
+        files.set_room(0, 0);
+        write(&files, 2, 4096, 4096);
+        write(&files, 3, 8192, 4096);
+        assert_eq!(missing(&files), [(4096, 8192), (8192, 12288)]);
+        files.set_room(0, 4096);
+        write(&files, 4, 8192, 4096);
+        assert_eq!(missing(&files), [(4096, 8192)]);
+        assert!(dir.path().join("stages/written/4").exists());
+        write(&files, 5, 12288, 4096);
+        assert_eq!(missing(&files), [(4096, 8192), (12288, 16384)]);
     }
 
     /// Little room is none to whoever brings more than that: it is not to come again and again until there is more.

@@ -156,11 +156,14 @@ impl Files {
             (None, None) => punch(&file, to),
         };
         let copied = copied.map_err(|source| self.failed("copy to", target.0, target.1, source));
-        let whole = copied.is_ok();
-        self.or_missing(copied, &mut layouts, (target, to), index)?;
-        if aside && whole {
-            layouts.set(target, to, Away::Staged { index, shift: 0 })?;
-        }
+        let written = copied.and_then(|()| {
+            if aside {
+                layouts.set(target, to, Away::Staged { index, shift: 0 })
+            } else {
+                layouts.clear(target, to)
+            }
+        });
+        self.or_missing(written, &mut layouts, (target, to), index)?;
         for (part, _) in missing.into_iter().filter(|(_, away)| away.is_some()) {
             layouts.set(target, part.moved(by), Away::Missing { version: index })?;
         }

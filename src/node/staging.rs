@@ -4,7 +4,7 @@
 //! them, in memory or on disk, and then one small command can write them. A peer whose connection broke in
 //! between lacks some: it is sent the whole stage again, from this node's own copy, where a quorum cannot be had
 //! otherwise. A peer that is slow holds the writer back, by the budget; one that does not move at all loses its
-//! connection by the transport's keep-alive, and with it its place in the budget.
+//! stream, and with it its place in the budget, as long as the others are a quorum.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rangemap::RangeSet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::durability::voters;
 use super::encoding::{Encoded, Encoder};
 use super::handle::{Handle, NodeError};
 use super::shared::Shared;
@@ -148,6 +149,14 @@ impl Handle {
     /// A peer has said whether it holds what it was asked for.
     pub fn stage_marked(&self, from: NodeId, mark: u64, holds: bool) {
         self.0.staging.marked(from, mark, holds);
+    }
+
+    /// Whether this node and these others are a quorum of the voters.
+    #[must_use]
+    pub fn makes_quorum_with(&self, others: &[NodeId]) -> bool {
+        let voters = voters(&self.0);
+        let is_one = |node: &&NodeId| **node == self.node() || others.contains(*node);
+        2 * voters.iter().filter(is_one).count() > voters.len()
     }
 
     /// The connection for stages to a peer is lost.
@@ -314,8 +323,7 @@ impl OpenStage {
     async fn ask(&self, durable: bool, deadline: Instant) -> Result<bool, NodeError> {
         let shared = &self.handle.0;
         let own = shared.node;
-        let voters: Vec<_> =
-            shared.state.conf_state().voters.iter().map(|id| NodeId(*id)).collect();
+        let voters = voters(shared);
         let mut missing = voters.len() / 2 + 1;
         let mut answers = FuturesUnordered::new();
         for node in voters.iter().copied().filter(|node| *node != own) {

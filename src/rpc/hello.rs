@@ -5,12 +5,12 @@ use tonic::Status;
 use super::FORMAT;
 use crate::types::ClusterId;
 
-/// Refuses who speaks a newer format, or belongs to another cluster.
+/// Refuses who speaks another format, or belongs to another cluster.
 pub(super) fn check(own: ClusterId, format: u32, cluster: &[u8]) -> Result<(), Status> {
-    if format > FORMAT {
+    if format != FORMAT {
         return Err(Status::failed_precondition(format!(
-            "this daemon speaks format {FORMAT} of the peer protocol, the caller {format}: update \
-             this one first"
+            "this daemon speaks format {FORMAT} of the peer protocol, the caller {format}: run the same \
+             version of quorumfs on both"
         )));
     }
     if cluster != own.0 {
@@ -20,4 +20,22 @@ pub(super) fn check(own: ClusterId, format: u32, cluster: &[u8]) -> Result<(), S
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ClusterId, FORMAT, check};
+
+    #[test]
+    fn who_speaks_another_format_or_is_of_another_cluster_is_told_what_to_do() {
+        let own = ClusterId([1; 16]);
+        assert!(check(own, FORMAT, &[1; 16]).is_ok());
+        for format in [FORMAT - 1, FORMAT + 1] {
+            let refused = check(own, format, &[1; 16]).unwrap_err();
+            assert!(refused.message().contains("the same version"), "{refused}");
+            assert!(refused.message().contains(&format!("the caller {format}")), "{refused}");
+        }
+        let refused = check(own, FORMAT, &[2; 16]).unwrap_err();
+        assert!(refused.message().contains("correct `cluster`"), "{refused}");
+    }
 }

@@ -17,6 +17,7 @@ mod peers;
 mod scrubbing;
 mod server;
 mod stage_lanes;
+mod stage_queue;
 mod wire;
 
 /// Messages and services of `proto/admin.proto`.
@@ -39,8 +40,8 @@ pub use peer_service::PeerService;
 pub use peers::Peers;
 pub use server::{ServeError, bind, serve};
 
-/// The format of the peer protocol. A peer with a newer one is refused.
-pub const FORMAT: u32 = 1;
+/// The format of the peer protocol. A peer with another one is refused.
+pub const FORMAT: u32 = 2;
 
 /// The largest message that a peer accepts.
 const MAX_MESSAGE: usize = 64 << 20;

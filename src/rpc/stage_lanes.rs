@@ -4,25 +4,28 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_stream::Stream;
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 
 use super::peer::bulk_client::BulkClient;
 use super::peer::stage_frame::Body;
 use super::peer::{
-    FetchReply, FetchRequest, Hello, StageAbandon, StageData, StageFrame, StageMark, SyncRequest,
+    FetchReply, FetchRequest, Hello, StageAbandon, StageAnswer, StageData, StageFrame, StageMark,
+    SyncRequest,
 };
+use super::stage_queue::{Outgoing, StageQueue};
 use super::{lanes, wire};
 use crate::node::{Answered, Fetched, Handle, Synced, ToStage, Wanted, Weighed};
 use crate::types::{LogIndex, NodeId, StageId, VolumeId};
 
 /// Between two attempts to connect.
 const RECONNECT: Duration = Duration::from_millis(100);
+/// Between two looks at whether a peer takes what is sent to it.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The connection to one peer.
 #[derive(Debug, Default)]
@@ -32,10 +35,12 @@ struct Lane(Mutex<Connection>);
 struct Connection {
     /// How many there were.
     number: u64,
-    /// None where there is no connection now.
-    queue: Option<UnboundedSender<ToStage>>,
+    /// None where there is no connection now, or where the peer does not move.
+    queue: Option<StageQueue>,
     client: Option<BulkClient<Channel>>,
 }
+
+type Lanes = Arc<RwLock<HashMap<NodeId, Arc<Lane>>>>;
 
 /// The connections to all peers.
 #[derive(Debug)]
@@ -44,7 +49,7 @@ pub(super) struct StageLanes {
     runtime: tokio::runtime::Handle,
     hello: Hello,
     handle: Arc<OnceLock<Handle>>,
-    lanes: RwLock<HashMap<NodeId, Arc<Lane>>>,
+    lanes: Lanes,
 }
 
 impl StageLanes {
@@ -53,15 +58,16 @@ impl StageLanes {
         hello: Hello,
         handle: Arc<OnceLock<Handle>>,
     ) -> Self {
-        Self { runtime, hello, handle, lanes: RwLock::default() }
+        Self { runtime, hello, handle, lanes: Lanes::default() }
     }
 
     /// Keeps a connection to a peer, which listens at `address` from now on.
     pub(super) fn learn(&self, node: NodeId, address: Arc<RwLock<String>>) {
         let lane = Arc::new(Lane::default());
         self.lanes.write().insert(node, lane.clone());
-        let keep = keep_connected(node, lane, address, self.hello.clone(), self.handle.clone());
-        self.runtime.spawn(keep);
+        let (lanes, handle) = (self.lanes.clone(), self.handle.clone());
+        let kept = Kept { node, lane, lanes, handle };
+        self.runtime.spawn(kept.keep_connected(address, self.hello.clone()));
     }
 
     pub(super) fn number(&self, node: NodeId) -> Option<u64> {
@@ -130,58 +136,110 @@ impl StageLanes {
         if connection.number == number
             && let Some(queue) = &connection.queue
         {
-            // The connection is being lost: nobody answers then.
-            let _ = queue.send(message);
+            queue.send(message);
         }
     }
 }
 
-async fn keep_connected(
+/// The task that keeps a connection to one peer.
+struct Kept {
     node: NodeId,
     lane: Arc<Lane>,
-    address: Arc<RwLock<String>>,
-    hello: Hello,
+    /// All of them.
+    lanes: Lanes,
     handle: Arc<OnceLock<Handle>>,
-) {
-    loop {
-        let address = address.read().clone();
-        if let Ok(mut client) = lanes::connect(&address).await {
-            let (queue, messages) = mpsc::unbounded_channel();
-            let frames = Frames { hello: Some(hello.clone()), messages };
-            match client.stage(frames).await {
-                Ok(answers) => {
-                    {
-                        let mut connection = lane.0.lock();
-                        connection.number += 1;
-                        connection.queue = Some(queue);
-                        connection.client = Some(client.clone());
+}
+
+impl Kept {
+    async fn keep_connected(self, address: Arc<RwLock<String>>, hello: Hello) {
+        loop {
+            let address = address.read().clone();
+            if let Ok(mut client) = lanes::connect(&address).await {
+                let (queue, outgoing) = StageQueue::new();
+                let frames = Frames { hello: Some(hello.clone()), outgoing };
+                match client.stage(frames).await {
+                    Ok(answers) => {
+                        self.open(queue, client);
+                        self.take_answers(answers.into_inner()).await;
+                        self.close();
                     }
-                    let mut answers = answers.into_inner();
-                    while let Ok(Some(answer)) = answers.message().await {
-                        if let Some(handle) = handle.get() {
-                            handle.stage_marked(node, answer.mark, answer.holds);
-                        }
-                    }
-                    {
-                        let mut connection = lane.0.lock();
-                        connection.queue = None;
-                        connection.client = None;
-                    }
-                    if let Some(handle) = handle.get() {
-                        handle.stage_lane_lost(node);
+                    Err(status) => {
+                        tracing::debug!(peer = self.node.0, %status, "no stages can be sent");
                     }
                 }
-                Err(status) => tracing::debug!(peer = node.0, %status, "no stages can be sent"),
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+
+    fn open(&self, queue: StageQueue, client: BulkClient<Channel>) {
+        let mut connection = self.lane.0.lock();
+        connection.number += 1;
+        connection.queue = Some(queue);
+        connection.client = Some(client);
+    }
+
+    fn close(&self) {
+        {
+            let mut connection = self.lane.0.lock();
+            connection.queue = None;
+            connection.client = None;
+        }
+        if let Some(handle) = self.handle.get() {
+            handle.stage_lane_lost(self.node);
+        }
+    }
+
+    /// Until the stream ends. A peer that does not move is sent nothing more by it: what it has not taken would fill the
+    /// budget, and so hold up everybody for the sake of one. It has another stream once it has come to the end of this one.
+    async fn take_answers(&self, mut answers: Streaming<StageAnswer>) {
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                answer = answers.message() => {
+                    let Ok(Some(answer)) = answer else { return };
+                    if let Some(handle) = self.handle.get() {
+                        handle.stage_marked(self.node, answer.mark, answer.holds);
+                    }
+                }
+                _ = look.tick() => {
+                    if self.is_stuck() && self.are_others_enough() {
+                        tracing::warn!(
+                            peer = self.node.0,
+                            "it takes no bytes, as if its disk hung: it will fetch what it lacks when it is well"
+                        );
+                        self.close();
+                    }
+                }
             }
         }
-        tokio::time::sleep(RECONNECT).await;
+    }
+
+    fn is_stuck(&self) -> bool {
+        let now = Instant::now();
+        let mut connection = self.lane.0.lock();
+        connection.queue.as_mut().is_some_and(|queue| {
+            queue.look(now);
+            queue.is_stuck(now)
+        })
+    }
+
+    /// Without a quorum of them nothing can be written: it is better to wait then.
+    fn are_others_enough(&self) -> bool {
+        let moves = |lane: &Arc<Lane>| lane.0.lock().queue.as_ref().is_some_and(StageQueue::moves);
+        let moving: Vec<_> = {
+            let lanes = self.lanes.read();
+            let others = lanes.iter().filter(|(node, _)| **node != self.node);
+            others.filter(|(_, lane)| moves(lane)).map(|(node, _)| *node).collect()
+        };
+        self.handle.get().is_some_and(|handle| handle.makes_quorum_with(&moving))
     }
 }
 
 /// The stream of frames.
 struct Frames {
     hello: Option<Hello>,
-    messages: UnboundedReceiver<ToStage>,
+    outgoing: Outgoing,
 }
 
 impl Stream for Frames {
@@ -191,7 +249,7 @@ impl Stream for Frames {
         if let Some(hello) = self.hello.take() {
             return Poll::Ready(Some(StageFrame { hello: Some(hello), ..StageFrame::default() }));
         }
-        self.messages.poll_recv(context).map(|message| message.map(frame))
+        Pin::new(&mut self.outgoing).poll_next(context).map(|message| message.map(frame))
     }
 }
 

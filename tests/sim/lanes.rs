@@ -1,5 +1,6 @@
 //! Connections between nodes on which bytes of stages travel, beside the messages of the core: in order, or not at
-//! all. What was under way on one that breaks is lost; both ends notice some time later.
+//! all. What was under way on one that breaks is lost; both ends notice some time later. One whose receiver does not
+//! move is given up by its sender: what is under way still arrives, when the receiver moves again, and then its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,6 +41,8 @@ pub struct Incoming {
 #[derive(Debug, Default)]
 pub struct Lanes {
     open: BTreeMap<(usize, usize), u64>,
+    /// Those that are given up, of which something may still arrive.
+    given_up: BTreeMap<(usize, usize), u64>,
     made: u64,
     /// When the last that was sent arrives, in each direction of each pair.
     last_arrivals: BTreeMap<(usize, usize), Nanos>,
@@ -61,6 +64,9 @@ impl World {
         if self.lanes.number(node, peer).is_some() {
             return;
         }
+        if self.lanes.given_up.contains_key(&(node, peer)) {
+            return self.connect_lane_later(node, peer);
+        }
         let listens = self.nodes[peer].daemon.is_some() && self.nodes[peer].backlog.is_none();
         if listens && self.network.is_open(node, peer) && self.network.is_open(peer, node) {
             self.lanes.made += 1;
@@ -74,6 +80,9 @@ impl World {
     pub fn send_staged(&mut self, node: usize, peer: usize, lane: u64, message: ToStage) {
         if self.lanes.number(node, peer) != Some(lane) {
             return;
+        }
+        if self.random.chance(2) {
+            return self.give_up_lane(node, peer);
         }
         if let Some(delay) = self.carry_in_order(node, peer) {
             self.schedule(delay, Event::Staged { from: node, to: peer, lane, message });
@@ -112,7 +121,8 @@ impl World {
         to: usize,
         lane: u64,
     ) -> bool {
-        if self.lanes.number(sender, receiver) != Some(lane) {
+        let given_up = self.lanes.given_up.get(&(sender, receiver)).copied();
+        if given_up.or(self.lanes.number(sender, receiver)) != Some(lane) {
             return false;
         }
         let is_open = self.network.is_open(from, to) && self.nodes[to].daemon.is_some();
@@ -122,7 +132,31 @@ impl World {
         is_open
     }
 
+    /// What waits at the sender for a receiver that does not move is dropped.
+    fn give_up_lane(&mut self, node: usize, peer: usize) {
+        let Some(lane) = self.lanes.open.remove(&(node, peer)) else { return };
+        self.coverage.count("stages: connections given up");
+        self.lanes.given_up.insert((node, peer), lane);
+        self.after(1, node, NodeEvent::LaneLost { peer });
+        // The end comes after everything else.
+        let last = self.lanes.last_arrivals.get(&(node, peer)).copied().unwrap_or_default();
+        let end = last.max(self.now) - self.now + self.random.skewed(MILLI, 5000 * MILLI);
+        self.schedule(end, Event::LaneDrained { from: node, to: peer, lane });
+    }
+
+    /// A receiver has come to the end of what it was sent before it was given up.
+    pub fn lane_drained(&mut self, node: usize, peer: usize, lane: u64) {
+        if self.lanes.given_up.get(&(node, peer)) == Some(&lane) {
+            self.lanes.given_up.remove(&(node, peer));
+            self.after(1, peer, NodeEvent::LaneEnded { from: node, lane });
+            self.connect_lane_later(node, peer);
+        }
+    }
+
     pub fn break_lane(&mut self, node: usize, peer: usize) {
+        if let Some(lane) = self.lanes.given_up.get(&(node, peer)).copied() {
+            return self.lane_drained(node, peer, lane);
+        }
         let Some(lane) = self.lanes.open.remove(&(node, peer)) else { return };
         self.coverage.count("stages: connections broken");
         let [one, other] = [(); 2].map(|()| self.random.skewed(MILLI, 500 * MILLI));

@@ -97,6 +97,7 @@ const MUST_MEET: &[&str] = &[
     "stages: abandoned",
     "stages: became files",
     "stages: connections broken",
+    "stages: connections given up",
     "stages: merge steps",
     "stages: merges cut by a crash",
     "stages: no quorum at first",

@@ -42,6 +42,12 @@ pub enum Event {
         lane: u64,
         message: ToStage,
     },
+    /// All has arrived on one that was given up.
+    LaneDrained {
+        from: usize,
+        to: usize,
+        lane: u64,
+    },
     /// An answer on one, which goes the other way.
     Marked {
         from: usize,
@@ -225,6 +231,7 @@ impl World {
                     self.deliver(to, NodeEvent::Staged { from, lane, message });
                 }
             }
+            Event::LaneDrained { from, to, lane } => self.lane_drained(from, to, lane),
             Event::Marked { from, to, lane, mark, holds } => {
                 if self.arrives(to, from, from, to, lane) {
                     self.deliver(to, NodeEvent::Marked { from, mark, holds });

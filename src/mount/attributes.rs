@@ -12,7 +12,7 @@ use crate::fs::proto::{self, Inode, Kind};
 use crate::fs::query;
 use crate::node::Look;
 use crate::store::StateRead;
-use crate::types::{Generation, Ino, LogIndex};
+use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// Names are at most this long.
 pub(super) const NAME_MAX: u32 = 255;
@@ -56,7 +56,7 @@ impl Core {
         &self,
         caller: Caller,
         handle: Option<u64>,
-        ino: Ino,
+        (ino, by_alias): (Ino, bool),
         change: AttributeChange,
     ) -> Result<FileAttr, OpError> {
         self.writable()?;
@@ -78,6 +78,13 @@ impl Core {
             Some(buffer) => self.set_attr_after_bytes(&buffer, set, only_in).await?,
             None => self.mutate(&[ino], Op::SetAttr(set)).await?,
         };
+        // The kernel cuts the pages of that number only by which it knows the file.
+        if let Some(size) = change.size
+            && !by_alias
+            && self.kernel().drop_pages_of_alias(ino, ByteRange::from(size))
+        {
+            self.kernel().until_pages_dropped(ino).await;
+        }
         self.file_attr(&Seen::of_outcome(ino, outcome)?)
     }
 

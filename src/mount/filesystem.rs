@@ -158,9 +158,10 @@ impl Filesystem for QuorumFs {
         };
         let (atime, mtime) = (atime.map(time), mtime.map(time));
         let change = AttributeChange { mode, uid, gid, size, atime, mtime };
-        let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
+        let (core, caller) = (self.0.clone(), caller(req));
+        let by = (self.ino(ino), Root::is_alias(ino));
         let handle = fh.map(|fh| fh.0);
-        let work = async move { core.setattr(caller, handle, ino, change).await };
+        let work = async move { core.setattr(caller, handle, by, change).await };
         run(&self.0, reply, work, |_, reply, attr: FileAttr| {
             reply.attr(&Duration::ZERO, &attr);
         });

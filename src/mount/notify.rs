@@ -166,6 +166,15 @@ impl Kernel {
         self.pages.changed.notify_one();
     }
 
+    /// The same where a file has an alias; whether it has one.
+    pub(super) fn drop_pages_of_alias(&self, ino: Ino, range: ByteRange) -> bool {
+        let has_alias = self.passthrough.has_alias(ino);
+        if has_alias {
+            self.drop_pages(ino, range);
+        }
+        has_alias
+    }
+
     /// Waits until the pages of an inode that were to be dropped before this call are.
     pub(super) async fn until_pages_dropped(&self, ino: Ino) {
         let last = self.pages.wanted.lock().drops;

@@ -2,13 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::staged::assert_backing;
 use super::support::python::Python;
-use super::support::{Cluster, PATIENCE, quorumfs, succeed, temporary_dir, wait_until};
+use super::support::{
+    Cluster, PATIENCE, quorumfs, succeed, temporary_dir, wait_until, write_and_sync,
+};
 use super::{assert_bytes, content, open, pattern};
 
 const MIB: usize = 1 << 20;
@@ -116,6 +120,32 @@ fn cut_while_others_read(paths: &[PathBuf; 3], reader: &File, watcher: &mut Pyth
         }
         watcher.does("m = mmap.mmap(f, 1 << 20, prot=mmap.PROT_READ)");
         assert_eq!(watcher.says("print(zlib.crc32(m[:]))"), crc32(&wanted[..MIB]));
+    }
+}
+
+/// Truncation by a name that the kernel knows the file by: whoever writes it by the alias has pages of what is cut.
+#[test]
+fn a_truncation_by_name_is_seen_by_writers_beside_readers() {
+    let cluster = Cluster::up(1);
+    let path = cluster.mount(1).join("f");
+    let bytes = pattern(1, 2 * MIB);
+    write_and_sync(&path, &bytes).expect("write");
+    let reader = wait_until(PATIENCE, "the kernel to read it by itself", || {
+        let reader = File::open(&path).expect("open");
+        is_read_without_daemon(&cluster, 1, &reader).then_some(reader)
+    });
+    let by_number = format!("/proc/{}/fd/{}", std::process::id(), reader.as_raw_fd());
+    let by_name = path.to_str().expect("UTF-8");
+    for (name, size) in [(by_name, MIB + 5), (by_number.as_str(), MIB / 2 + 5)] {
+        let writer = open(&path, 0);
+        let before = content(&writer);
+        assert_bytes(&before, &bytes[..before.len()], "before");
+        let truncate = "import os, sys; os.truncate(sys.argv[1], int(sys.argv[2]))";
+        succeed(Command::new("python3").args(["-c", truncate, name, &size.to_string()]));
+        let mut after = vec![0xee; 4096];
+        let read = writer.read_at(&mut after, size as u64 - 5).expect("read");
+        assert_eq!((read, &after[..5]), (5, &bytes[size - 5..size]), "{name}");
+        assert_eq!(content(&reader).len(), size, "{name}");
     }
 }
 

@@ -397,8 +397,11 @@ impl Drop for OpenStage {
         if self.is_written {
             return;
         }
-        for (node, lane) in &self.lanes {
-            self.handle.0.transport.stage(*node, *lane, ToStage::Abandon { id: self.id });
+        // Also by another connection than the one by which it was sent.
+        for node in self.lanes.keys() {
+            if let Some(lane) = self.handle.0.transport.stage_lane(*node) {
+                self.handle.0.transport.stage(*node, lane, ToStage::Abandon { id: self.id });
+            }
         }
         if let Err(error) = self.handle.files().abandon_stage(self.id) {
             tracing::warn!(%error, "a stage that nobody needs stays until the next start");

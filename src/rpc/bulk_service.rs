@@ -21,6 +21,9 @@ use crate::types::{
     ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, SessionId, StageId, VolumeId,
 };
 
+/// Stages that a connection remembers at least before it looks which are complete.
+const PRUNE: usize = 1024;
+
 /// Serves `Bulk` of `proto/peer.proto` for one node.
 #[derive(Debug)]
 pub struct BulkService {
@@ -55,6 +58,7 @@ impl Bulk for BulkService {
             handle: self.handle.clone(),
             answers,
             stages: BTreeSet::new(),
+            prune_at: PRUNE,
             failed: BTreeSet::new(),
         };
         tokio::spawn(incoming.run(frames));
@@ -133,6 +137,8 @@ struct Incoming {
     answers: mpsc::UnboundedSender<Result<StageAnswer, Status>>,
     /// Those that may be incomplete when the stream ends.
     stages: BTreeSet<StageId>,
+    /// Those that are complete are dropped when there are this many.
+    prune_at: usize,
     /// Those of which something could not be stored here.
     failed: BTreeSet<StageId>,
 }
@@ -150,6 +156,7 @@ impl Incoming {
                 Some(Body::Data(data)) => {
                     self.stages.insert(id);
                     self.store(id, data).await;
+                    self.prune();
                 }
                 Some(Body::Mark(mark)) => self.answer(id, mark),
                 Some(Body::Abandon(_)) => {
@@ -195,6 +202,14 @@ impl Incoming {
             self.failed.insert(id);
             // The rest is fetched when it is written.
             self.handle.files().give_up_stage(id);
+        }
+    }
+
+    /// A connection lasts for as long as two daemons do.
+    fn prune(&mut self) {
+        if self.stages.len() >= self.prune_at {
+            self.stages.retain(|id| self.handle.files().is_stage_open(*id));
+            self.prune_at = 2 * self.stages.len() + PRUNE;
         }
     }
 

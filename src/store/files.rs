@@ -242,7 +242,11 @@ impl Files {
 
     /// Before bytes of a file change: saves those that a replay will copy.
     pub(super) fn save_pinned(&self, key: Key, range: ByteRange) -> Result<(), StoreError> {
-        self.pins.save(key, range, || self.file(key.0, key.1))
+        let lacking = |range| {
+            let parts = self.parts(key, range)?.into_iter().filter(|(_, away)| away.is_some());
+            parts.map(|(part, _)| part).reduce(|first, last| ByteRange { end: last.end, ..first })
+        };
+        self.pins.save(key, range, || self.file(key.0, key.1), lacking)
     }
 
     pub(super) fn pins(&self) -> &Pins {

@@ -126,6 +126,12 @@ impl Files {
         self.stages().keep(is_kept)
     }
 
+    /// Whether bytes of a stage may still come, as far as this replica knows.
+    #[must_use]
+    pub fn is_stage_open(&self, id: StageId) -> bool {
+        self.stages().is_open(id)
+    }
+
     /// Nothing more comes of a stage, unless it is sent again: what of it is written, and has not come, stays
     /// missing.
     pub fn give_up_stage(&self, id: StageId) {
@@ -570,3 +576,7 @@ fn is_marked(file: &File, index: LogIndex) -> bool {
 #[cfg(test)]
 #[path = "merge_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "power_loss_tests.rs"]
+mod power_loss_tests;

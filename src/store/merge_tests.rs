@@ -12,22 +12,22 @@ use crate::fs::FileEffect;
 use crate::store::stages::checksum_blocks;
 use crate::types::{Generation, Ino, SessionId};
 
-const GENERATION: Generation = Generation(1);
+pub(super) const GENERATION: Generation = Generation(1);
 const SESSION: SessionId = SessionId(3);
 
-fn open(dir: &Path, same_boot: bool) -> Files {
+pub(super) fn open(dir: &Path, same_boot: bool) -> Files {
     Files::open(&dir.join("files"), &dir.join("stages"), same_boot).unwrap()
 }
 
-fn key(ino: u64) -> Key {
+pub(super) fn key(ino: u64) -> Key {
     (Ino(ino), GENERATION)
 }
 
-fn id(number: u64) -> StageId {
+pub(super) fn id(number: u64) -> StageId {
     StageId { session: SESSION, number }
 }
 
-fn write(ino: u64, offset: u64, data: &[u8]) -> FileEffect {
+pub(super) fn write(ino: u64, offset: u64, data: &[u8]) -> FileEffect {
     let data = data.to_vec().into();
     FileEffect::Write { ino: Ino(ino), generation: GENERATION, offset, data }
 }
@@ -41,7 +41,7 @@ fn remove(ino: u64) -> FileEffect {
 }
 
 /// One piece of a stage, of which `data` are the bytes from `from` on.
-fn piece(at: u64, from: u64, data: &[u8]) -> StagedPiece {
+pub(super) fn piece(at: u64, from: u64, data: &[u8]) -> StagedPiece {
     let staged = ByteRange::at(from, data.len() as u64);
     let checksum = |block: ByteRange| {
         let at = |at: u64| usize::try_from(at - from).unwrap();
@@ -50,17 +50,17 @@ fn piece(at: u64, from: u64, data: &[u8]) -> StagedPiece {
     StagedPiece { at, staged, checksums: checksum_blocks(staged).map(checksum).collect() }
 }
 
-fn stage(index: u64, ino: u64, number: u64, pieces: Vec<StagedPiece>) -> FileEffect {
+pub(super) fn stage(index: u64, ino: u64, number: u64, pieces: Vec<StagedPiece>) -> FileEffect {
     let (index, ino) = (LogIndex(index), Ino(ino));
     FileEffect::Stage { index, ino, generation: GENERATION, stage: id(number), pieces }
 }
 
-fn carry_out(files: &Files, index: u64, effect: &FileEffect) {
+pub(super) fn carry_out(files: &Files, index: u64, effect: &FileEffect) {
     files.carry_out_all(LogIndex(index), std::slice::from_ref(effect)).unwrap();
 }
 
 /// Nothing where some are missing.
-fn bytes(files: &Files, ino: u64, len: usize) -> Option<Vec<u8>> {
+pub(super) fn bytes(files: &Files, ino: u64, len: usize) -> Option<Vec<u8>> {
     let mut buffer = vec![0xee; len];
     let is_whole = files.read(Ino(ino), GENERATION, 0, &mut buffer).unwrap();
     let mut cached = vec![0xee; len];
@@ -74,7 +74,7 @@ fn count(dir: &Path, name: &str) -> usize {
     std::fs::read_dir(dir.join("stages").join(name)).unwrap().count()
 }
 
-fn merge_all(files: &Files) {
+pub(super) fn merge_all(files: &Files) {
     while files.merge_some().unwrap() {}
 }
 
@@ -519,51 +519,16 @@ proptest! {
     }
 }
 
-/// What a program was told is on this disk is believed here after a power loss, however it came.
+/// A peer may not know yet that the session is over.
 #[test]
-fn what_was_missing_and_came_is_there_after_a_power_loss_once_it_is_synced() {
-    let data = vec![7; 300 << 10];
-    let write = |number| stage(5, 1, number, vec![piece(0, 0, &data)]);
-    for is_imaged in [true, false] {
-        for is_fetched in [true, false] {
-            let dir = tempfile::tempdir().unwrap();
-            let files = open(dir.path(), true);
-            files.stage(id(1), 0, &data[..100_000]).unwrap();
-            carry_out(&files, 5, &write(1));
-            assert_eq!(bytes(&files, 1, data.len()), None);
-            if is_imaged {
-                files.sync().unwrap();
-                assert!(!files.needs_sync(LogIndex(5)));
-            }
-            if is_fetched {
-                files.give_up_stage(id(1));
-                files.install(key(1), 0, &data, LogIndex(5)).unwrap();
-            } else {
-                files.stage(id(1), 100_000, &data[100_000..]).unwrap();
-            }
-            assert!(files.needs_sync(LogIndex(5)));
-            files.sync_file(key(1)).unwrap();
-            drop(files);
-            let files = open(dir.path(), false);
-            carry_out(&files, 5, &write(1));
-            let found = bytes(&files, 1, data.len()).is_some_and(|found| found == data);
-            assert!(found, "imaged: {is_imaged}, fetched: {is_fetched}");
-        }
-    }
-}
-
-/// What came as it should costs no more than its own bytes: a replay finds it.
-#[test]
-fn what_was_never_missing_needs_no_image() {
+fn what_comes_of_a_session_that_has_ended_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let files = open(dir.path(), true);
-    carry_out(&files, 4, &write(1, 0, b"below"));
-    files.sync().unwrap();
-    files.stage(id(1), 0, b"over").unwrap();
-    carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, b"over")]));
-    merge_all(&files);
-    let image = || std::fs::metadata(dir.path().join("stages/image")).unwrap().ino();
-    let before = image();
-    files.sync_file(key(1)).unwrap();
-    assert_eq!(image(), before);
+    files.stage(id(1), 0, b"some").unwrap();
+    assert!(files.is_stage_open(id(1)));
+    carry_out(&files, 5, &FileEffect::EndStages { session: SESSION });
+    files.stage(id(1), 4, b"more").unwrap();
+    files.stage(id(2), 0, b"others").unwrap();
+    assert!(!files.is_stage_open(id(1)) && !files.is_stage_open(id(2)));
+    assert_eq!(count(dir.path(), "new"), 0);
 }

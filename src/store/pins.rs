@@ -11,13 +11,15 @@
 //! - A pinned file that is removed goes only when its last pin does. Nothing names it any more, but a
 //!   replay writes to it once more what came before the copy.
 //!
-//! A copy reads its stage where there is one. Pins are noted in `stages/pins`, so that a process that dies
+//! A copy reads its stage where there is one. What its source lacked when that was written, a replay may find in the
+//! source, but never in the stage: behind the bytes it says where that is. Pins are noted in `stages/pins`, so that a process that dies
 //! does not forget them. That file is never synced: after a power loss the replay begins at the snapshot,
 //! and meets every pinned copy and every removal again.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,6 +42,14 @@ pub(super) struct Pins {
     inner: Mutex<Inner>,
     /// Bytes of stages and removed files that have gathered since the last snapshot.
     held: AtomicU64,
+}
+
+/// What a copy had to read.
+#[derive(Debug)]
+pub(super) struct Saved {
+    pub(super) bytes: File,
+    /// Where bytes may not be among these, from their beginning.
+    pub(super) lacking: Option<ByteRange>,
 }
 
 #[derive(Debug)]
@@ -80,14 +90,25 @@ impl Pins {
         Ok(Self { dir: dir.to_owned(), inner, held: AtomicU64::new(0) })
     }
 
-    /// The bytes that a copy had to read, where its source no longer has them.
-    pub(super) fn stage(&self, index: LogIndex) -> Result<Option<File>, StoreError> {
+    /// The `len` bytes that a copy had to read, where its source no longer has them.
+    pub(super) fn stage(&self, index: LogIndex, len: u64) -> Result<Option<Saved>, StoreError> {
         let path = stage_path(&self.dir, index);
-        match File::open(&path) {
-            Ok(stage) => Ok(Some(stage)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::io("open", &path)(source)),
-        }
+        let bytes = match File::open(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::io("open", &path)(source)),
+        };
+        let mut lacking = [0; 16];
+        let lacking = match bytes.read_exact_at(&mut lacking, len) {
+            Ok(()) => {
+                let field = |at: usize| lacking[at..at + 8].try_into().expect("eight bytes");
+                let [start, end] = [0, 8].map(|at| u64::from_le_bytes(field(at)));
+                Some(ByteRange { start, end })
+            }
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => None,
+            Err(source) => return Err(StoreError::io("read", &path)(source)),
+        };
+        Ok(Some(Saved { bytes, lacking }))
     }
 
     /// To be called before the copy at `index` changes anything.
@@ -104,12 +125,14 @@ impl Pins {
         Ok(())
     }
 
-    /// To be called before `range` of a file, which `file` opens, changes.
+    /// To be called before `range` of a file, which `file` opens, changes; `lacking` says where bytes of a range are
+    /// that it lacks.
     pub(super) fn save(
         &self,
         key: Key,
         range: ByteRange,
         file: impl Fn() -> Result<Option<std::sync::Arc<File>>, StoreError>,
+        lacking: impl Fn(ByteRange) -> Option<ByteRange>,
     ) -> Result<(), StoreError> {
         let mut inner = self.inner.lock();
         let Some(pinned) = inner.files.get_mut(&key) else { return Ok(()) };
@@ -117,7 +140,8 @@ impl Pins {
         let touched: Vec<_> =
             pinned.ranges.iter().filter(|(_, pin)| overlaps(pin)).map(|(i, r)| (*i, *r)).collect();
         for (index, pin) in touched {
-            self.write_stage(index, pin, file()?.as_deref())?;
+            // What comes while it is copied may be in it or not.
+            self.write_stage(index, pin, file()?.as_deref(), lacking(pin))?;
             pinned.ranges.remove(&index);
         }
         if pinned.ranges.is_empty() && !pinned.removed {
@@ -189,12 +213,18 @@ impl Pins {
         index: LogIndex,
         pin: ByteRange,
         from: Option<&File>,
+        lacking: Option<ByteRange>,
     ) -> Result<(), StoreError> {
         let path = stage_path(&self.dir, index);
         let beside = path.with_extension("tmp");
         let stage = File::create(&beside).map_err(StoreError::io("create", &beside))?;
         if let Some(from) = from {
             copy_bytes(from, pin, &stage, 0).map_err(StoreError::io("write", &beside))?;
+        }
+        if let Some(lacking) = lacking {
+            let fields = [lacking.start - pin.start, lacking.end - pin.start];
+            let written = stage.write_all_at(&fields.map(u64::to_le_bytes).concat(), pin.len());
+            written.map_err(StoreError::io("write", &beside))?;
         }
         stage.sync_all().map_err(StoreError::io("fsync", &beside))?;
         self.held.fetch_add(pin.len(), Ordering::Relaxed);

@@ -125,12 +125,16 @@ impl Files {
         offset: u64,
     ) -> Result<(), StoreError> {
         self.merge(source, range)?;
-        let saved = self.pins().stage(index)?;
+        let saved = self.pins().stage(index, range.len())?;
         if saved.is_none() {
             self.pins().pin(index, source, range)?;
         }
         // What is staged here still, for want of room, cannot be copied either.
-        let missing: Vec<_> = self.parts(source, range).into_iter().flatten().collect();
+        let away = self.parts(source, range).into_iter().flatten();
+        let away = away.filter(|(_, away)| away.is_some()).map(|(part, _)| part);
+        let lacking = saved.as_ref().and_then(|saved| saved.lacking);
+        let lacking = lacking.map(|part| part.moved(range.start));
+        let missing: Vec<_> = away.chain(lacking).collect();
         // Until it is done, nobody merges what was written before.
         let mut layouts = self.layouts().lock(target.0);
         let (by, to) = (offset.wrapping_sub(range.start), ByteRange::at(offset, range.len()));
@@ -151,7 +155,9 @@ impl Files {
             self.file_or_new(target.0, target.1)?
         };
         let copied = match (saved, self.file(source.0, source.1)?) {
-            (Some(saved), _) => copy_bytes(&saved, ByteRange::at(0, range.len()), &file, offset),
+            (Some(saved), _) => {
+                copy_bytes(&saved.bytes, ByteRange::at(0, range.len()), &file, offset)
+            }
             (None, Some(from)) => copy_bytes(&from, range, &file, offset),
             (None, None) => punch(&file, to),
         };
@@ -164,7 +170,7 @@ impl Files {
             }
         });
         self.or_missing(written, &mut layouts, (target, to), index)?;
-        for (part, _) in missing.into_iter().filter(|(_, away)| away.is_some()) {
+        for part in missing {
             layouts.set(target, part.moved(by), Away::Missing { version: index })?;
         }
         Ok(())

@@ -109,7 +109,8 @@ impl Stages {
         self.done.lock().entry(id.session).or_default().insert(id.number..id.number + 1);
     }
 
-    /// A stage whose bytes are arriving; nothing where it is written and no more were expected.
+    /// A stage whose bytes are arriving; nothing where it is written and no more were expected, or its session has
+    /// ended.
     pub(super) fn unless_written(&self, id: StageId) -> Result<Option<Arc<Stage>>, StoreError> {
         if let Some(stage) = self.arriving.lock().get(&id) {
             return Ok(Some(stage.clone()));
@@ -229,7 +230,8 @@ impl Stages {
 
     /// Deletes what a session has staged and not written.
     pub(super) fn end(&self, session: SessionId) -> Result<(), StoreError> {
-        self.done.lock().remove(&session);
+        // Whatever still comes of it is not taken.
+        self.done.lock().entry(session).or_default().insert(0..u64::MAX);
         self.arriving.lock().retain(|id, stage| {
             let stays = id.session != session;
             if !stays {
@@ -255,6 +257,11 @@ impl Stages {
     pub(super) fn abandon(&self, id: StageId) -> Result<(), StoreError> {
         self.arriving.lock().remove(&id);
         remove(&self.fresh_path(id))
+    }
+
+    /// Whether bytes of a stage may still come.
+    pub(super) fn is_open(&self, id: StageId) -> bool {
+        self.arriving.lock().contains_key(&id)
     }
 
     /// All written stages.

@@ -68,18 +68,22 @@ impl Scrub {
             Look::Changing => return Ok(Outcome::Changed),
             Look::Steady(file) => file,
         };
-        if !self.until_here(&file).await {
-            let what = "bytes are missing on this node, and no peer gives them".to_owned();
-            self.failed(found, 0, what).await;
-            return Ok(Outcome::Checked);
-        }
         for page in 0..file.blocks().div_ceil(PAGE_BLOCKS) {
             let mut sums = Some(Vec::new());
             let mut blocks = file.page(page);
             while !blocks.is_empty() {
                 let count = AT_ONCE.min(blocks.end - blocks.start);
                 let asked = examined(&file, blocks.start, count);
+                let range = ByteRange {
+                    start: file.block(blocks.start).start,
+                    end: file.block(blocks.start + count - 1).end,
+                };
                 blocks.start += count;
+                if !self.until_here(&file, range).await {
+                    let what = "bytes are missing on this node, and no peer gives them".to_owned();
+                    self.failed(found, range.start, what).await;
+                    return Ok(Outcome::Checked);
+                }
                 self.take_turn(count * CHECKSUM_BLOCK).await;
                 let Some(agreed) = self.compare(found, &file, asked).await? else {
                     return Ok(Outcome::Changed);
@@ -99,16 +103,15 @@ impl Scrub {
         Ok(Outcome::Checked)
     }
 
-    /// Waits until all of a file has been fetched, for as long as something comes.
-    async fn until_here(&self, file: &Steady) -> bool {
-        let whole = ByteRange { start: 0, end: file.size };
+    /// Waits until a range of a file has been fetched, for as long as something comes.
+    async fn until_here(&self, file: &Steady, range: ByteRange) -> bool {
         let missing = || {
-            let missing = self.handle.files().missing(file.key, whole);
+            let missing = self.handle.files().missing(file.key, range);
             missing.into_iter().map(|(range, _)| range.len()).sum::<u64>()
         };
         loop {
             let before = missing();
-            if before == 0 || self.handle.until_here(file.key, whole).await.is_ok() {
+            if before == 0 || self.handle.until_here(file.key, range).await.is_ok() {
                 return true;
             }
             if missing() >= before {

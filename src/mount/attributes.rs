@@ -124,8 +124,8 @@ impl Core {
     pub(super) fn see(&self, state: &StateRead<'_>, ino: Ino) -> Result<Option<Seen>, OpError> {
         let buffered = self.open.buffer(ino).and_then(|buffer| buffer.lock().attributes());
         let mut inode = query::inode(state, ino)?;
-        if let (Some(inode), Some(touched)) = (&mut inode, self.node.touched(ino)) {
-            inode.atime = Some(times::later(inode.atime.unwrap_or_default(), touched));
+        if let Some(inode) = &mut inode {
+            inode.atime = self.node.touched(ino, inode.atime);
         }
         Ok(inode.map(|inode| Seen { ino, inode, buffered }))
     }

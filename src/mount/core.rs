@@ -168,7 +168,7 @@ impl Core {
         let never = mount.no_atime || mount.read_only || flags & libc::O_NOATIME != 0;
         let now = times::now();
         if !never && times::wants_touch(inode, now) {
-            self.node.touch(ino, now);
+            self.node.touch(ino, inode.atime, now);
             self.attributes_changed(ino, true, Instant::now());
         }
     }

@@ -332,14 +332,14 @@ impl Handle {
     }
 
     /// relatime's touch: replicated in batches that nobody waits for.
-    pub fn touch(&self, ino: Ino, atime: proto::Time) {
-        self.0.touches.lock().touch(ino, atime);
+    pub fn touch(&self, ino: Ino, seen: Option<proto::Time>, atime: proto::Time) {
+        self.0.touches.lock().touch(ino, seen, atime);
     }
 
-    /// The access time that a touch is going to give an inode.
+    /// The access time that an inode has, or that a touch is going to give it.
     #[must_use]
-    pub fn touched(&self, ino: Ino) -> Option<proto::Time> {
-        self.0.touches.lock().of(ino)
+    pub fn touched(&self, ino: Ino, recorded: Option<proto::Time>) -> Option<proto::Time> {
+        self.0.touches.lock().of(ino, recorded)
     }
 
     /// An access time is going to be set: earlier touches of ours must not come after it.

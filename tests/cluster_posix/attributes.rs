@@ -1,5 +1,8 @@
 //! Times, permission rules, suid and sgid, sticky and setgid directories: as on a local file system.
 
+use std::fs::{self, File, FileTimes};
+use std::time::{Duration, UNIX_EPOCH};
+
 use super::beside::{Beside, run};
 use super::support::Cluster;
 
@@ -147,5 +150,29 @@ fn setgid_and_sticky_directories_are_as_elsewhere() {
         "mkdir -p a/b a/c a/d; mv a/b a/c/b; rmdir a/d; mv a/c .; mkdir a/c; mv -T a/c c/b",
     ] {
         beside.step(command, LOOK);
+    }
+}
+
+/// A time that is set stays, though another mount has just read the file and has not told anybody yet.
+#[test]
+fn a_time_that_is_set_is_not_renewed_by_what_was_read_before() {
+    let cluster = Cluster::up(3);
+    let paths = [1, 2].map(|node| cluster.mount(node).join("f"));
+    fs::write(&paths[0], b"bytes").expect("write");
+    for round in 1..=20 {
+        fs::read(&paths[1]).expect("read");
+        let time = UNIX_EPOCH + Duration::from_secs(round * 1000);
+        let times = FileTimes::new().set_accessed(time);
+        File::options()
+            .write(true)
+            .open(&paths[0])
+            .expect("open")
+            .set_times(times)
+            .expect("utimes");
+        let look =
+            || paths.each_ref().map(|path| fs::metadata(path).expect("stat").accessed().ok());
+        assert_eq!(look(), [Some(time); 2], "round {round}");
+        std::thread::sleep(Duration::from_millis(round * 20));
+        assert_eq!(look(), [Some(time); 2], "round {round}, later");
     }
 }

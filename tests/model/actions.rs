@@ -47,7 +47,7 @@ pub enum Draft {
     Write { ino: usize, write: proto::Write },
     Allocate { ino: usize, allocate: proto::Allocate },
     Copy { source: usize, ino: usize, copy: proto::CopyRange, stale: bool },
-    Touch { ino: usize, atime: i64 },
+    Touch { ino: usize, atime: i64, stale: bool },
     Release { ino: usize },
     Grant,
 }
@@ -101,7 +101,9 @@ fn draft() -> impl Strategy<Value = Draft> {
         3 => (ino(), ino(), copy(), any::<u8>()).prop_map(|(source, ino, copy, stale)| {
             Draft::Copy { source, ino, copy, stale: stale < 32 }
         }),
-        1 => (ino(), 0..200_i64).prop_map(|(ino, atime)| Draft::Touch { ino, atime }),
+        1 => (ino(), 0..200_i64, any::<u8>()).prop_map(|(ino, atime, stale)| {
+            Draft::Touch { ino, atime, stale: stale < 32 }
+        }),
         2 => ino().prop_map(|ino| Draft::Release { ino }),
         1 => Just(Draft::Grant),
     ]
@@ -407,11 +409,12 @@ fn both(
             let expected = tree.copy(&op, when);
             (Op::CopyRange(op), expected)
         }
-        Draft::Touch { ino, atime } => {
+        Draft::Touch { ino, atime, stale } => {
             let ino = choose(tree, *ino);
-            tree.touch(ino, *atime, when);
-            let atime = Some(proto::Time { seconds: *atime, nanos: 0 });
-            let inodes = vec![proto::TouchedInode { ino, atime }];
+            let time = |seconds| Some(proto::Time { seconds, nanos: 0 });
+            let seen = tree.nodes.get(&ino).map_or(0, |node| node.atime) - i64::from(*stale);
+            tree.touch(ino, seen, *atime, when);
+            let inodes = vec![proto::TouchedInode { ino, atime: time(*atime), seen: time(seen) }];
             (Op::Touch(proto::Touch { inodes }), Ok(()))
         }
         Draft::Release { ino } => {

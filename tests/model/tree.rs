@@ -387,8 +387,9 @@ impl Tree {
         Ok(())
     }
 
-    pub fn touch(&mut self, ino: u64, atime: i64, when: When) {
+    pub fn touch(&mut self, ino: u64, seen: i64, atime: i64, when: When) {
         if let Some(node) = self.nodes.get_mut(&ino)
+            && node.atime == seen
             && node.atime < atime
         {
             node.atime = atime;

@@ -103,8 +103,10 @@ pub(super) fn touch<V: ViewMut + Records>(
     }
     for touched in &op.inodes {
         let (ino, atime) = (Ino(touched.ino), touched.atime.unwrap_or_default());
-        // The file may be gone by now, and nobody waits to hear of it.
-        if let Some(record) = query::inode(context.view, ino).map_err(Stop::View)? {
+        // The file may be gone by now, or somebody has set its time, and nobody waits to hear of it.
+        if let Some(record) = query::inode(context.view, ino).map_err(Stop::View)?
+            && record.atime == touched.seen
+        {
             raise_atime(context, Inode { ino, record }, atime);
         }
     }

@@ -15,8 +15,8 @@ fn unset(ino: u64, name: &str) -> Op {
     Op::RemoveXattr(proto::RemoveXattr { ino, name: bytes(name) })
 }
 
-fn touch(ino: u64, seconds: u64) -> Op {
-    let inodes = vec![proto::TouchedInode { ino, atime: Some(time(seconds)) }];
+fn touch(ino: u64, seen: Option<proto::Time>, seconds: u64) -> Op {
+    let inodes = vec![proto::TouchedInode { ino, atime: Some(time(seconds)), seen }];
     Op::Touch(proto::Touch { inodes })
 }
 
@@ -123,13 +123,15 @@ fn a_touch_raises_atime_and_nothing_else() {
     let mut world = World::new();
     let file = world.file(ROOT, "f");
     let before = world.inode(file);
-    let applied = world.ok(touch(file, 1000));
+    let applied = world.ok(touch(file, before.atime, 1000));
     let atime = Some(time(1000));
     let after = proto::Inode { atime, mod_index: world.index, ..before };
     assert_eq!(world.inode(file), after);
     assert_eq!(applied.changes, [Change::Attributes { ino: Ino(file) }]);
-    assert!(world.ok(touch(file, 999)).changes.is_empty());
-    assert!(world.ok(touch(999, 1000)).changes.is_empty());
+    assert!(world.ok(touch(file, atime, 999)).changes.is_empty());
+    assert!(world.ok(touch(999, None, 1000)).changes.is_empty());
+    // Somebody has set it since it was seen, to whatever time.
+    assert!(world.ok(touch(file, Some(time(500)), 2000)).changes.is_empty());
     assert_eq!(world.inode(file), after);
 }
 

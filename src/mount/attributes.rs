@@ -81,9 +81,8 @@ impl Core {
         // The kernel cuts the pages of that number only by which it knows the file.
         if let Some(size) = change.size
             && !by_alias
-            && self.kernel().drop_pages_of_alias(ino, ByteRange::from(size))
         {
-            self.kernel().until_pages_dropped(ino).await;
+            self.kernel().drop_pages_of_alias(ino, ByteRange::from(size)).await;
         }
         self.file_attr(&Seen::of_outcome(ino, outcome)?)
     }

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use fuser::Notifier;
+use fuser::{INodeNo, Notifier};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
@@ -33,6 +33,8 @@ const INC_EPOCH: i32 = 8;
 const NAMES_DEADLINE: Duration = Duration::from_millis(5);
 /// Otherwise the thread only has no core.
 const NAMES_DEADLINE_WITHOUT_LOCKS: Duration = Duration::from_secs(1);
+/// For so long a truncation waits for pages of the file's alias at most.
+const ALIAS_DEADLINE: Duration = Duration::from_secs(1);
 /// More names than this are dropped by one epoch.
 const NAMES_MAX: usize = 64;
 
@@ -59,7 +61,7 @@ struct NamesJob {
     done: Sender<()>,
 }
 
-/// Pages to drop: one range for each inode, so that no queue can grow without bound.
+/// Pages to drop: one range for each number that the kernel knows a file by, so that no queue can grow without bound.
 #[derive(Debug, Default)]
 struct Pages {
     wanted: Mutex<Wanted>,
@@ -71,9 +73,9 @@ struct Pages {
 #[derive(Debug, Default)]
 struct Wanted {
     /// Each with the number of the first drop that it stands for.
-    ranges: HashMap<Ino, (u64, ByteRange)>,
+    ranges: HashMap<INodeNo, (u64, ByteRange)>,
     /// Being dropped.
-    current: Option<(u64, Ino)>,
+    current: Option<(u64, INodeNo)>,
     /// How many drops were wanted so far.
     drops: u64,
     closed: bool,
@@ -95,10 +97,9 @@ impl Kernel {
             .name("fuse-names".into())
             .spawn(move || drop_names(&name_notifier, root, &jobs, &busy))?;
         let (page_notifier, wanted) = (notifier.clone(), pages.clone());
-        let aliases = passthrough.clone();
         thread::Builder::new()
             .name("fuse-pages".into())
-            .spawn(move || drop_pages(&page_notifier, root, &aliases, &wanted))?;
+            .spawn(move || drop_pages(&page_notifier, &wanted))?;
         let device = device.into();
         let epochs = true;
         let mut kernel =
@@ -162,28 +163,48 @@ impl Kernel {
 
     /// Drops pages, soon; nobody waits.
     pub(super) fn drop_pages(&self, ino: Ino, range: ByteRange) {
-        self.pages.wanted.lock().add(ino, range);
+        let nodes = self.nodes(ino);
+        let mut wanted = self.pages.wanted.lock();
+        for node in nodes {
+            wanted.add(node, range);
+        }
         self.pages.changed.notify_one();
     }
 
-    /// The same where a file has an alias; whether it has one.
-    pub(super) fn drop_pages_of_alias(&self, ino: Ino, range: ByteRange) -> bool {
-        let has_alias = self.passthrough.has_alias(ino);
-        if has_alias {
-            self.drop_pages(ino, range);
+    /// Drops pages of a file's alias, if it has one, and waits until it is done, for a while: whoever has one locked may
+    /// take longer. Not those of the file's own number: an operation on that, which waits for this, may have them locked.
+    pub(super) async fn drop_pages_of_alias(&self, ino: Ino, range: ByteRange) {
+        if self.passthrough.has_alias(ino) {
+            self.pages.wanted.lock().add(Root::alias(ino), range);
+            self.pages.changed.notify_one();
+            let dropped = self.until_dropped(vec![Root::alias(ino)]);
+            // They go in any case.
+            let _ = tokio::time::timeout(ALIAS_DEADLINE, dropped).await;
         }
-        has_alias
     }
 
     /// Waits until the pages of an inode that were to be dropped before this call are.
     pub(super) async fn until_pages_dropped(&self, ino: Ino) {
+        self.until_dropped(self.nodes(ino)).await;
+    }
+
+    /// The numbers by which the kernel may have pages of a file.
+    fn nodes(&self, ino: Ino) -> Vec<INodeNo> {
+        let alias = self.passthrough.has_alias(ino).then(|| Root::alias(ino));
+        [self.root.node(ino)].into_iter().chain(alias).collect()
+    }
+
+    async fn until_dropped(&self, nodes: Vec<INodeNo>) {
         let last = self.pages.wanted.lock().drops;
         loop {
             let mut dropped = pin!(self.pages.dropped.notified());
             // From now on nothing is missed.
             dropped.as_mut().enable();
-            if !self.pages.wanted.lock().is_dropping(ino, last) {
-                return;
+            {
+                let wanted = self.pages.wanted.lock();
+                if !nodes.iter().any(|node| wanted.is_dropping(*node, last)) {
+                    return;
+                }
             }
             dropped.await;
         }
@@ -191,16 +212,17 @@ impl Kernel {
 }
 
 impl Wanted {
-    fn add(&mut self, ino: Ino, range: ByteRange) {
+    fn add(&mut self, node: INodeNo, range: ByteRange) {
         self.drops += 1;
-        let (_, known) = self.ranges.entry(ino).or_insert((self.drops, range));
+        let (_, known) = self.ranges.entry(node).or_insert((self.drops, range));
         *known = ByteRange { start: known.start.min(range.start), end: known.end.max(range.end) };
     }
 
-    /// Whether one of the first `last` drops is this inode's and still to be done.
-    fn is_dropping(&self, ino: Ino, last: u64) -> bool {
-        let current = self.current.filter(|(_, current)| *current == ino).map(|(number, _)| number);
-        let queued = self.ranges.get(&ino).map(|(number, _)| *number);
+    /// Whether one of the first `last` drops is of this number and still to be done.
+    fn is_dropping(&self, node: INodeNo, last: u64) -> bool {
+        let current = self.current.filter(|(_, current)| *current == node);
+        let current = current.map(|(number, _)| number);
+        let queued = self.ranges.get(&node).map(|(number, _)| *number);
         !self.closed && current.into_iter().chain(queued).any(|number| number <= last)
     }
 }
@@ -225,19 +247,16 @@ fn drop_names(notifier: &Notifier, root: Root, jobs: &Receiver<NamesJob>, busy: 
     }
 }
 
-fn drop_pages(notifier: &Notifier, root: Root, aliases: &Passthrough, pages: &Pages) {
-    while let Some((ino, range)) = next_pages(pages) {
+fn drop_pages(notifier: &Notifier, pages: &Pages) {
+    while let Some((node, range)) = next_pages(pages) {
         let offset = i64::try_from(range.start).unwrap_or(i64::MAX);
         // 0 means: to the end of the file.
         let len = i64::try_from(range.end - range.start).unwrap_or(0);
-        ignore_gone(notifier.inval_inode(root.node(ino), offset, len));
-        if aliases.has_alias(ino) {
-            ignore_gone(notifier.inval_inode(Root::alias(ino), offset, len));
-        }
+        ignore_gone(notifier.inval_inode(node, offset, len));
     }
 }
 
-fn next_pages(pages: &Pages) -> Option<(Ino, ByteRange)> {
+fn next_pages(pages: &Pages) -> Option<(INodeNo, ByteRange)> {
     let mut wanted = pages.wanted.lock();
     if wanted.current.take().is_some() {
         pages.dropped.notify_waiters();
@@ -247,10 +266,10 @@ fn next_pages(pages: &Pages) -> Option<(Ino, ByteRange)> {
             pages.dropped.notify_waiters();
             return None;
         }
-        if let Some(ino) = wanted.ranges.keys().next().copied() {
-            let (number, range) = wanted.ranges.remove(&ino).expect("just seen");
-            wanted.current = Some((number, ino));
-            return Some((ino, range));
+        if let Some(node) = wanted.ranges.keys().next().copied() {
+            let (number, range) = wanted.ranges.remove(&node).expect("just seen");
+            wanted.current = Some((number, node));
+            return Some((node, range));
         }
         pages.changed.wait(&mut wanted);
     }
@@ -268,16 +287,16 @@ fn ignore_gone(result: io::Result<()>) {
 
 #[cfg(test)]
 mod tests {
-    use super::{ByteRange, Ino, Pages, next_pages};
+    use super::{ByteRange, INodeNo, Pages, next_pages};
 
     /// Ranges of one inode are united, so that the queue is as long as there are inodes.
     #[test]
     fn page_drops_are_united() {
         let pages = Pages::default();
         for range in [ByteRange::at(100, 10), ByteRange::at(0, 5)] {
-            pages.wanted.lock().add(Ino(1), range);
+            pages.wanted.lock().add(INodeNo(1), range);
         }
-        assert_eq!(next_pages(&pages), Some((Ino(1), ByteRange { start: 0, end: 110 })));
+        assert_eq!(next_pages(&pages), Some((INodeNo(1), ByteRange { start: 0, end: 110 })));
         pages.wanted.lock().closed = true;
         assert_eq!(next_pages(&pages), None);
     }

@@ -179,7 +179,8 @@ impl Handle {
             if !handle.files().missing(key, ByteRange::from(0)).is_empty() {
                 return Ok(false);
             }
-            handle.files().sync_file(key)?;
+            // Bytes that could not be written are lost, and the next sync would not say so.
+            handle.files().sync_file(key).inspect_err(|error| handle.0.fail(error))?;
             Ok::<_, StoreError>(true)
         });
         Ok(syncing.await.map_err(|_| NodeError::Stopping)??)

@@ -39,6 +39,8 @@ pub(super) struct Space {
 struct Known {
     reports: BTreeMap<NodeId, SpaceReport>,
     of_quorum: SpaceReport,
+    /// No quorum takes in anything.
+    is_full: bool,
     /// What was left after the last look.
     given: u64,
 }
@@ -63,13 +65,11 @@ impl Space {
     }
 
     /// What of the reserve is for bytes that are acknowledged already, where `available` bytes are left in all. The log
-    /// and a snapshot keep half of it; unless no quorum has room: then these bytes may be nowhere else, and the log
-    /// takes in nothing but what was on its way.
+    /// and a snapshot keep half of it; unless no quorum has room: then these bytes may be nowhere else, and they keep no
+    /// more than it takes to end what was on its way, and to delete.
     fn of_reserve(&self, available: u64, own: SpaceReport) -> u64 {
-        match self.of_quorum().free_bytes {
-            0 => u64::MAX,
-            _ => available.saturating_sub(self.reserve / 2).saturating_sub(own.free_bytes),
-        }
+        let kept = if self.known.lock().is_full { self.reserve / 8 } else { self.reserve / 2 };
+        available.saturating_sub(kept).saturating_sub(own.free_bytes)
     }
 
     /// Looks at what is known now. Who cannot be reached helps nobody, as long as the others are a quorum.
@@ -82,6 +82,7 @@ impl Space {
         known.reports.insert(self.node, own);
         let of_quorum = of_quorum(&known.reports, judged, quorum);
         known.of_quorum = of_quorum.unwrap_or(own);
+        known.is_full = of_quorum.is_some_and(|space| space.free_bytes == 0);
         // What was taken since the last look may not have come to the disks yet.
         let taken = known.given.saturating_sub(self.left.load(Ordering::Relaxed));
         known.given = of_quorum.map_or(u64::MAX, |space| space.free_bytes.saturating_sub(taken));
@@ -178,7 +179,10 @@ mod tests {
         assert_eq!(space.of_reserve(400, report(0)), 0);
         space.heard(NodeId(2), report(0));
         space.look(&VOTERS, |_| true, report(0));
-        assert_eq!(space.of_reserve(400, report(0)), u64::MAX);
+        assert_eq!(space.of_reserve(400, report(0)), 275);
+        let silent = Space::new(NodeId(1), 1000);
+        silent.look(&VOTERS, |_| true, report(0));
+        assert_eq!(silent.of_reserve(800, report(0)), 300, "the others may have room");
     }
 
     #[test]

@@ -336,6 +336,10 @@ impl OpenStage {
             shared.staging.waiting.lock().insert((node, mark), answer);
             let sent = ToStage::Mark { id: self.id, mark, durable };
             shared.transport.stage(node, lane, sent);
+            if shared.transport.stage_lane(node) != Some(lane) {
+                // Nobody answers, and who is told of the loss may have been so already.
+                shared.staging.waiting.lock().remove(&(node, mark));
+            }
             answers.push(answered);
         }
         if voters.contains(&own) && self.is_kept_here() {

@@ -216,7 +216,8 @@ impl Files {
         key: Key,
     ) -> Result<(), StoreError> {
         layouts.forget(key)?;
-        let bytes = || self.blocks(key.0, key.1).map_or(0, |blocks| blocks * 512);
+        let found = std::fs::metadata(self.path_of(key.0, key.1));
+        let bytes = || found.map_or(0, |found| found.blocks() * 512);
         if self.pins.defers_removal(key, bytes)? {
             return Ok(());
         }
@@ -436,7 +437,9 @@ impl Files {
     /// Whether a sync would make anything durable of what came up to here, or of what was missing since the last.
     #[must_use]
     pub fn needs_sync(&self, index: LogIndex) -> bool {
-        index > self.layouts.synced() || self.layouts.have_regained()
+        let (synced, held) = (self.layouts.synced(), self.layouts.held());
+        let has_all_again = || held < synced && self.missing_in_all() == (0, 0);
+        index > synced || self.layouts.have_regained() || has_all_again()
     }
 
     /// All effects up to here are carried out.

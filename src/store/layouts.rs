@@ -11,7 +11,7 @@
 //! - `stages/image` is the newest image, replaced atomically: its number, the index up to which all effects are
 //!   durable, and all layouts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
@@ -98,9 +98,11 @@ impl Layouts {
     pub(super) fn open(dir: &Path, same_boot: bool) -> Result<Self, StoreError> {
         let mut files = ByKey::new();
         let (number, synced) = read_image(&dir.join("image"), &mut files)?.unwrap_or_default();
+        let held = held(files.values(), synced.0);
         let mut last = number;
+        let mut regained = HashSet::new();
         if same_boot {
-            while take_notes_of(&notes_path(dir, last), &mut files)? {
+            while take_notes_of(&notes_path(dir, last), &mut files, &mut regained)? {
                 last += 1;
             }
         } else {
@@ -129,17 +131,18 @@ impl Layouts {
             carried.write_all_at(&marks, 0).map_err(StoreError::io("write", &path))?;
         }
         let file = open_notes(dir, last)?;
-        let (imaged, regained) = (synced.0, HashMap::new());
+        let (imaged, number) = (synced.0, last);
+        let regained = regained.into_iter().map(|key| (key, number)).collect();
         let layouts = Self {
             dir: dir.to_owned(),
             shards: std::array::from_fn(|_| Mutex::default()),
             away: AtomicUsize::new(0),
             unfinished: Mutex::default(),
-            notes: Mutex::new(Notes { file, number: last, imaged, regained, retired: Vec::new() }),
+            notes: Mutex::new(Notes { file, number, imaged, regained, retired: Vec::new() }),
             carried,
             resume,
             done: AtomicU64::new(resume.0.saturating_sub(1)),
-            held: AtomicU64::new(0),
+            held: AtomicU64::new(held),
             synced: AtomicU64::new(imaged),
         };
         for (key, layout) in files {
@@ -308,12 +311,7 @@ impl Layouts {
             }
         }
         bytes.extend(u64::from(crc32c::crc32c(&bytes)).to_le_bytes());
-        let away = shards.iter().flat_map(|shard| shard.values()).flat_map(Layout::away);
-        let missing = away.filter_map(|(_, away)| match away {
-            Away::Missing { version } => Some(version.0.saturating_sub(1)),
-            Away::Staged { .. } => None,
-        });
-        let held = missing.min().map_or(synced, |lowest| lowest.min(synced));
+        let held = held(shards.iter().flat_map(|shard| shard.values()), synced);
         // What a replay may set aside again, or has, stays.
         let needed: Vec<_> =
             shards.iter().flat_map(|shard| shard.values()).flat_map(Layout::stages).collect();
@@ -434,6 +432,15 @@ impl Locked<'_> {
     }
 }
 
+/// Up to where all bytes are here, of the effects up to `synced`.
+fn held<'a>(layouts: impl Iterator<Item = &'a Layout>, synced: u64) -> u64 {
+    let missing = layouts.flat_map(Layout::away).filter_map(|(_, away)| match away {
+        Away::Missing { version } => Some(version.0.saturating_sub(1)),
+        Away::Staged { .. } => None,
+    });
+    missing.min().map_or(synced, |lowest| lowest.min(synced))
+}
+
 fn notes_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("notes.{number}"))
 }
@@ -478,14 +485,18 @@ fn read_image(path: &Path, files: &mut ByKey) -> Result<Option<(u64, LogIndex)>,
     if !is_whole || header[0] != MAGIC {
         return Err(damaged());
     }
-    take_notes(&content[IMAGE_HEADER..], files);
+    take_notes(&content[IMAGE_HEADER..], files, &mut HashSet::new());
     Ok(Some((header[1], LogIndex(header[2]))))
 }
 
-/// False where there are no such notes.
-fn take_notes_of(path: &Path, files: &mut ByKey) -> Result<bool, StoreError> {
+/// False where there are no such notes. Files of which something was missing, and came, are `regained`.
+fn take_notes_of(
+    path: &Path,
+    files: &mut ByKey,
+    regained: &mut HashSet<Key>,
+) -> Result<bool, StoreError> {
     match std::fs::read(path) {
-        Ok(bytes) => take_notes(&bytes, files),
+        Ok(bytes) => take_notes(&bytes, files, regained),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(source) => return Err(StoreError::io("read", path)(source)),
     }
@@ -493,8 +504,12 @@ fn take_notes_of(path: &Path, files: &mut ByKey) -> Result<bool, StoreError> {
 }
 
 /// A record that is not whole is what a process was writing when it died: its change had not begun.
-fn take_notes(bytes: &[u8], files: &mut ByKey) {
+fn take_notes(bytes: &[u8], files: &mut ByKey, regained: &mut HashSet<Key>) {
     for (key, range, note) in bytes.chunks_exact(RECORD).filter_map(decode) {
+        let came = matches!(note, Note::InPlace | Note::Away(Away::Staged { .. }));
+        if came && files.get(&key).is_some_and(|layout| layout.missing(range).next().is_some()) {
+            regained.insert(key);
+        }
         match note {
             Note::InPlace => files.entry(key).or_default().clear(range),
             Note::Away(away) => files.entry(key).or_default().set(range, away),

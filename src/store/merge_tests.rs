@@ -36,7 +36,7 @@ fn truncate(ino: u64, size: u64) -> FileEffect {
     FileEffect::Truncate { ino: Ino(ino), generation: GENERATION, size }
 }
 
-fn remove(ino: u64) -> FileEffect {
+pub(super) fn remove(ino: u64) -> FileEffect {
     FileEffect::Remove { ino: Ino(ino), generation: GENERATION }
 }
 

@@ -134,16 +134,21 @@ impl Pins {
         file: impl Fn() -> Result<Option<std::sync::Arc<File>>, StoreError>,
         lacking: impl Fn(ByteRange) -> Option<ByteRange>,
     ) -> Result<(), StoreError> {
-        let mut inner = self.inner.lock();
-        let Some(pinned) = inner.files.get_mut(&key) else { return Ok(()) };
         let overlaps = |pin: &ByteRange| pin.start < range.end && range.start < pin.end;
-        let touched: Vec<_> =
-            pinned.ranges.iter().filter(|(_, pin)| overlaps(pin)).map(|(i, r)| (*i, *r)).collect();
-        for (index, pin) in touched {
+        let touched: Vec<_> = match self.inner.lock().files.get(&key) {
+            Some(pinned) => pinned.ranges.iter().map(|(index, pin)| (*index, *pin)).collect(),
+            None => return Ok(()),
+        };
+        // Where a snapshot makes one needless meanwhile, the next takes what is saved away.
+        let mut saved = Vec::new();
+        for (index, pin) in touched.into_iter().filter(|(_, pin)| overlaps(pin)) {
             // What comes while it is copied may be in it or not.
             self.write_stage(index, pin, file()?.as_deref(), lacking(pin))?;
-            pinned.ranges.remove(&index);
+            saved.push(index);
         }
+        let mut inner = self.inner.lock();
+        let Some(pinned) = inner.files.get_mut(&key) else { return Ok(()) };
+        pinned.ranges.retain(|index, _| !saved.contains(index));
         if pinned.ranges.is_empty() && !pinned.removed {
             inner.files.remove(&key);
         }
@@ -154,7 +159,7 @@ impl Pins {
     pub(super) fn defers_removal(
         &self,
         key: Key,
-        bytes: impl Fn() -> u64,
+        bytes: impl FnOnce() -> u64,
     ) -> Result<bool, StoreError> {
         let mut inner = self.inner.lock();
         let Some(pinned) = inner.files.get_mut(&key) else { return Ok(false) };

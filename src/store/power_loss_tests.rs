@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::tests::{GENERATION, bytes, carry_out, id, key, merge_all, open, piece, stage, write};
+use super::tests::{
+    GENERATION, bytes, carry_out, id, key, merge_all, open, piece, remove, stage, write,
+};
 use super::{ByteRange, LogIndex};
 use crate::fs::FileEffect;
 use crate::types::Ino;
@@ -12,31 +14,89 @@ use crate::types::Ino;
 fn what_was_missing_and_came_is_there_after_a_power_loss_once_it_is_synced() {
     let data = vec![7; 300 << 10];
     let write = |number| stage(5, 1, number, vec![piece(0, 0, &data)]);
-    for is_imaged in [true, false] {
-        for is_fetched in [true, false] {
-            let dir = tempfile::tempdir().unwrap();
-            let files = open(dir.path(), true);
-            files.stage(id(1), 0, &data[..100_000]).unwrap();
-            carry_out(&files, 5, &write(1));
-            assert_eq!(bytes(&files, 1, data.len()), None);
-            if is_imaged {
-                files.sync().unwrap();
-                assert!(!files.needs_sync(LogIndex(5)));
-            }
-            if is_fetched {
-                files.give_up_stage(id(1));
-                files.install(key(1), 0, &data, LogIndex(5)).unwrap();
-            } else {
-                files.stage(id(1), 100_000, &data[100_000..]).unwrap();
-            }
-            assert!(files.needs_sync(LogIndex(5)));
-            files.sync_file(key(1)).unwrap();
-            drop(files);
-            let files = open(dir.path(), false);
-            carry_out(&files, 5, &write(1));
-            let found = bytes(&files, 1, data.len()).is_some_and(|found| found == data);
-            assert!(found, "imaged: {is_imaged}, fetched: {is_fetched}");
+    let cases = [false, true].into_iter().flat_map(|imaged| {
+        let of = move |fetched| [false, true].map(|restarted| (imaged, fetched, restarted));
+        [false, true].into_iter().flat_map(of)
+    });
+    for (is_imaged, is_fetched, is_restarted) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = open(dir.path(), true);
+        files.stage(id(1), 0, &data[..100_000]).unwrap();
+        carry_out(&files, 5, &write(1));
+        assert_eq!(bytes(&files, 1, data.len()), None);
+        if is_imaged {
+            files.sync().unwrap();
+            assert!(!files.needs_sync(LogIndex(5)));
         }
+        if is_fetched {
+            files.give_up_stage(id(1));
+            files.install(key(1), 0, &data, LogIndex(5)).unwrap();
+        } else {
+            files.stage(id(1), 100_000, &data[100_000..]).unwrap();
+        }
+        assert!(files.needs_sync(LogIndex(5)));
+        if is_restarted {
+            drop(files);
+            files = open(dir.path(), true);
+            assert!(files.needs_sync(LogIndex(0)));
+        }
+        files.sync_file(key(1)).unwrap();
+        drop(files);
+        let files = open(dir.path(), false);
+        carry_out(&files, 5, &write(1));
+        let found = bytes(&files, 1, data.len()).is_some_and(|found| found == data);
+        assert!(found, "{:?}", (is_imaged, is_fetched, is_restarted));
+    }
+}
+
+/// What is known to be on this disk is known after a restart, too: nobody is to sync it again.
+#[test]
+fn what_was_synced_is_durable_after_a_restart() {
+    for same_boot in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path(), true);
+        carry_out(&files, 5, &write(1, 0, b"bytes"));
+        files.sync().unwrap();
+        drop(files);
+        let files = open(dir.path(), same_boot);
+        assert_eq!(files.durable(), LogIndex(5));
+        assert!(!files.needs_sync(LogIndex(5)) && files.needs_sync(LogIndex(6)));
+        // What is missing is not, until it has come or nobody needs it any more.
+        carry_out(&files, 6, &stage(6, 1, 1, vec![piece(0, 0, b"lost")]));
+        files.sync().unwrap();
+        assert_eq!(files.durable(), LogIndex(5));
+        assert!(!files.needs_sync(LogIndex(6)));
+        carry_out(&files, 7, &remove(1));
+        assert!(files.needs_sync(LogIndex(6)));
+        files.sync().unwrap();
+        assert_eq!(files.durable(), LogIndex(7));
+    }
+}
+
+/// Whoever applies holds the file's layout while its pins are looked at.
+#[test]
+fn the_source_of_a_copy_goes_while_others_are_incomplete() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    carry_out(&files, 1, &write(1, 0, b"source"));
+    carry_out(&files, 2, &stage(2, 17, 1, vec![piece(0, 0, b"missing")]));
+    carry_out(&files, 3, &copy(3, 1, ByteRange { start: 0, end: 6 }, 2));
+    carry_out(&files, 4, &remove(1));
+    assert!(files.held() > 0, "a replay may need it");
+    files.forget(LogIndex(4)).unwrap();
+    assert_eq!(files.held(), 0);
+    assert_eq!(bytes(&files, 2, 6).as_deref(), Some(&b"source"[..]));
+}
+
+fn copy(index: u64, source: u64, range: ByteRange, ino: u64) -> FileEffect {
+    FileEffect::Copy {
+        index: LogIndex(index),
+        source: Ino(source),
+        source_generation: GENERATION,
+        range,
+        ino: Ino(ino),
+        generation: GENERATION,
+        offset: 0,
     }
 }
 
@@ -47,15 +107,7 @@ fn a_replayed_copy_has_no_zeros_for_what_its_source_lacked() {
     let data = vec![7; 300 << 10];
     let effects = [
         stage(1, 1, 1, vec![piece(0, 0, &data)]),
-        FileEffect::Copy {
-            index: LogIndex(2),
-            source: Ino(1),
-            source_generation: GENERATION,
-            range: ByteRange { start: 4096, end: 300 << 10 },
-            ino: Ino(2),
-            generation: GENERATION,
-            offset: 0,
-        },
+        copy(2, 1, ByteRange { start: 4096, end: 300 << 10 }, 2),
         write(1, 5000, b"changed"),
     ];
     let files = open(dir.path(), true);

@@ -45,8 +45,7 @@ impl Room {
 
 impl Files {
     /// There is room for `free` bytes as of now, and for `acknowledged` more that programs believe to be written: what
-    /// several mounts let in between two looks at the disks. `u64::MAX` where they are kept for as long as the disk
-    /// takes them.
+    /// several mounts let in between two looks at the disks.
     pub fn set_room(&self, free: u64, acknowledged: u64) {
         self.room().acknowledged.store(acknowledged, Ordering::Relaxed);
         let before = self.room().free.swap(free, Ordering::Relaxed);
@@ -178,15 +177,6 @@ mod tests {
         let mut bytes = vec![0; 8192];
         assert!(files.read(KEY.0, KEY.1, 0, &mut bytes).unwrap());
         assert!(bytes.iter().all(|byte| *byte == 7));
-    }
-
-    /// No replica is better off: the log may have to stop for want of room, but what is acknowledged is not lost.
-    #[test]
-    fn where_no_quorum_has_room_the_disk_is_asked() {
-        let (_dir, files) = open();
-        files.set_room(0, u64::MAX);
-        write(&files, 1, 0, 1 << 20);
-        assert_eq!(missing(&files), []);
     }
 
     /// What is set aside beside what is missing takes room, too: no more of the reserve than anything else.

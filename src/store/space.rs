@@ -162,6 +162,10 @@ impl Files {
             (None, None) => punch(&file, to),
         };
         let copied = copied.map_err(|source| self.failed("copy to", target.0, target.1, source));
+        if copied.is_err() && !aside {
+            // What came of it takes room. Whether it can be given back or not, it is not believed.
+            let _ = punch(&file, to);
+        }
         let written = copied.and_then(|()| {
             if aside {
                 layouts.set(target, to, Away::Staged { index, shift: 0 })

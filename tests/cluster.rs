@@ -48,3 +48,40 @@ fn the_others_go_on_when_the_leader_dies_and_it_catches_up() {
     cluster.settle();
     assert_eq!(names(&cluster.mount(dead)).len(), 50);
 }
+
+/// A program that replaces a file again and again costs a node that is behind no more than these changes: while it
+/// runs on, and when it starts with them in its log.
+#[test]
+fn a_node_that_was_away_catches_up_with_many_replacements_of_one_file() {
+    let cluster = Cluster::up(3);
+    let node = cluster.follower();
+    let beside = (1..=3).find(|other| *other != node).expect("there are two");
+    let (file, new) = (cluster.mount(beside).join("file"), cluster.mount(beside).join("new"));
+    for round in 0..2 {
+        let signal = ["STOP", "KILL"][round];
+        cluster.kill(node, signal);
+        // Until its session has ended, the others wait for it.
+        for number in 0..300 {
+            write_and_close(&new, format!("{round} {number}").as_bytes()).expect("write");
+            fs::rename(&new, &file).expect("rename");
+        }
+        if signal == "STOP" {
+            cluster.kill(node, "CONT");
+        } else {
+            cluster.start(node);
+        }
+        cluster.settle();
+        let status = cluster.status();
+        let pid = status.nodes.iter().find(|found| found.id == node).expect("it runs").pid;
+        let peak = peak_mebibytes(pid);
+        assert!(peak < 400, "{peak} MiB");
+        let found = fs::read(cluster.mount(node).join("file")).expect("read");
+        assert_eq!(found, format!("{round} 299").as_bytes());
+    }
+}
+
+fn peak_mebibytes(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+}

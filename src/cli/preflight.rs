@@ -6,11 +6,15 @@ use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cli::{cleanup, mountpoint};
 use crate::config::Config;
+
+/// For so long a port may be in use by a daemon that is ending.
+const PORT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Checks the machine for what `config` asks of it, and removes the dead mounts of an earlier run.
 pub(crate) fn check(config: &Config) -> Result<()> {
@@ -67,7 +71,16 @@ fn check_mount_point(mount: &Path) -> Result<()> {
 }
 
 fn check_port(config: &Config) -> Result<()> {
-    match TcpListener::bind(config.listen) {
+    let begun = Instant::now();
+    let mut bound = TcpListener::bind(config.listen);
+    // A daemon that was killed a moment ago may have threads in the kernel still, which have it open.
+    while bound.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+        && begun.elapsed() < PORT_PATIENCE
+    {
+        std::thread::sleep(Duration::from_millis(50));
+        bound = TcpListener::bind(config.listen);
+    }
+    match bound {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             bail!("{} is in use by another program: set listen to a free port", config.listen)

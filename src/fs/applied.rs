@@ -24,6 +24,8 @@ pub enum Change {
         /// Whose.
         ino: Ino,
     },
+    /// Attributes of some inodes: nobody knows yet of which.
+    SomeAttributes,
     /// Bytes of a file, including those that a truncation cut off.
     Bytes {
         /// Whose.

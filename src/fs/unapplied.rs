@@ -1,7 +1,7 @@
 //! What commands that were received may change once they are applied. A mount that has been told to
 //! serve nothing older than an entry has its kernel forget these, and has reads of them wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::applied::Change;
 use super::proto::{self, command::Op};
@@ -9,11 +9,17 @@ use super::query;
 use super::record::Records;
 use crate::types::{Ino, LogIndex, MountId};
 
+/// A name that may come to mean more inodes than these may mean any: one that many entries which are not applied yet
+/// rename others to, each of which may change the inodes of all before it.
+const MEANINGS: usize = 16;
+
 /// Inodes and names that entries which are not applied yet may change, each with the indexes of those
 /// entries.
 #[derive(Clone, Debug, Default)]
 pub struct Unapplied {
     inodes: BTreeMap<Ino, Vec<Mark>>,
+    /// Entries that may change any inode.
+    any: Vec<LogIndex>,
     names: BTreeMap<Ino, BTreeMap<Vec<u8>, UnappliedName>>,
 }
 
@@ -27,8 +33,40 @@ struct Mark {
 #[derive(Clone, Debug, Default)]
 struct UnappliedName {
     indexes: Vec<LogIndex>,
-    /// What the name may come to mean.
-    inos: Vec<Ino>,
+    means: Meanings,
+}
+
+/// What a name may come to mean.
+#[derive(Clone, Debug)]
+enum Meanings {
+    These(BTreeSet<Ino>),
+    Any,
+}
+
+impl Default for Meanings {
+    fn default() -> Self {
+        Self::These(BTreeSet::new())
+    }
+}
+
+impl Meanings {
+    fn add(&mut self, others: &Self) {
+        match (&mut *self, others) {
+            (Self::These(inos), Self::These(more)) => {
+                inos.extend(more);
+                if inos.len() > MEANINGS {
+                    *self = Self::Any;
+                }
+            }
+            _ => *self = Self::Any,
+        }
+    }
+}
+
+impl From<Ino> for Meanings {
+    fn from(ino: Ino) -> Self {
+        Self::These([ino].into())
+    }
 }
 
 impl Unapplied {
@@ -49,12 +87,12 @@ impl Unapplied {
         match command.op.as_ref() {
             Some(Op::Make(op)) => {
                 marks.name(op.parent, &op.name, false);
-                marks.means(op.parent, &op.name, [Ino(op.ino)]);
+                marks.means(op.parent, &op.name, &Ino(op.ino).into());
                 marks.inode(op.ino);
             }
             Some(Op::Link(op)) => {
                 marks.name(op.parent, &op.name, false);
-                marks.means(op.parent, &op.name, [Ino(op.ino)]);
+                marks.means(op.parent, &op.name, &Ino(op.ino).into());
                 marks.inode(op.ino);
             }
             Some(Op::Unlink(op)) => marks.unlink(view, op.parent, &op.name)?,
@@ -103,7 +141,8 @@ impl Unapplied {
     pub fn of_inode(&self, ino: Ino, since: LogIndex, reader: Option<MountId>) -> LogIndex {
         let marks = self.inodes.get(&ino).into_iter().flatten();
         let shown = |mark: &Mark| mark.writer.is_some() && mark.writer == reader;
-        last(marks.filter(|mark| !shown(mark)).map(|mark| mark.index), since)
+        let marks = marks.filter(|mark| !shown(mark)).map(|mark| mark.index);
+        last(marks.chain(self.any.iter().copied()), since)
     }
 
     /// The last entry up to `since` that may change what a name means; 0 where there is none.
@@ -124,6 +163,7 @@ impl Unapplied {
                 self.of_name(*parent, name, index) == index
                     && self.of_inode(*parent, index, None) == index
             }
+            Change::SomeAttributes => self.any.contains(&index),
             // Nobody sees an inode without a name that nobody holds.
             Change::Removed { .. }
             | Change::LocksDelegated { .. }
@@ -141,6 +181,7 @@ impl Unapplied {
             indexes.retain(|index| keep(*index));
             !indexes.is_empty()
         };
+        self.any.retain(|index| keep(*index));
         self.inodes.retain(|_, marks| {
             marks.retain(|mark| keep(mark.index));
             !marks.is_empty()
@@ -157,11 +198,13 @@ impl Unapplied {
         view: &V,
         parent: u64,
         name: &[u8],
-    ) -> Result<Vec<Ino>, V::Error> {
+    ) -> Result<Meanings, V::Error> {
         let pending = self.names.get(&Ino(parent)).and_then(|names| names.get(name));
-        let mut inos = pending.map(|name| name.inos.clone()).unwrap_or_default();
-        inos.extend(query::lookup(view, Ino(parent), name)?.map(|dentry| Ino(dentry.ino)));
-        Ok(inos)
+        let mut means = pending.map(|name| name.means.clone()).unwrap_or_default();
+        if let Some(dentry) = query::lookup(view, Ino(parent), name)? {
+            means.add(&Ino(dentry.ino).into());
+        }
+        Ok(means)
     }
 }
 
@@ -180,8 +223,28 @@ struct Marks<'a> {
 impl Marks<'_> {
     fn inode(&mut self, ino: u64) {
         let mark = Mark { index: self.index, writer: self.writer };
-        self.unapplied.inodes.entry(Ino(ino)).or_default().push(mark);
-        self.changes.push(Change::Attributes { ino: Ino(ino) });
+        let marks = self.unapplied.inodes.entry(Ino(ino)).or_default();
+        if marks.last().is_none_or(|last| last.index != self.index) {
+            marks.push(mark);
+        }
+        self.change(Change::Attributes { ino: Ino(ino) });
+    }
+
+    fn change(&mut self, change: Change) {
+        if !self.changes.contains(&change) {
+            self.changes.push(change);
+        }
+    }
+
+    /// Whatever a name may mean.
+    fn inodes(&mut self, means: &Meanings) {
+        match means {
+            Meanings::These(inos) => inos.iter().for_each(|ino| self.inode(ino.0)),
+            Meanings::Any => {
+                self.unapplied.any.push(self.index);
+                self.change(Change::SomeAttributes);
+            }
+        }
     }
 
     /// A name may change, and with it its directory.
@@ -192,15 +255,14 @@ impl Marks<'_> {
         self.inode(parent);
     }
 
-    fn means(&mut self, parent: u64, name: &[u8], inos: impl IntoIterator<Item = Ino>) {
+    fn means(&mut self, parent: u64, name: &[u8], means: &Meanings) {
         let names = self.unapplied.names.entry(Ino(parent)).or_default();
-        names.entry(name.to_vec()).or_default().inos.extend(inos);
+        names.entry(name.to_vec()).or_default().means.add(means);
     }
 
     fn unlink<V: Records>(&mut self, view: &V, parent: u64, name: &[u8]) -> Result<(), V::Error> {
-        for ino in self.unapplied.meanings(view, parent, name)? {
-            self.inode(ino.0);
-        }
+        let means = self.unapplied.meanings(view, parent, name)?;
+        self.inodes(&means);
         self.name(parent, name, true);
         Ok(())
     }
@@ -209,13 +271,12 @@ impl Marks<'_> {
     fn rename<V: Records>(&mut self, view: &V, op: &proto::Rename) -> Result<(), V::Error> {
         let moved = self.unapplied.meanings(view, op.parent, &op.name)?;
         let replaced = self.unapplied.meanings(view, op.new_parent, &op.new_name)?;
-        for ino in moved.iter().chain(&replaced) {
-            self.inode(ino.0);
-        }
+        self.inodes(&moved);
+        self.inodes(&replaced);
         self.name(op.parent, &op.name, true);
         self.name(op.new_parent, &op.new_name, true);
-        self.means(op.new_parent, &op.new_name, moved);
-        self.means(op.parent, &op.name, replaced);
+        self.means(op.new_parent, &op.new_name, &moved);
+        self.means(op.parent, &op.name, &replaced);
         Ok(())
     }
 }

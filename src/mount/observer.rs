@@ -54,9 +54,7 @@ impl Observer for Core {
 
     fn lease_lost(&self) {
         // Names have a TTL within the lease, and whoever is in a directory is to find its path meanwhile.
-        for ino in self.cache.take_all_attributes(Instant::now()) {
-            self.kernel().drop_attributes(ino);
-        }
+        self.forget_all_attributes(Instant::now());
     }
 
     fn session_changed(&self, session: SessionId) {
@@ -98,6 +96,7 @@ impl Core {
                         self.kernel().drop_attributes(*ino);
                     }
                 }
+                Change::SomeAttributes => self.forget_all_attributes(now),
                 Change::LocksDelegated { .. }
                 | Change::LocksRecalled { .. }
                 | Change::LocksReturned { .. }
@@ -106,6 +105,12 @@ impl Core {
                 | Change::SessionEnded { .. }
                 | Change::MemberAdded { .. } => {}
             }
+        }
+    }
+
+    fn forget_all_attributes(&self, now: Instant) {
+        for ino in self.cache.take_all_attributes(now) {
+            self.kernel().drop_attributes(ino);
         }
     }
 

@@ -248,6 +248,7 @@ impl Round {
             }
             Change::MemberAdded { node, address } => self.members.push((*node, address.clone())),
             Change::Attributes { .. }
+            | Change::SomeAttributes
             | Change::Bytes { .. }
             | Change::Name { .. }
             | Change::Orphaned { .. }

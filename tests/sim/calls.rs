@@ -23,6 +23,10 @@ pub fn is_touched(subject: Subject, call: Call, change: &Change) -> bool {
             Subject::Register { file, .. } | Subject::Log { file } | Subject::Slots { file },
             Change::Attributes { ino } | Change::Removed { ino },
         ) => file == *ino,
+        (
+            Subject::Register { .. } | Subject::Log { .. } | Subject::Slots { .. },
+            Change::SomeAttributes,
+        ) => true,
         (Subject::Names { directory, round }, Change::Name { parent, name, .. }) => {
             directory == *parent
                 && matches!(call, Call::Lookup(which) if spell(round, which) == *name)

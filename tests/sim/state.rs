@@ -111,6 +111,7 @@ fn consequences(changes: &[Change]) -> (Vec<SessionChange>, Vec<NodeId>) {
             Change::SessionEnded { session, .. } => sessions.push(SessionChange::Ended(*session)),
             Change::MemberAdded { node, .. } => members.push(*node),
             Change::Attributes { .. }
+            | Change::SomeAttributes
             | Change::Bytes { .. }
             | Change::Name { .. }
             | Change::Orphaned { .. }

@@ -97,3 +97,28 @@ fn own_writes_do_not_wait_for_themselves() {
         assert_eq!([of(other), of(None)], [LogIndex(50); 2]);
     }
 }
+
+/// A program that replaces a file again and again, while this node is behind.
+#[test]
+fn many_renames_to_one_name_cost_no_more_than_they_are() {
+    let mut world = World::new();
+    let other = world.file(ROOT, "other");
+    let mut unapplied = Unapplied::default();
+    let mut made = Vec::new();
+    for round in 0..2000 {
+        let make = world.make_op(proto::Kind::Regular, ROOT, "new");
+        made.push(make.ino);
+        receive(&mut world, &mut unapplied, 50 + 2 * round, Op::Make(make));
+        let replace = rename((ROOT, "new"), (ROOT, "name"), 0);
+        let changes = receive(&mut world, &mut unapplied, 51 + 2 * round, replace);
+        assert!(changes.len() <= 64, "{} changes in round {round}", changes.len());
+    }
+    let of =
+        |unapplied: &Unapplied, ino, since| unapplied.of_inode(Ino(ino), LogIndex(since), READER).0;
+    assert_eq!(of(&unapplied, made[0], 51), 51);
+    assert_eq!(of(&unapplied, made[1999], 10_000), 50 + 3999);
+    assert_eq!(of(&unapplied, other, 10_000), 50 + 3999, "it may be anything");
+    unapplied.applied(LogIndex(50 + 3999));
+    assert_eq!(of(&unapplied, other, 10_000), 0);
+    assert_eq!(of(&unapplied, made[5], 10_000), 0);
+}

@@ -47,3 +47,5 @@ pub const FORMAT: u32 = 2;
 const MAX_MESSAGE: usize = 64 << 20;
 /// HTTP/2 flow-control windows of a stream and of a connection.
 const WINDOW: u32 = 8 << 20;
+/// The largest HTTP/2 frame of bulk data. By default it is 16 KiB, and each costs a system call and wake-ups.
+const FRAME: u32 = 1 << 20;

@@ -9,7 +9,7 @@ use tonic::transport::Server;
 use super::admin::admin_server::AdminServer;
 use super::peer::bulk_server::BulkServer;
 use super::peer::peer_server::PeerServer;
-use super::{AdminService, BulkService, MAX_MESSAGE, PeerService, WINDOW, lanes};
+use super::{AdminService, BulkService, FRAME, MAX_MESSAGE, PeerService, WINDOW, lanes};
 
 /// Why the daemon cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +81,7 @@ async fn serve_bulk(
     Server::builder()
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(2 * WINDOW)
+        .max_frame_size(Some(FRAME))
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(1)))
         .add_service(bulk)
         .serve_with_incoming(incoming)

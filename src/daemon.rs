@@ -129,11 +129,14 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
 
     telemetry::notify_stopping();
     tracing::info!("stopping");
-    mounts.stop().await?;
+    let stopped = mounts.stop().await;
     let reason = fatal.borrow().clone();
     if let Some(reason) = reason {
+        // What could not be written is lost, and no later sync would say so: only what is durable is to be believed.
+        directory.distrust_state()?;
         bail!("{reason}");
     }
+    stopped?;
     node.stop().await?;
     let _ = stop_server.send(());
     // Streams of peers end with the process.

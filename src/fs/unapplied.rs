@@ -241,7 +241,9 @@ impl Marks<'_> {
         match means {
             Meanings::These(inos) => inos.iter().for_each(|ino| self.inode(ino.0)),
             Meanings::Any => {
-                self.unapplied.any.push(self.index);
+                if self.unapplied.any.last() != Some(&self.index) {
+                    self.unapplied.any.push(self.index);
+                }
                 self.change(Change::SomeAttributes);
             }
         }

@@ -24,6 +24,8 @@ impl Observer for Core {
             Change::Name { parent, name, existed } => {
                 *existed && self.cache.names.may_have((*parent, name), now)
             }
+            // There may be many.
+            Change::SomeAttributes => true,
             _ => false,
         };
         self.kernel().is_busy() || changes.iter().any(waits)

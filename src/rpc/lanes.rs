@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use super::peer::bulk_client::BulkClient;
-use super::{MAX_MESSAGE, WINDOW};
+use super::{FRAME, MAX_MESSAGE, WINDOW};
 
 /// No HTTP/2 connection and no TLS handshake begins like this.
 const PREFACE: &[u8; 8] = b"qfs bulk";
@@ -88,6 +88,7 @@ pub(super) async fn connect(address: &str) -> Result<BulkClient<Channel>, tonic:
         .connect_timeout(Duration::from_secs(1))
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(2 * WINDOW)
+        .max_frame_size(FRAME)
         .http2_keep_alive_interval(Duration::from_secs(1))
         .keep_alive_timeout(Duration::from_secs(2));
     let connector = service_fn(|uri: Uri| async move {

@@ -99,6 +99,7 @@ impl Files {
             changed,
         };
         files.note_placed()?;
+        files.layouts.lower_held();
         files.retire_unneeded()?;
         Ok(files)
     }

@@ -266,6 +266,13 @@ impl Layouts {
         LogIndex(self.held.load(Ordering::Acquire))
     }
 
+    /// More may be missing than was known when the last image was made.
+    pub(super) fn lower_held(&self) {
+        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let held = held(shards.iter().flat_map(|shard| shard.values()), self.synced().0);
+        self.held.fetch_min(held, Ordering::AcqRel);
+    }
+
     /// All effects up to here, and what came of what was missing then, are durable.
     pub(super) fn synced(&self) -> LogIndex {
         LogIndex(self.synced.load(Ordering::Acquire))

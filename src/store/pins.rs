@@ -40,6 +40,8 @@ const REMOVED: LogIndex = LogIndex(0);
 pub(super) struct Pins {
     dir: PathBuf,
     inner: Mutex<Inner>,
+    /// Held while stages are written or swept away: before `inner`.
+    saving: Mutex<()>,
     /// Bytes of stages and removed files that have gathered since the last snapshot.
     held: AtomicU64,
 }
@@ -87,7 +89,8 @@ impl Pins {
         }
         let notes = write_notes(dir, &files)?;
         let inner = Mutex::new(Inner { notes, files });
-        Ok(Self { dir: dir.to_owned(), inner, held: AtomicU64::new(0) })
+        let (saving, held) = (Mutex::default(), AtomicU64::new(0));
+        Ok(Self { dir: dir.to_owned(), inner, saving, held })
     }
 
     /// The `len` bytes that a copy had to read, where its source no longer has them.
@@ -139,7 +142,8 @@ impl Pins {
             Some(pinned) => pinned.ranges.iter().map(|(index, pin)| (*index, *pin)).collect(),
             None => return Ok(()),
         };
-        // Where a snapshot makes one needless meanwhile, the next takes what is saved away.
+        let _nobody_sweeps = self.saving.lock();
+        // Where a snapshot has made one needless by now, the next takes away what is saved.
         let mut saved = Vec::new();
         for (index, pin) in touched.into_iter().filter(|(_, pin)| overlaps(pin)) {
             // What comes while it is copied may be in it or not.
@@ -172,6 +176,7 @@ impl Pins {
 
     /// A snapshot at `index` is durable. Answers which files can go now.
     pub(super) fn forget(&self, index: LogIndex) -> Result<Vec<Key>, StoreError> {
+        let _nobody_saves = self.saving.lock();
         let mut inner = self.inner.lock();
         self.held.store(0, Ordering::Relaxed);
         let mut removable = Vec::new();

@@ -162,8 +162,9 @@ impl Files {
             (None, None) => punch(&file, to),
         };
         let copied = copied.map_err(|source| self.failed("copy to", target.0, target.1, source));
-        if copied.is_err() && !aside {
-            // What came of it takes room. Whether it can be given back or not, it is not believed.
+        if copied.is_err() && !aside && !self.lent().has(target.0) {
+            // What came of it takes room. Whether it can be given back or not, it is not believed. (Whoever reads the file
+            // by himself would take the hole for zeros.)
             let _ = punch(&file, to);
         }
         let written = copied.and_then(|()| {

@@ -88,7 +88,8 @@ def about(version, when, file_system, rounds, quick, load):
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     return [
         f"`scripts/bench{' --quick' if quick else ''} --rounds {rounds}` of {when}, {version}, on Linux"
-        f" {platform.release().split('-')[0]} with {os.cpu_count()} cores and {memory_gib:.0f} GiB; load before it began: {load:.1f}."
+        f" {platform.release().split('-')[0]} with {os.cpu_count()} cores and {memory_gib:.0f} GiB; load before it"
+        f" began: {load:.1f}."
         " Three nodes on this machine and its one disk."
         + ("" if file_system == NATIVE else f" What the tables call {NATIVE} is {file_system} here."),
         "Median (quartiles; least-most) of the rounds, in each of which every file system had its turn; a ratio is that"

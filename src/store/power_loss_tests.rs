@@ -6,7 +6,7 @@ use super::tests::{
     GENERATION, bytes, carry_out, id, key, merge_all, open, piece, remove, stage, write,
 };
 use super::{ByteRange, LogIndex};
-use crate::fs::FileEffect;
+use crate::store::space::tests::copy;
 use crate::types::Ino;
 
 /// What a program was told is on this disk is believed here after a power loss, however it came.
@@ -80,24 +80,12 @@ fn the_source_of_a_copy_goes_while_others_are_incomplete() {
     let files = open(dir.path(), true);
     carry_out(&files, 1, &write(1, 0, b"source"));
     carry_out(&files, 2, &stage(2, 17, 1, vec![piece(0, 0, b"missing")]));
-    carry_out(&files, 3, &copy(3, 1, ByteRange { start: 0, end: 6 }, 2));
+    carry_out(&files, 3, &copy(3, 1, ByteRange { start: 0, end: 6 }, 2, 0));
     carry_out(&files, 4, &remove(1));
     assert!(files.held() > 0, "a replay may need it");
     files.forget(LogIndex(4)).unwrap();
     assert_eq!(files.held(), 0);
     assert_eq!(bytes(&files, 2, 6).as_deref(), Some(&b"source"[..]));
-}
-
-fn copy(index: u64, source: u64, range: ByteRange, ino: u64) -> FileEffect {
-    FileEffect::Copy {
-        index: LogIndex(index),
-        source: Ino(source),
-        source_generation: GENERATION,
-        range,
-        ino: Ino(ino),
-        generation: GENERATION,
-        offset: 0,
-    }
 }
 
 /// What was saved for the replay of a copy has no bytes that the source lacked then; the replay may have them.
@@ -107,7 +95,7 @@ fn a_replayed_copy_has_no_zeros_for_what_its_source_lacked() {
     let data = vec![7; 300 << 10];
     let effects = [
         stage(1, 1, 1, vec![piece(0, 0, &data)]),
-        copy(2, 1, ByteRange { start: 4096, end: 300 << 10 }, 2),
+        copy(2, 1, ByteRange { start: 4096, end: 300 << 10 }, 2, 0),
         write(1, 5000, b"changed"),
     ];
     let files = open(dir.path(), true);

@@ -282,4 +282,4 @@ fn length(bytes: u64) -> usize {
 
 #[cfg(test)]
 #[path = "space_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -42,7 +42,13 @@ fn zero(ino: u64, range: ByteRange, reserved: bool) -> FileEffect {
     FileEffect::Zero { ino: Ino(ino), generation: GENERATION, range, reserved }
 }
 
-fn copy(index: u64, source: u64, range: ByteRange, ino: u64, offset: u64) -> FileEffect {
+pub(in crate::store) fn copy(
+    index: u64,
+    source: u64,
+    range: ByteRange,
+    ino: u64,
+    offset: u64,
+) -> FileEffect {
     FileEffect::Copy {
         index: LogIndex(index),
         source: Ino(source),

@@ -81,6 +81,9 @@ pub struct Config {
     /// minimum 1 MiB. Smaller means quicker restarts and more snapshots. An integer, or `"64MiB"`.
     #[serde(default = "default_snapshot_min_log", deserialize_with = "size")]
     pub snapshot_min_log: u64,
+    /// However far a member lags, the log is cut when it has this many bytes: the member is sent a snapshot then.
+    #[serde(default = "default_max_log", deserialize_with = "size")]
+    pub max_log: u64,
 
     /// Bytes of the disk under `data` that are kept for the Raft log and snapshots. Writes get ENOSPC
     /// when fewer than a quorum of nodes have more than this left. Default 256 MiB, minimum 16 MiB. A node
@@ -290,6 +293,7 @@ impl Config {
             ("read", "bounded by at least session_ttl", bounded),
             ("op_timeout", "at least twice session_ttl", self.op_timeout >= 2 * self.session_ttl),
             ("snapshot_min_log", "at least 1 MiB", self.snapshot_min_log >= 1 << 20),
+            ("max_log", "at least snapshot_min_log", self.max_log >= self.snapshot_min_log),
             ("reserve", "at least 16 MiB", self.reserve >= 16 << 20),
             ("inline_max", "from 4 KiB to 1 MiB", (4 << 10..=1 << 20).contains(&self.inline_max)),
             (
@@ -348,6 +352,10 @@ fn default_op_timeout() -> Duration {
 
 fn default_snapshot_min_log() -> u64 {
     64 << 20
+}
+
+fn default_max_log() -> u64 {
+    1 << 30
 }
 
 fn default_reserve() -> u64 {

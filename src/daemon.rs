@@ -79,7 +79,7 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     };
     tokio::pin!(stopping);
     let directory = tokio::select! {
-        directory = open(config) => directory?,
+        directory = open(config) => Arc::new(directory?),
         () = &mut stopping => return Ok(()),
     };
     let identity = directory.identity().clone();
@@ -170,13 +170,14 @@ impl Streams {
     }
 }
 
-fn node_config(config: &Config, identity: &Identity, directory: &DataDir) -> NodeConfig {
+fn node_config(config: &Config, identity: &Identity, directory: &Arc<DataDir>) -> NodeConfig {
     NodeConfig {
         cluster: identity.cluster,
-        snapshots: directory.snapshots_dir(),
+        directory: directory.clone(),
         core: CoreConfig::new(identity.node, config.session_ttl),
         op_timeout: config.op_timeout,
         snapshot_min_log: config.snapshot_min_log,
+        max_log: config.max_log,
         reserve: config.reserve,
         heal_rate: config.heal_rate,
         compression: config.compression,
@@ -189,7 +190,7 @@ async fn open(config: &Config) -> Result<DataDir> {
     if !DataDir::holds_replica(&config.data) {
         return join(config).await;
     }
-    let directory = DataDir::open(&config.data)?;
+    let mut directory = DataDir::open(&config.data)?;
     if let Some(wanted) = config.cluster {
         let found = directory.identity().cluster;
         ensure!(
@@ -199,23 +200,34 @@ async fn open(config: &Config) -> Result<DataDir> {
             config.data.display()
         );
     }
-    check_address(config, directory.identity())?;
+    if directory.identity().address != config.address() {
+        move_to(config, &mut directory).await?;
+    }
     Ok(directory)
 }
 
 /// The others reach a node where its cluster says that it is. A daemon elsewhere works on the data of
-/// another node, or on a copy, whose votes would count twice.
-fn check_address(config: &Config, identity: &Identity) -> Result<()> {
+/// another node, or on a copy, whose votes would count twice: unless they agree that the node has moved.
+async fn move_to(config: &Config, directory: &mut DataDir) -> Result<()> {
+    let identity = directory.identity().clone();
     let here = config.address();
     ensure!(
-        identity.address == here,
+        !config.peers.is_empty(),
         "the data directory {} belongs to node {} at {}, but this daemon is at {here}: correct `data`, \
-         `listen` or `advertise` in the configuration, or join from an empty directory as a new node",
+         `listen` or `advertise` in the configuration, or set `peers` to have the others told that the node has moved",
         config.data.display(),
         identity.node,
         identity.address
     );
-    Ok(())
+    let (cluster, node) = (identity.cluster, Some(identity.node));
+    rpc::join(&config.peers, cluster, identity.nonce, &here, node).await?;
+    tracing::info!(
+        node = identity.node.0,
+        from = identity.address,
+        to = here,
+        "the node has moved"
+    );
+    Ok(directory.set_identity(Identity { address: here, ..identity })?)
 }
 
 async fn join(config: &Config) -> Result<DataDir> {
@@ -227,7 +239,7 @@ async fn join(config: &Config) -> Result<DataDir> {
         );
     };
     let nonce = store::joining_nonce(&config.data, rand::rng().random())?;
-    let joined = rpc::join(&config.peers, cluster, nonce, &config.address()).await?;
+    let joined = rpc::join(&config.peers, cluster, nonce, &config.address(), None).await?;
     let identity = Identity { cluster, node: joined.node, nonce, address: config.address() };
     Ok(store::join_cluster(&config.data, identity, &joined.genesis)?)
 }

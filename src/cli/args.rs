@@ -8,7 +8,7 @@ use std::process::{self, ExitCode};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::cli::{cleanup, cluster, dev, leader, mount, probe, scrub, serve, status};
+use crate::cli::{cleanup, cluster, dev, leader, member, mount, probe, scrub, serve, status};
 
 /// A file system that replicates what programs write through Raft.
 #[derive(Debug, Parser)]
@@ -30,6 +30,9 @@ enum Command {
     /// Says who leads.
     #[command(subcommand)]
     Leader(leader::Command),
+    /// Says who belongs to the cluster.
+    #[command(subcommand)]
+    Member(member::Command),
     /// Runs a whole cluster on this machine, to try things out.
     #[command(subcommand)]
     Dev(dev::Command),
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Cluster(command) => cluster::run(&command),
         Command::Status(args) => block_on(status::run(&args)),
         Command::Leader(command) => block_on(leader::run(&command)),
+        Command::Member(command) => block_on(member::run(&command)),
         Command::Dev(command) => block_on(dev::run(command)),
         Command::Mount(args) => block_on(mount::mount(&args)),
         Command::Umount(args) => block_on(mount::umount(&args)),

@@ -9,8 +9,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::rpc::admin::admin_client::AdminClient;
 use crate::rpc::admin::{
-    MountRequest, ScrubProgress, ScrubRequest, StatusReply, StatusRequest, TransferLeaderRequest,
-    UnmountRequest,
+    AddMemberRequest, MountRequest, PromoteMemberRequest, RemoveMemberRequest, ScrubProgress,
+    ScrubRequest, StatusReply, StatusRequest, TransferLeaderRequest, UnmountRequest,
 };
 use crate::types::NodeId;
 
@@ -21,6 +21,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(90);
 /// Handing over takes an election.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
+/// A change of membership waits for a quorum, and for the Raft group to follow.
+const MEMBER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to one daemon.
 #[derive(Debug)]
@@ -85,6 +87,38 @@ impl Admin {
     ) -> Result<tonic::Streaming<ScrubProgress>> {
         tokio::time::timeout(ANSWER_TIMEOUT, self.client.scrub(request))
             .await
+            .ok()
+            .with_context(|| format!("the daemon at {} does not answer", self.address))?
+            .map(tonic::Response::into_inner)
+            .map_err(|status| refusal(&self.address, &status))
+    }
+
+    /// Announces a member that is going to listen at `address`; answers its id.
+    pub(crate) async fn add_member(&mut self, address: &str, learner: bool) -> Result<NodeId> {
+        let request = AddMemberRequest { address: address.to_owned(), learner };
+        let asked = tokio::time::timeout(MEMBER_TIMEOUT, self.client.add_member(request)).await;
+        Ok(NodeId(self.answer(asked)?.node))
+    }
+
+    /// Takes a membership away.
+    pub(crate) async fn remove_member(&mut self, node: NodeId, force: bool) -> Result<()> {
+        let request = RemoveMemberRequest { node: node.0, force };
+        let asked = tokio::time::timeout(MEMBER_TIMEOUT, self.client.remove_member(request)).await;
+        self.answer(asked).map(drop)
+    }
+
+    /// Gives a learner a vote as soon as it holds everything.
+    pub(crate) async fn promote_member(&mut self, node: NodeId) -> Result<()> {
+        let request = PromoteMemberRequest { node: node.0 };
+        let asked = tokio::time::timeout(MEMBER_TIMEOUT, self.client.promote_member(request)).await;
+        self.answer(asked).map(drop)
+    }
+
+    fn answer<T>(
+        &self,
+        reply: Result<Result<tonic::Response<T>, tonic::Status>, tokio::time::error::Elapsed>,
+    ) -> Result<T> {
+        reply
             .ok()
             .with_context(|| format!("the daemon at {} does not answer", self.address))?
             .map(tonic::Response::into_inner)

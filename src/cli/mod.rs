@@ -10,6 +10,7 @@ mod client;
 mod cluster;
 mod dev;
 mod leader;
+mod member;
 mod mount;
 mod mountpoint;
 mod preflight;

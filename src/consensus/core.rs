@@ -10,12 +10,13 @@ use super::commits::Commits;
 use super::keeper::{Beat, Keeper};
 use super::lease::Lease;
 use super::log_view::LogView;
+use super::membership::Newcomers;
 use super::proposals::Proposals;
 use super::roster::Roster;
 use super::{
     Claim, CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, SessionChange, SessionInfo,
 };
-use crate::types::{LogIndex, Monotonic, NodeId, Position, SessionId, Term};
+use crate::types::{LogIndex, Monotonic, NodeId, Position, SessionId, Suffrage, Term};
 
 /// A batch of proposals goes out in messages of about this many bytes.
 pub(super) const MESSAGE_BYTES: usize = 1 << 20;
@@ -47,8 +48,8 @@ pub struct Boot {
     pub conf_state: ConfState,
     /// The open sessions there.
     pub sessions: Vec<SessionInfo>,
-    /// The known members there.
-    pub members: Vec<NodeId>,
+    /// The members there that have joined, and what each is to be.
+    pub members: Vec<(NodeId, Suffrage)>,
 }
 
 /// One replica's consensus. See the module's documentation.
@@ -65,6 +66,8 @@ pub struct Core<S: Storage> {
     pub(super) persist_took: Duration,
     pub(super) held: VecDeque<(u64, Vec<Message>)>,
     pub(super) last_ready: u64,
+    /// raft-rs counts from 1; numbers up to here were given out before it began anew.
+    pub(super) numbers_before: u64,
     pub(super) hard_state: Option<HardState>,
 
     pub(super) applied: Position,
@@ -75,7 +78,8 @@ pub struct Core<S: Storage> {
     /// How far this node's log is known to be that of a term's leader.
     pub(super) verified: Claim,
     pub(super) role: (Role, Term, NodeId),
-    pub(super) members: BTreeSet<NodeId>,
+    pub(super) members: BTreeMap<NodeId, Suffrage>,
+    pub(super) newcomers: Newcomers,
     /// What each peer has said that it has applied.
     pub(super) heard: BTreeMap<NodeId, LogIndex>,
 
@@ -146,6 +150,7 @@ impl<S: Storage> Core<S> {
             persist_took: Duration::ZERO,
             held: VecDeque::new(),
             last_ready: 0,
+            numbers_before: 0,
             hard_state: None,
             applied: boot.applied,
             handed_out: boot.applied.index,
@@ -153,6 +158,7 @@ impl<S: Storage> Core<S> {
             verified: Claim::default(),
             role: (Role::Follower, Term(0), NodeId(0)),
             members: boot.members.into_iter().collect(),
+            newcomers: Newcomers::default(),
             heard: BTreeMap::new(),
             roster: Roster::new(boot.sessions),
             lease: Lease::default(),
@@ -172,6 +178,28 @@ impl<S: Storage> Core<S> {
         };
         core.receive_again()?;
         Ok(core)
+    }
+
+    /// A snapshot has brought the state machine to `boot`, and `log` begins there: everything begins anew, as after a
+    /// restart. What was proposed is proposed again; the session is gone, and its lease.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; the core must not be used any more then.
+    pub fn install(&mut self, log: S, boot: Boot, logger: &slog::Logger) -> Result<(), CoreError> {
+        debug_assert!(boot.applied.index >= self.applied.index, "applying never goes back");
+        debug_assert!(self.effects.is_empty(), "what is to be done is done before");
+        let anew = Self::new(self.config.clone(), log, boot, logger)?;
+        let before = std::mem::replace(self, anew);
+        self.now = before.now;
+        self.ticks = before.ticks;
+        self.numbers_before = before.numbers_before + before.last_ready;
+        self.heard = before.heard;
+        self.stable = before.stable;
+        self.gate = before.gate;
+        self.proposals = before.proposals;
+        self.proposals.retry(self.now);
+        self.role = before.role;
+        Ok(())
     }
 
     /// What the log holds beyond the applied index was received in an earlier life.
@@ -202,10 +230,15 @@ impl<S: Storage> Core<S> {
             Input::Connected { node } => self.connected(node),
             Input::Propose { key, data, wait } => self.proposals.add(key, data, wait),
             Input::Abandon { key } => self.proposals.abandon(key),
-            Input::Persisted { number } => self.persisted(number),
+            Input::Persisted { number } => {
+                // What was persisted before everything began anew is not what is waited for now.
+                if let Some(number) = number.checked_sub(self.numbers_before) {
+                    self.persisted(number);
+                }
+            }
             Input::Invalidated { last, sessions } => self.note_invalidated(last, &sessions),
             Input::Applied { index, term, commands, sessions, members } => {
-                self.members.extend(members);
+                self.note_members(members);
                 self.note_applied(Position { index, term }, &sessions);
                 for (key, index) in commands {
                     self.tell_proposer(key.session, index);
@@ -213,6 +246,7 @@ impl<S: Storage> Core<S> {
                     self.effects.extend(done.map(|key| Effect::Acknowledge { key }));
                 }
             }
+            Input::Holds { node, index } => self.note_holds(node, index),
             Input::OwnSession { session } => {
                 self.lease.begin(session);
                 self.tell_everybody();
@@ -337,17 +371,33 @@ impl<S: Storage> Core<S> {
             }
             PeerMessage::Heartbeat { session, number, visible } => {
                 self.roster.shows(session, visible);
-                self.keeper.beat(Beat { from, session, number, received: self.now });
+                // Who was removed lives no longer than its last lease.
+                if self.members.contains_key(&from) {
+                    self.keeper.beat(Beat { from, session, number, received: self.now });
+                }
             }
             PeerMessage::HeartbeatAck { session, number } => {
                 self.lease.renewed(session, number, self.config.session_ttl);
             }
             PeerMessage::Ask { index } => self.asked(from, index),
             PeerMessage::Commit { durable, commit } => self.hear_commit(from, durable, commit),
-            PeerMessage::LogCut { first_index } => {
-                self.effects.push_back(Effect::LogWasCut { first_index });
-            }
+            PeerMessage::LogCut { first_index } => self.log_was_cut(from, first_index),
         }
+    }
+
+    /// The leader does not have what it thinks that this node needs.
+    fn log_was_cut(&mut self, leader: NodeId, first_index: LogIndex) {
+        let commit = self.commit_index();
+        if commit.next() < first_index {
+            self.effects.push_back(Effect::LogWasCut { leader, first_index });
+            return;
+        }
+        // What is committed the leader has as well: it may go on from there.
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgAppendResponse);
+        (message.from, message.to) = (self.config.node.0, leader.0);
+        (message.term, message.index) = (self.term().0, commit.0);
+        self.send_all(vec![message]);
     }
 
     fn connected(&mut self, node: NodeId) {
@@ -388,6 +438,15 @@ impl<S: Storage> Core<S> {
         to.retain(|node| *node != own && *node != NodeId(0));
         let ask = |to| Effect::Send { to, message: PeerMessage::Ask { index } };
         self.effects.extend(to.into_iter().map(ask));
+    }
+
+    fn note_members(&mut self, members: Vec<(NodeId, Option<Suffrage>)>) {
+        for (node, suffrage) in members {
+            match suffrage {
+                Some(suffrage) => drop(self.members.insert(node, suffrage)),
+                None => drop(self.members.remove(&node)),
+            }
+        }
     }
 
     fn tell_everybody(&mut self) {
@@ -469,7 +528,7 @@ impl<S: Storage> Core<S> {
         node == self.role.2 && !self.persisting.is_empty() && self.persist_took <= QUICK_DISK
     }
 
-    fn transfer(&mut self, to: Option<NodeId>) {
+    pub(super) fn transfer(&mut self, to: Option<NodeId>) {
         if !self.is_leader() {
             return;
         }

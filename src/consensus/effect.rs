@@ -66,8 +66,11 @@ pub enum Effect {
         /// Who leads; 0 while nobody is known to.
         leader: NodeId,
     },
-    /// The leader no longer has the entries that this replica lacks.
+    /// The leader no longer has the entries that this replica lacks: it needs a snapshot, see
+    /// [`super::Core::install`].
     LogWasCut {
+        /// Who says so, and has one.
+        leader: NodeId,
         /// The first one that the leader has.
         first_index: LogIndex,
     },

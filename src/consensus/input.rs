@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::{PeerMessage, SessionInfo};
-use crate::types::{LogIndex, NodeId, Position, ProposalKey, SessionId, Term};
+use crate::types::{LogIndex, NodeId, Position, ProposalKey, SessionId, Suffrage, Term};
 
 /// One event. Handing one in changes the state at once; effects are polled afterwards.
 #[derive(Debug)]
@@ -65,8 +65,15 @@ pub enum Input {
         commands: Vec<(ProposalKey, LogIndex)>,
         /// What they did to the sessions, in order.
         sessions: Vec<SessionChange>,
-        /// Members that became known.
-        members: Vec<NodeId>,
+        /// What members are to be from now on; nothing of those that have no place.
+        members: Vec<(NodeId, Option<Suffrage>)>,
+    },
+    /// A node has all bytes that came up to an entry on its disk.
+    Holds {
+        /// Which.
+        node: NodeId,
+        /// The entry.
+        index: LogIndex,
     },
     /// This node's session is this one now.
     OwnSession {

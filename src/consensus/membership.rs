@@ -1,46 +1,105 @@
 //! The Raft group follows the table of members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::Storage;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
 
 use super::core::Core;
+use crate::types::{LogIndex, NodeId, Suffrage};
 
 /// A learner this close to the leader's log becomes a voter.
 const PROMOTION_LAG: u64 = 64;
 
+/// What a leader knows of members on their way.
+#[derive(Debug, Default)]
+pub(super) struct Newcomers {
+    /// What learners have to hold before they vote: all that was committed when this leader first met them.
+    targets: BTreeMap<NodeId, LogIndex>,
+    /// Up to where nodes have said that they hold all bytes.
+    holds: BTreeMap<NodeId, LogIndex>,
+}
+
 impl<S: Storage> Core<S> {
-    /// Gives every known member a place: a learner first, a voter once it holds (nearly) everything.
-    /// The members are replicated state, so that nothing is lost with a leader.
+    /// A node has all bytes that came up to `index`.
+    pub(super) fn note_holds(&mut self, node: NodeId, index: LogIndex) {
+        self.newcomers.holds.insert(node, index);
+    }
+
+    /// Gives every known member a place: a learner first, a voter once it holds everything. Whoever is no member
+    /// loses its place. The members are replicated state, so that nothing is lost with a leader. All that is to be
+    /// changed changes at once, by joint consensus.
     pub(super) fn reconcile_membership(&mut self) {
         if self.raft.raft.has_pending_conf() {
             return;
         }
-        let placed: BTreeMap<_, _> = self.membership().collect();
-        let newcomer = self.members.iter().find(|node| !placed.contains_key(node));
-        let change = if let Some(node) = newcomer {
-            Some((ConfChangeType::AddLearnerNode, *node))
+        let is_joint = !self.raft.raft.prs().conf().to_conf_state().voters_outgoing.is_empty();
+        let changes = if is_joint {
+            // A leader that died in between has left that to the next one: no changes are its end.
+            Vec::new()
         } else {
-            let last = self.raft.raft.raft_log.last_index();
-            placed
-                .iter()
-                .filter(|(_, votes)| !**votes)
-                .find(|(node, _)| {
-                    self.raft.raft.prs().get(node.0).is_some_and(|progress| {
-                        progress.recent_active && progress.matched + PROMOTION_LAG >= last
-                    })
-                })
-                .map(|(node, _)| (ConfChangeType::AddNode, *node))
+            let mut changes = self.newcomers();
+            changes.extend(self.promotions());
+            changes.extend(self.removals());
+            if changes.is_empty() {
+                return;
+            }
+            changes
         };
-        if let Some((kind, node)) = change {
-            let mut single = ConfChangeSingle::default();
-            single.set_change_type(kind);
-            single.node_id = node.0;
-            let mut change = ConfChangeV2::default();
-            change.set_changes(vec![single].into());
-            // A refusal (a change that is not applied yet) is tried again at the next tick.
-            let _ = self.raft.propose_conf_change(Vec::new(), change);
-        }
+        let mut change = ConfChangeV2::default();
+        change.set_changes(changes.into_iter().map(single).collect::<Vec<_>>().into());
+        // A refusal (a change that is not applied yet) is tried again at the next tick.
+        let _ = self.raft.propose_conf_change(Vec::new(), change);
     }
+
+    fn newcomers(&self) -> Vec<(ConfChangeType, NodeId)> {
+        let placed: BTreeMap<_, _> = self.membership().collect();
+        let new = self.members.keys().filter(|node| !placed.contains_key(node));
+        new.map(|node| (ConfChangeType::AddLearnerNode, *node)).collect()
+    }
+
+    fn promotions(&mut self) -> Vec<(ConfChangeType, NodeId)> {
+        let learners = self.membership().filter(|(_, votes)| !votes).map(|(node, _)| node);
+        let is_to_vote = |node: &NodeId| self.members.get(node) == Some(&Suffrage::Voter);
+        let waiting: BTreeSet<_> = learners.filter(is_to_vote).collect();
+        let commit = self.commit_index();
+        self.newcomers.targets.retain(|node, _| waiting.contains(node));
+        for node in &waiting {
+            self.newcomers.targets.entry(*node).or_insert(commit);
+        }
+        let last = self.last_index().0;
+        let ready = waiting.into_iter().filter(|node| {
+            let target = self.newcomers.targets.get(node).copied().unwrap_or_default();
+            let holds = self.newcomers.holds.get(node).copied().unwrap_or_default();
+            holds >= target
+                && self.raft.raft.prs().get(node.0).is_some_and(|progress| {
+                    progress.recent_active && progress.matched + PROMOTION_LAG >= last
+                })
+        });
+        ready.map(|node| (ConfChangeType::AddNode, node)).collect()
+    }
+
+    /// A leader that is to go hands over first; somebody always stays to vote.
+    fn removals(&mut self) -> Vec<(ConfChangeType, NodeId)> {
+        let own = self.config.node;
+        let (gone, stay): (Vec<_>, Vec<_>) =
+            self.membership().partition(|(node, _)| !self.members.contains_key(node));
+        if !stay.iter().any(|(_, votes)| *votes) {
+            return Vec::new();
+        }
+        if gone.iter().any(|(node, _)| *node == own) {
+            let voters = stay.iter().filter(|(_, votes)| *votes).map(|(node, _)| *node);
+            let best = voters.max_by_key(|node| self.matched(*node));
+            self.transfer(best);
+        }
+        let others = gone.into_iter().map(|(node, _)| node).filter(|node| *node != own);
+        others.map(|node| (ConfChangeType::RemoveNode, node)).collect()
+    }
+}
+
+fn single((kind, node): (ConfChangeType, NodeId)) -> ConfChangeSingle {
+    let mut single = ConfChangeSingle::default();
+    single.set_change_type(kind);
+    single.node_id = node.0;
+    single
 }

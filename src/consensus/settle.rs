@@ -69,6 +69,7 @@ impl<S: Storage> Core<S> {
         if write {
             self.persisting.push_back((number, self.now));
             let hard_state = self.hard_state.take();
+            let number = self.numbers_before + number;
             self.effects.push_back(Effect::Persist { number, entries, hard_state });
         } else if self.persisting.is_empty() {
             self.persisted(number);
@@ -195,6 +196,9 @@ impl<S: Storage> Core<S> {
         let number = self.lease.send(self.now, self.config.session_ttl);
         let visible = self.applied.index;
         if leader == self.config.node {
+            if !self.members.contains_key(&leader) {
+                return;
+            }
             self.roster.shows(session, visible);
             self.keeper.beat(Beat { from: leader, session, number, received: self.now });
         } else {

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::proto;
-use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId, Seq, SessionId, StageId};
+use crate::types::{
+    ByteRange, Generation, Ino, LogIndex, NodeId, Seq, SessionId, StageId, Suffrage,
+};
 
 /// What applying one command did, besides its changes of the view.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -104,12 +106,19 @@ pub enum Change {
         /// Its node.
         node: NodeId,
     },
-    /// A member is known by this address from now on.
-    MemberAdded {
+    /// What is said of a member from now on.
+    MemberChanged {
         /// Its id.
         node: NodeId,
         /// Where its daemon listens.
         address: String,
+        /// What it is to be; nothing while it has only been announced.
+        suffrage: Option<Suffrage>,
+    },
+    /// A member was removed.
+    MemberRemoved {
+        /// Its id.
+        node: NodeId,
     },
 }
 

@@ -35,6 +35,8 @@ errnos! {
     EAGAIN = 11,
     /// Only directories have what is inherited.
     EACCES = 13,
+    /// Nobody else has a vote.
+    EBUSY = 16,
     /// The name exists.
     EEXIST = 17,
     /// Neither a regular file nor a directory.

@@ -21,8 +21,12 @@ pub fn genesis<V: ViewMut>(
     nonce: u64,
 ) {
     view.put(keys::inode(Ino::ROOT), root(at, *time).encode_to_vec());
-    let member =
-        proto::Member { node: FIRST_NODE.0, address: first_member_address.to_owned(), nonce };
+    let member = proto::Member {
+        node: FIRST_NODE.0,
+        address: first_member_address.to_owned(),
+        nonce,
+        learner: false,
+    };
     view.put(keys::member(FIRST_NODE), member.encode_to_vec());
     view.put(keys::counter(Counter::NextIno), (Ino::ROOT.0 + 1).encode_to_vec());
     view.put(keys::counter(Counter::NextNode), (FIRST_NODE.0 + 1).encode_to_vec());

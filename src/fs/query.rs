@@ -7,7 +7,7 @@ use super::pages::Pages;
 use super::proto;
 use super::record::{self, CorruptRecord, Records};
 use super::view::{Pair, View};
-use crate::types::{Ino, NodeId, SessionId};
+use crate::types::{Ino, NodeId, SessionId, Suffrage};
 
 /// Pairs of small records that are read together.
 const PAGE: usize = 256;
@@ -158,6 +158,22 @@ pub fn tombstones<V: Records>(
 /// When this replica cannot read its own state.
 pub fn members<V: Records>(view: &V) -> Result<Vec<proto::Member>, V::Error> {
     collect(view, keys::members(), record::decode)
+}
+
+/// What a member is to be; nothing where it was announced and has not joined.
+#[must_use]
+pub fn suffrage(member: &proto::Member) -> Option<Suffrage> {
+    let wanted = if member.learner { Suffrage::Learner } else { Suffrage::Voter };
+    (member.nonce != 0).then_some(wanted)
+}
+
+/// Whether a node was a member once, and is none any more.
+///
+/// # Errors
+/// When this replica cannot read its own state.
+pub fn is_removed<V: Records>(view: &V, node: NodeId) -> Result<bool, V::Error> {
+    let next = view.record::<u64>(&keys::counter(Counter::NextNode))?.unwrap_or(0);
+    Ok(node.0 < next && view.record::<proto::Member>(&keys::member(node))?.is_none())
 }
 
 /// Who may still hold an inode that has no name.

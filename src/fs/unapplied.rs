@@ -118,7 +118,9 @@ impl Unapplied {
                 | Op::ReturnLocks(_)
                 | Op::SessionOpen(_)
                 | Op::SessionEnd(_)
-                | Op::AddMember(_),
+                | Op::AddMember(_)
+                | Op::RemoveMember(_)
+                | Op::PromoteMember(_),
             )
             | None => {}
         }
@@ -172,7 +174,8 @@ impl Unapplied {
             | Change::LockAnswered { .. }
             | Change::SessionOpened { .. }
             | Change::SessionEnded { .. }
-            | Change::MemberAdded { .. } => true,
+            | Change::MemberChanged { .. }
+            | Change::MemberRemoved { .. } => true,
         }
     }
 

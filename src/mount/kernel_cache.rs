@@ -181,6 +181,11 @@ impl KernelCache {
         self.pages.lock().remove(&ino).is_some()
     }
 
+    /// All inodes of which the kernel may have pages that are old now.
+    pub(super) fn take_all_pages(&self) -> Vec<Ino> {
+        mem::take(&mut *self.pages.lock()).into_keys().collect()
+    }
+
     /// The kernel forgot the inode, but may have it anew by now: whether its ACLs have to be dropped.
     pub(super) fn forget_inode(&self, ino: Ino) -> bool {
         self.forget_pages(ino);

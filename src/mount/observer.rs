@@ -54,6 +54,16 @@ impl Observer for Core {
         self.kernel().drop_pages(ino, range);
     }
 
+    fn state_replaced(&self) {
+        self.forget_all_attributes(Instant::now());
+        self.forget_names();
+        let buffers = self.open.buffers();
+        let open = buffers.iter().map(|buffer| buffer.ino);
+        for ino in self.cache.take_all_pages().into_iter().chain(open) {
+            self.kernel().drop_pages(ino, ByteRange::from(0));
+        }
+    }
+
     fn lease_lost(&self) {
         // Names have a TTL within the lease, and whoever is in a directory is to find its path meanwhile.
         self.forget_all_attributes(Instant::now());
@@ -105,7 +115,8 @@ impl Core {
                 | Change::LockAnswered { .. }
                 | Change::SessionOpened { .. }
                 | Change::SessionEnded { .. }
-                | Change::MemberAdded { .. } => {}
+                | Change::MemberChanged { .. }
+                | Change::MemberRemoved { .. } => {}
             }
         }
     }

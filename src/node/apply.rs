@@ -5,14 +5,16 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
+use tokio::sync::oneshot;
 
 use super::invalidate::invalidate;
 use super::shared::Shared;
+use super::snapshots::Due;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
 use crate::fs::proto;
 use crate::fs::{self, Applied, Change, FileEffect, Overlay};
 use crate::store::{AppliedPoint, StoreError};
-use crate::types::{LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId};
+use crate::types::{LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId, Suffrage};
 
 /// At most this many entries go into one round.
 const ROUND: usize = 512;
@@ -45,7 +47,12 @@ impl ApplyError {
 /// What the thread is given, in the order in which it happens.
 pub(super) enum Work {
     Invalidate(Vec<Received>),
-    Apply { entries: Vec<Committed>, shown_by_others: bool },
+    Apply {
+        entries: Vec<Committed>,
+        shown_by_others: bool,
+    },
+    /// To be told once everything before it is done.
+    Barrier(oneshot::Sender<()>),
 }
 
 /// What can be done at once.
@@ -55,6 +62,7 @@ struct Inbox {
     committed: Vec<Committed>,
     /// Of all that is committed.
     shown_by_others: bool,
+    barriers: Vec<oneshot::Sender<()>>,
 }
 
 thread_local! {
@@ -81,7 +89,9 @@ struct Round {
     cutting: bool,
     commands: Vec<(ProposalKey, LogIndex)>,
     sessions: Vec<SessionChange>,
-    members: Vec<(NodeId, String)>,
+    members: Vec<(NodeId, Option<Suffrage>)>,
+    /// Where they listen; nothing of those that were removed.
+    addresses: Vec<(NodeId, Option<String>)>,
     /// Index, mount that proposed it, changes.
     changes: Vec<(LogIndex, Option<MountId>, Vec<Change>)>,
 }
@@ -90,7 +100,7 @@ struct Round {
 pub(super) fn run(
     shared: &Arc<Shared>,
     inbox: &mut UnboundedReceiver<Work>,
-    due: &Sender<()>,
+    due: &Sender<Due>,
     staged: &Sender<()>,
 ) {
     while let Some(first) = inbox.blocking_recv() {
@@ -110,7 +120,7 @@ pub(super) fn run(
         }
         if shared.snapshot_is_due() {
             // The thread may be at work on one.
-            let _ = due.try_send(());
+            let _ = due.try_send(Due::Own);
         }
     }
 }
@@ -123,6 +133,7 @@ impl Inbox {
                 self.committed.extend(entries);
                 self.shown_by_others &= shown_by_others;
             }
+            Work::Barrier(waiting) => self.barriers.push(waiting),
         }
     }
 
@@ -133,7 +144,12 @@ impl Inbox {
             shared.received.applier_has_invalidated();
             shared.input(input);
         }
-        apply_round(shared, &self.committed, self.shown_by_others)
+        apply_round(shared, &self.committed, self.shown_by_others)?;
+        for waiting in self.barriers {
+            // Whoever waited may have gone.
+            let _ = waiting.send(());
+        }
+        Ok(())
     }
 }
 
@@ -153,14 +169,13 @@ fn apply_round(
     let index = last.position.index;
     let point = AppliedPoint { index, term: last.position.term, conf_state };
     shared.state.commit(batch, point)?;
+    shared.files.pass(index);
     shared.received.unapplied.write().applied(index);
     if round.cutting {
         shared.cuts.end();
     }
     tell_mounts(shared, &round);
-    for (node, address) in &round.members {
-        shared.transport.learn(*node, address);
-    }
+    meet_members(shared, &round);
     let answered = shown_by_others && round.sessions.is_empty();
     if answered {
         answer(shared, index, &round.commands);
@@ -175,13 +190,26 @@ fn apply_round(
         term: last.position.term,
         commands: round.commands,
         sessions: round.sessions,
-        members: round.members.into_iter().map(|(node, _)| node).collect(),
+        members: round.members,
     });
     // Who comes to wait after this is looked at has the driver look by what it asks for.
     if somebody_waits || shared.gate.is_watched() {
         shared.look_at_late();
     }
     Ok(())
+}
+
+fn meet_members(shared: &Shared, round: &Round) {
+    for (node, address) in &round.addresses {
+        match address {
+            Some(address) => shared.transport.learn(*node, address),
+            None if *node == shared.node => shared.removed(),
+            None => shared.transport.forget(*node),
+        }
+    }
+    if !round.addresses.is_empty() {
+        shared.members_changed.send_replace(());
+    }
 }
 
 /// Answers those who wait for these commands: the core has said that it would, in its turn.
@@ -246,7 +274,14 @@ impl Round {
             Change::SessionEnded { session, .. } => {
                 self.sessions.push(SessionChange::Ended(*session));
             }
-            Change::MemberAdded { node, address } => self.members.push((*node, address.clone())),
+            Change::MemberChanged { node, address, suffrage } => {
+                self.members.push((*node, *suffrage));
+                self.addresses.push((*node, Some(address.clone())));
+            }
+            Change::MemberRemoved { node } => {
+                self.members.push((*node, None));
+                self.addresses.push((*node, None));
+            }
             Change::Attributes { .. }
             | Change::SomeAttributes
             | Change::Bytes { .. }

@@ -7,14 +7,17 @@ use std::sync::Arc;
 
 use prost::Message;
 use rand::Rng;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use super::apply::Work;
 use super::clock;
+use super::install::Paused;
 use super::invalidate::try_invalidate;
-use super::log_writer::Write;
+use super::log_writer::{self, Write};
 use super::shared::{Shared, ToDriver};
+use super::snapshots::Due;
 use super::status::RaftStatus;
 use super::transport::ToPeer;
 use crate::consensus::{Core, CoreError, Effect, Input, Role};
@@ -33,8 +36,11 @@ pub(super) struct Driver {
     pub(super) core: Core<RaftLog>,
     pub(super) shared: Arc<Shared>,
     pub(super) inbox: UnboundedReceiver<ToDriver>,
-    pub(super) log: UnboundedSender<Write>,
+    pub(super) log: UnboundedSender<log_writer::Work>,
     pub(super) apply: UnboundedSender<Work>,
+    pub(super) due: Sender<Due>,
+    /// Who wants everything to stand still for a moment.
+    pub(super) pausing: Option<oneshot::Sender<Paused>>,
     pub(super) role: (Role, Term, NodeId),
     pub(super) lease_was_live: bool,
 }
@@ -71,13 +77,46 @@ impl Driver {
                             ToDriver::Late => {}
                             // Whoever asked may be gone.
                             ToDriver::Status(answer) => drop(answer.send(self.status())),
+                            ToDriver::Pause(paused) => self.pausing = Some(paused),
                             ToDriver::Stop => return Ok(()),
                         }
                     }
                 }
             }
             self.carry_out().await?;
+            if let Some(pausing) = self.pausing.take() {
+                self.pause(pausing).await?;
+            }
         }
+    }
+
+    /// Waits until nothing is under way, and for the word how to go on.
+    async fn pause(&mut self, pausing: oneshot::Sender<Paused>) -> Result<(), CoreError> {
+        loop {
+            let (written, log) = oneshot::channel();
+            let (applied, apply) = oneshot::channel();
+            let _ = self.log.send(log_writer::Work::Barrier(written));
+            let _ = self.apply.send(Work::Barrier(applied));
+            if log.await.is_err() || apply.await.is_err() {
+                // A thread has ended, and has said why.
+                return Ok(());
+            }
+            self.take_late()?;
+            if !self.carry_out().await? {
+                break;
+            }
+        }
+        let (go_on, word) = oneshot::channel();
+        if pausing.send(go_on).is_err() {
+            return Ok(());
+        }
+        // Whoever gives no word has failed, and the daemon ends.
+        if let Ok(Some(boot)) = word.await {
+            let logger = crate::telemetry::raft_logger();
+            self.core.install(self.shared.log.clone(), boot, &logger)?;
+            self.carry_out().await?;
+        }
+        Ok(())
     }
 
     /// What came later than it could have is older than what is taken in after it.
@@ -112,10 +151,11 @@ impl Driver {
         self.lease_was_live = live;
     }
 
-    /// Carries out all effects. Messages go first, really: a thread that is woken for a disk may take this
+    /// Carries out all effects; whether any was for the disk. Messages go first, really: a thread that is woken for a disk may take this
     /// core, and others wait for the messages.
-    async fn carry_out(&mut self) -> Result<(), CoreError> {
+    async fn carry_out(&mut self) -> Result<bool, CoreError> {
         let mut for_disk = Vec::new();
+        let mut given = false;
         loop {
             let mut sent = false;
             while let Some(effect) = self.core.poll_effect()? {
@@ -123,6 +163,7 @@ impl Driver {
                     // Programs wait for these answers.
                     Effect::Apply { shown_by_others: true, .. } if for_disk.is_empty() => {
                         self.hand_over(effect)?;
+                        given = true;
                     }
                     Effect::Persist { .. } | Effect::Invalidate { .. } | Effect::Apply { .. } => {
                         for_disk.push(effect);
@@ -135,8 +176,9 @@ impl Driver {
                 }
             }
             if for_disk.is_empty() {
-                return Ok(());
+                return Ok(given);
             }
+            given = true;
             if sent {
                 for _ in 0..TURNS_TO_SEND {
                     tokio::task::yield_now().await;
@@ -152,7 +194,8 @@ impl Driver {
     fn hand_over(&mut self, effect: Effect) -> Result<(), CoreError> {
         match effect {
             Effect::Persist { number, entries, hard_state } => {
-                let _ = self.log.send(Write { number, entries, hard_state });
+                let write = Write { number, entries, hard_state };
+                let _ = self.log.send(log_writer::Work::Write(write));
             }
             Effect::Invalidate { entries } => {
                 if let Some(input) = try_invalidate(&self.shared, &entries) {
@@ -180,13 +223,10 @@ impl Driver {
             Effect::Gate(gate) => self.shared.gate.set(*gate),
             Effect::Expire { session } => self.expire(*session)?,
             Effect::Role { role, term, leader } => self.note_role(*role, *term, *leader),
-            Effect::LogWasCut { first_index } => {
-                let reason = format!(
-                    "the leader no longer has the log entries that this node needs (its log begins \
-                     at {first_index}); stop this node, empty its data directory and let it join \
-                     again as a new member"
-                );
-                self.shared.fail(&reason);
+            Effect::LogWasCut { leader, first_index } => {
+                let due = Due::Of { leader: *leader, first_index: *first_index };
+                // The thread may be at work on it; it is said again.
+                let _ = self.due.try_send(due);
             }
             Effect::Persist { .. }
             | Effect::Invalidate { .. }

@@ -4,6 +4,7 @@
 //! Each node writes everything to its disk from time to time, and tells the others up to which entry it has.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -25,8 +26,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct Durability {
     /// The last entry by which bytes of an inode came that a quorum may have in memory only.
     loose: Mutex<HashMap<Ino, LogIndex>>,
-    /// Of what was applied up to here, before this daemon started, nothing is known.
-    unknown: LogIndex,
+    /// Of what was applied up to here, before this daemon started or by a peer, nothing is known.
+    unknown: AtomicU64,
     /// Up to which entry all is on the disks of nodes.
     synced: Mutex<BTreeMap<NodeId, LogIndex>>,
 }
@@ -44,7 +45,17 @@ pub struct Synced {
 
 impl Durability {
     pub(super) fn new(applied: LogIndex) -> Self {
-        Self { loose: Mutex::default(), unknown: applied, synced: Mutex::default() }
+        let unknown = AtomicU64::new(applied.0);
+        Self { loose: Mutex::default(), unknown, synced: Mutex::default() }
+    }
+
+    /// A snapshot says what was applied up to here, and nothing of where the bytes are.
+    pub(super) fn skip_to(&self, index: LogIndex) {
+        self.unknown.fetch_max(index.0, Ordering::AcqRel);
+    }
+
+    fn unknown(&self) -> LogIndex {
+        LogIndex(self.unknown.load(Ordering::Acquire))
     }
 
     /// A command is applied.
@@ -75,15 +86,16 @@ impl Durability {
         voters: &[NodeId],
     ) -> Option<LogIndex> {
         let loose = self.loose.lock().get(&ino).copied();
-        let unknown = data_version.min(self.unknown);
+        let known_from = self.unknown();
+        let unknown = data_version.min(known_from);
         let unknown = (of_quorum(&self.synced.lock(), voters) < unknown).then_some(unknown);
         // A life that began since has nothing from before.
-        loose.max(unknown.filter(|_| generation.0 <= self.unknown.0))
+        loose.max(unknown.filter(|_| generation.0 <= known_from.0))
     }
 
     /// The last entry whose bytes may be on no disk.
     fn newest(&self) -> LogIndex {
-        self.loose.lock().values().copied().max().unwrap_or(LogIndex(0)).max(self.unknown)
+        self.loose.lock().values().copied().max().unwrap_or(LogIndex(0)).max(self.unknown())
     }
 
     fn is_durable(&self, ino: Ino, up_to: LogIndex) {

@@ -374,6 +374,7 @@ impl Handle {
             ToPeer::Disk(report, synced) => {
                 self.0.space.heard(from, report);
                 self.0.durability.heard(from, synced, &voters(&self.0));
+                self.0.input_later(Input::Holds { node: from, index: synced });
             }
         }
     }
@@ -387,8 +388,13 @@ impl Handle {
     ///
     /// # Errors
     /// When no quorum agrees in time.
-    pub async fn add_member(&self, nonce: u64, address: String) -> Result<NodeId, NodeError> {
-        let op = proto::command::Op::AddMember(proto::AddMember { nonce, address });
+    pub async fn add_member(
+        &self,
+        nonce: u64,
+        address: String,
+        learner: bool,
+    ) -> Result<NodeId, NodeError> {
+        let op = proto::command::Op::AddMember(proto::AddMember { nonce, address, learner });
         Ok(NodeId(self.mutate_cluster(op).await?.id))
     }
 

@@ -28,6 +28,9 @@ pub trait Observer: Send + Sync {
     /// is fetched in their place.
     fn condemned(&self, ino: Ino, range: ByteRange);
 
+    /// The whole state was replaced by another: nothing that the kernel remembers is to be believed.
+    fn state_replaced(&self);
+
     /// The lease lapsed: what the kernel may still serve by itself is dropped.
     fn lease_lost(&self);
 
@@ -98,6 +101,7 @@ mod tests {
 
         fn applied(&self, _index: LogIndex, _own: bool, _changes: &[Change]) {}
         fn condemned(&self, _ino: Ino, _range: ByteRange) {}
+        fn state_replaced(&self) {}
         fn lease_lost(&self) {}
         fn session_changed(&self, _session: SessionId) {}
 

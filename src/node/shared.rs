@@ -12,9 +12,11 @@ use super::clock::{self, HybridClock};
 use super::durability::Durability;
 use super::encoding::Traffic;
 use super::fetch::Fetching;
+use super::install::Paused;
 use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
+use super::snapshots::Lent;
 use super::space::Space;
 use super::staging::Staging;
 use super::status::RaftStatus;
@@ -33,6 +35,8 @@ pub(super) enum ToDriver {
     Late,
     /// What `status` shows of the core.
     Status(tokio::sync::oneshot::Sender<RaftStatus>),
+    /// Finish what is under way, and wait to be told how to go on.
+    Pause(tokio::sync::oneshot::Sender<Paused>),
     /// End.
     Stop,
 }
@@ -64,6 +68,7 @@ pub(super) struct Shared {
     pub(super) late: Mutex<Vec<Input>>,
     /// A snapshot is due when the log has this many bytes; 0: not known yet.
     pub(super) next_snapshot: AtomicU64,
+    pub(super) lent: Lent,
     pub(super) log: RaftLog,
     pub(super) clock: HybridClock,
     /// The open session of this node.
@@ -77,6 +82,8 @@ pub(super) struct Shared {
     pub(super) touched: tokio::sync::Notify,
     /// Asks for more inode numbers.
     pub(super) refill: tokio::sync::Notify,
+    /// Told when the table of members has changed.
+    pub(super) members_changed: watch::Sender<()>,
     /// Set once, by what this replica cannot go on with.
     pub(super) fatal: watch::Sender<Option<String>>,
 }
@@ -113,6 +120,15 @@ impl Shared {
         self.input(Input::OwnSession { session: None });
         self.locks.begin(SessionId::CLUSTER);
         self.session.send_replace(None);
+    }
+
+    /// This node is no member any more.
+    pub(super) fn removed(&self) {
+        self.fail(&format!(
+            "node {} was removed from the cluster: it serves nothing any more; to use this machine again, empty the \
+             data directory and let it join as a new member",
+            self.node
+        ));
     }
 
     /// This replica cannot go on: it stops acknowledging, and the daemon ends.

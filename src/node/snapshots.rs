@@ -1,32 +1,63 @@
-//! The thread that writes snapshot files and cuts the log behind them.
+//! The thread that writes snapshot files and cuts the log behind them, and installs those of peers.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc::Receiver;
 
+use super::Handle;
+use super::install::{install, open_newest};
 use super::shared::{Shared, ToDriver};
-use crate::store::{SnapshotHeader, StoreError, write_snapshot};
-use crate::types::{LogIndex, VolumeId};
+use crate::store::{SnapshotHeader, StoreError, read_snapshot, write_snapshot};
+use crate::types::{LogIndex, NodeId, VolumeId};
 
 /// How records are encoded.
 const FEATURE_LEVEL: u32 = 1;
-/// However far a member lags, the log is cut when it holds this many bytes.
-const MAX_LOG: u64 = 1 << 30;
+/// The log behind a snapshot that is sent to a peer is kept for so long, so that the peer finds it there afterwards.
+const LENT_FOR: Duration = Duration::from_secs(600);
 
-/// Runs until the apply thread is gone, or until this replica cannot go on.
-pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<()>) {
+/// What the thread is to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Due {
+    /// A snapshot of this node.
+    Own,
+    /// The snapshot of a leader, whose log begins only there.
+    Of { leader: NodeId, first_index: LogIndex },
+}
+
+/// Snapshots that peers are taking: at which index, since when.
+#[derive(Debug, Default)]
+pub(super) struct Lent(Mutex<HashMap<NodeId, (LogIndex, Instant)>>);
+
+impl Lent {
+    fn lend(&self, to: NodeId, index: LogIndex) {
+        self.0.lock().insert(to, (index, Instant::now()));
+    }
+
+    /// The log from here on is wanted by somebody who takes a snapshot.
+    fn wanted(&self) -> Option<LogIndex> {
+        let mut lent = self.0.lock();
+        lent.retain(|_, (_, since)| since.elapsed() < LENT_FOR);
+        lent.values().map(|(index, _)| *index).min()
+    }
+}
+
+/// Runs until the apply thread and the driver are gone, or until this replica cannot go on.
+pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
     plan_next(shared, 0);
-    while due.blocking_recv().is_some() {
-        if !shared.snapshot_is_due() {
-            continue;
-        }
-        match take(shared) {
-            Ok(size) => plan_next(shared, size),
-            Err(error) => {
-                shared.fail(&error);
-                return;
-            }
+    while let Some(next) = due.blocking_recv() {
+        let done = match next {
+            Due::Own if !shared.snapshot_is_due() => continue,
+            Due::Own => take(shared).map(|size| plan_next(shared, size)),
+            Due::Of { leader, first_index } => install(shared, leader, first_index),
+        };
+        if let Err(error) = done {
+            shared.fail(&error);
+            return;
         }
     }
 }
@@ -39,10 +70,11 @@ fn plan_next(shared: &Shared, last_snapshot: u64) {
 
 /// Writes a snapshot file and cuts the log behind it. Returns the file's size in bytes.
 fn take(shared: &Shared) -> Result<u64, StoreError> {
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let export = shared.state.export();
     let index = export.index();
     // Bytes reach their files before the state says so, so this covers whatever the image names.
+    shared.files.pass(index);
     shared.files.sync()?;
     let header = SnapshotHeader {
         cluster: shared.config.cluster,
@@ -53,21 +85,45 @@ fn take(shared: &Shared) -> Result<u64, StoreError> {
         digest: export.digest(),
         feature_level: FEATURE_LEVEL,
     };
-    let file = write_snapshot(&shared.config.snapshots, &header, export)?;
+    let file = write_snapshot(&shared.config.directory.snapshots_dir(), &header, export)?;
     shared.files.forget(index)?;
     let size = std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
-    let needed = if shared.log.used_size() > MAX_LOG { index } else { needed(shared).min(index) };
+    let needed = needed(shared).min(index);
     shared.log.compact_to(needed)?;
     tracing::info!(index = index.0, log_from = needed.0, size, took = ?started.elapsed(), "snapshot");
     Ok(size)
 }
 
-/// The first index that a member may still need; nothing is known while the daemon stops.
+/// The first index that a member may still need; nothing is known while the daemon stops. Who lags by more than the log
+/// may grow gets a snapshot instead, and who gets one finds what comes after it, unless it takes too long.
 fn needed(shared: &Shared) -> LogIndex {
+    let (size, max) = (shared.log.used_size(), shared.config.max_log);
+    let lent = shared.lent.wanted().filter(|_| size <= 2 * max).unwrap_or(LogIndex(u64::MAX));
+    if size > max {
+        return lent;
+    }
     let (answer, status) = tokio::sync::oneshot::channel();
     let asked = shared.driver.send(ToDriver::Status(answer));
     asked
         .ok()
         .and_then(|()| status.blocking_recv().ok())
         .map_or(LogIndex(0), |status| status.needed)
+        .min(lent)
+}
+
+impl Handle {
+    /// The newest snapshot file of this node, for a peer whose log position was cut off: the log from there on is kept
+    /// for it for a while. Nothing before the first one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn lend_snapshot(&self, to: NodeId) -> Result<Option<File>, StoreError> {
+        let Some((path, file)) = open_newest(&self.0.config.directory.snapshots_dir())? else {
+            return Ok(None);
+        };
+        let (header, _) = read_snapshot(&path)?;
+        tracing::info!(peer = to.0, index = header.index.0, "a snapshot goes to a peer");
+        self.0.lent.lend(to, header.index);
+        Ok(Some(file))
+    }
 }

@@ -1,6 +1,5 @@
 //! Puts a node together, and takes it apart again.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
@@ -18,13 +17,14 @@ use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
+use super::snapshots::{Due, Lent};
 use super::space::{self, Space};
 use super::staging::Staging;
 use super::{Handle, Transport, apply, checksums, locks, log_writer, merger, session, snapshots};
 use crate::config::Compression;
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
-use crate::fs::query;
-use crate::store::{Recovered, StoreError};
+use crate::fs::{proto, query};
+use crate::store::{DataDir, Recovered, State, StoreError};
 use crate::types::{ClusterId, Ino, NodeId, Position, SessionId, Term};
 
 /// Settings of a node.
@@ -32,8 +32,8 @@ use crate::types::{ClusterId, Ino, NodeId, Position, SessionId, Term};
 pub struct NodeConfig {
     /// The cluster that the node belongs to.
     pub cluster: ClusterId,
-    /// Where its snapshot files are.
-    pub snapshots: PathBuf,
+    /// Where all of it is.
+    pub directory: Arc<DataDir>,
     /// The core's.
     pub core: CoreConfig,
     /// How long a mutation or a strong read may wait.
@@ -41,6 +41,8 @@ pub struct NodeConfig {
     /// A snapshot is due when the log has grown by this many bytes, and by more than the last
     /// snapshot.
     pub snapshot_min_log: u64,
+    /// However far a member lags, the log is cut when it has this many bytes.
+    pub max_log: u64,
     /// Bytes of its disk that are kept for log and snapshots.
     pub reserve: u64,
     /// Bytes per second that are fetched in the background at most; 0: no limit.
@@ -86,7 +88,7 @@ impl Node {
         transport: Arc<dyn Transport>,
         streams: &tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
-        let boot = boot(&recovered)?;
+        let boot = boot(&recovered.state)?;
         for member in query::members(&recovered.state.read())? {
             transport.learn(NodeId(member.node), &member.address);
         }
@@ -114,6 +116,7 @@ impl Node {
             touches: Mutex::default(),
             touched: Notify::new(),
             refill: Notify::new(),
+            members_changed: watch::channel(()).0,
             fatal: watch::channel(None).0,
             state: recovered.state,
             files: recovered.files,
@@ -128,11 +131,15 @@ impl Node {
             received: Received::default(),
             late: Mutex::default(),
             next_snapshot: AtomicU64::new(0),
+            lent: Lent::default(),
             log: recovered.log,
             config,
         });
+        let (due, snapshot_due) = mpsc::channel(1);
         let driver = Driver {
             core,
+            due: due.clone(),
+            pausing: None,
             shared: shared.clone(),
             inbox,
             log,
@@ -141,7 +148,7 @@ impl Node {
             lease_was_live: false,
         };
         let driver = streams.spawn(driver.run());
-        let threads = threads(&shared, log_inbox, apply_inbox)?;
+        let threads = threads(&shared, log_inbox, apply_inbox, (due, snapshot_due))?;
         let handle = Handle(shared, None);
         let tasks = tasks(&handle, recalled_locks);
         Ok(Self { handle, driver, threads, tasks })
@@ -191,8 +198,10 @@ impl Node {
     }
 }
 
-fn boot(recovered: &Recovered) -> Result<Boot, StoreError> {
-    let state = recovered.state.read();
+/// Where the core starts over a state.
+pub(super) fn boot(whole: &State) -> Result<Boot, StoreError> {
+    let (term, conf_state) = (whole.term(), whole.conf_state());
+    let state = whole.read();
     let sessions = query::sessions(&state)?
         .into_iter()
         .map(|(session, record)| SessionInfo {
@@ -201,13 +210,10 @@ fn boot(recovered: &Recovered) -> Result<Boot, StoreError> {
             strong: record.strong,
         })
         .collect();
-    let members = query::members(&state)?.into_iter().map(|member| NodeId(member.node)).collect();
-    Ok(Boot {
-        applied: Position { index: state.applied(), term: recovered.state.term() },
-        conf_state: recovered.state.conf_state(),
-        sessions,
-        members,
-    })
+    let members = query::members(&state)?;
+    let joined = |member: &proto::Member| Some((NodeId(member.node), query::suffrage(member)?));
+    let members = members.iter().filter_map(joined).collect();
+    Ok(Boot { applied: Position { index: state.applied(), term }, conf_state, sessions, members })
 }
 
 async fn hand_over(handle: &Handle) {
@@ -267,10 +273,10 @@ pub fn run_promptly() {
 /// Starts the threads. They end once the driver has dropped what it gives the first two.
 fn threads(
     shared: &Arc<Shared>,
-    mut log_inbox: mpsc::UnboundedReceiver<log_writer::Write>,
+    mut log_inbox: mpsc::UnboundedReceiver<log_writer::Work>,
     mut apply_inbox: mpsc::UnboundedReceiver<apply::Work>,
+    (due, mut snapshot_due): (mpsc::Sender<Due>, mpsc::Receiver<Due>),
 ) -> Result<Vec<JoinHandle<()>>, StartError> {
-    let (due, mut snapshot_due) = mpsc::channel(1);
     let (staged, mut merge_due) = mpsc::channel(1);
     tell_readers(shared, staged.downgrade());
     let (going_on, ended) = std::sync::mpsc::channel();

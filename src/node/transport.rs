@@ -2,6 +2,9 @@
 
 use std::pin::Pin;
 
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
 use super::blocks::{Block, Examined};
 use super::durability::Synced;
 use super::fetch::{Fetched, Wanted};
@@ -75,6 +78,13 @@ pub trait Transport: Send + Sync {
     /// Tells a peer what a majority of the replicas has for a block; whether it has another one, which is missing
     /// there from then on. Nothing where it cannot be asked.
     fn outvote(&self, at: NodeId, asked: Examined, sum: u32) -> Answered<bool>;
+
+    /// Asks a peer for its newest snapshot file, whose bytes go to `pieces` in order; nothing in the end where not all
+    /// of them came.
+    fn fetch_snapshot(&self, from: NodeId, pieces: mpsc::Sender<Bytes>) -> Answered<()>;
+
+    /// A node is no peer any more.
+    fn forget(&self, node: NodeId);
 
     /// A peer listens at this address from now on.
     fn learn(&self, node: NodeId, address: &str);

@@ -8,13 +8,13 @@ use tonic::{Request, Response, Status};
 
 use super::admin::admin_server::Admin;
 use super::admin::{
-    ListMountsReply, ListMountsRequest, MemberStatus, Missing, MountInfo, MountReply, MountRequest,
-    Nowhere, ScrubRequest, SessionStatus, StatusReply, StatusRequest, TransferLeaderReply,
-    TransferLeaderRequest, UnmountReply, UnmountRequest,
+    AddMemberReply, AddMemberRequest, ListMountsReply, ListMountsRequest, Missing, MountInfo,
+    MountReply, MountRequest, Nowhere, PromoteMemberReply, PromoteMemberRequest, RemoveMemberReply,
+    RemoveMemberRequest, ScrubRequest, SessionStatus, StatusReply, StatusRequest,
+    TransferLeaderReply, TransferLeaderRequest, UnmountReply, UnmountRequest,
 };
-use super::{Mounts, MountsError, local_caller, scrubbing};
+use super::{Mounts, MountsError, local_caller, membership, scrubbing};
 use crate::consensus::Role;
-use crate::fs::query;
 use crate::node::{self, Handle, RaftStatus};
 use crate::types::{ByteRange, ClusterId, Ino, NodeId};
 
@@ -38,24 +38,8 @@ impl AdminService {
         mounts: Vec<MountInfo>,
     ) -> Result<StatusReply, crate::store::StoreError> {
         let handle = &self.handle;
+        let members = membership::list(handle, raft)?;
         let state = handle.state();
-        let known = query::members(&state)?;
-        let address = |node: NodeId| {
-            let member = known.iter().find(|member| member.node == node.0);
-            member.map(|member| member.address.clone()).unwrap_or_default()
-        };
-        let members = raft
-            .members
-            .iter()
-            .map(|(node, votes, matched)| MemberStatus {
-                node: node.0,
-                address: address(*node),
-                kind: if *votes { "voter" } else { "learner" }.to_owned(),
-                connected: *node == handle.node() || handle.is_connected(*node),
-                matched: matched.map_or(0, |index| index.0),
-                lag: matched.map_or(0, |index| raft.last_index.0.saturating_sub(index.0)),
-            })
-            .collect();
         let sessions = raft
             .sessions
             .iter()
@@ -169,6 +153,33 @@ impl Admin for AdminService {
             Ok(Ok(now)) => Ok(Response::new(TransferLeaderReply { leader: now.0 })),
             _ => Err(Status::unavailable("leadership was not taken over within 5 s")),
         }
+    }
+
+    async fn add_member(
+        &self,
+        request: Request<AddMemberRequest>,
+    ) -> Result<Response<AddMemberReply>, Status> {
+        check_caller(&request, "change who is a member").await?;
+        let node = membership::add(&self.handle, request.into_inner()).await?;
+        Ok(Response::new(AddMemberReply { node: node.0 }))
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<RemoveMemberRequest>,
+    ) -> Result<Response<RemoveMemberReply>, Status> {
+        check_caller(&request, "change who is a member").await?;
+        membership::remove(&self.handle, request.into_inner()).await?;
+        Ok(Response::new(RemoveMemberReply {}))
+    }
+
+    async fn promote_member(
+        &self,
+        request: Request<PromoteMemberRequest>,
+    ) -> Result<Response<PromoteMemberReply>, Status> {
+        check_caller(&request, "change who is a member").await?;
+        membership::promote(&self.handle, NodeId(request.into_inner().node)).await?;
+        Ok(Response::new(PromoteMemberReply {}))
     }
 
     async fn mount(&self, request: Request<MountRequest>) -> Result<Response<MountReply>, Status> {

@@ -1,18 +1,21 @@
 //! Incoming bulk data.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::examining;
-use super::hello::check;
+use super::hello::admit;
 use super::peer::bulk_server::Bulk;
 use super::peer::stage_frame::Body;
 use super::peer::{
     ExamineReply, ExamineRequest, FetchReply, FetchRequest, OutvoteReply, OutvoteRequest,
-    StageAnswer, StageData, StageFrame, StageMark, SyncReply, SyncRequest,
+    SnapshotPiece, SnapshotRequest, StageAnswer, StageData, StageFrame, StageMark, SyncReply,
+    SyncRequest,
 };
 use super::wire;
 use crate::node::{DecodeError, Fetched, Handle, StageError, Synced, Wanted};
@@ -21,6 +24,9 @@ use crate::types::{
     ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, SessionId, StageId, VolumeId,
 };
 
+/// Pieces of a snapshot that are read and not yet sent.
+const PIECES: usize = 4;
+const PIECE_BYTES: usize = 1 << 20;
 /// Stages that a connection remembers at least before it looks which are complete.
 const PRUNE: usize = 1024;
 
@@ -51,10 +57,10 @@ impl Bulk for BulkService {
         let Some(StageFrame { hello: Some(hello), .. }) = frames.message().await? else {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };
-        check(self.cluster, hello.format, &hello.cluster)?;
+        let from = admit(self.cluster, &self.handle, &hello)?;
         let (answers, answered) = mpsc::unbounded_channel();
         let incoming = Incoming {
-            from: NodeId(hello.node),
+            from,
             handle: self.handle.clone(),
             answers,
             stages: BTreeSet::new(),
@@ -67,8 +73,7 @@ impl Bulk for BulkService {
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<FetchReply>, Status> {
         let request = request.into_inner();
-        let hello = request.hello.unwrap_or_default();
-        check(self.cluster, hello.format, &hello.cluster)?;
+        admit(self.cluster, &self.handle, &request.hello.unwrap_or_default())?;
         if request.volume != VolumeId::FIRST.0 {
             return Err(Status::not_found("there is no such volume here"));
         }
@@ -93,8 +98,7 @@ impl Bulk for BulkService {
 
     async fn sync(&self, request: Request<SyncRequest>) -> Result<Response<SyncReply>, Status> {
         let request = request.into_inner();
-        let hello = request.hello.unwrap_or_default();
-        check(self.cluster, hello.format, &hello.cluster)?;
+        admit(self.cluster, &self.handle, &request.hello.unwrap_or_default())?;
         if request.volume != VolumeId::FIRST.0 {
             return Err(Status::not_found("there is no such volume here"));
         }
@@ -109,6 +113,31 @@ impl Bulk for BulkService {
         }
     }
 
+    type SnapshotStream = ReceiverStream<Result<SnapshotPiece, Status>>;
+
+    async fn snapshot(
+        &self,
+        request: Request<SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let request = request.into_inner();
+        let to = admit(self.cluster, &self.handle, &request.hello.unwrap_or_default())?;
+        if request.volume != VolumeId::FIRST.0 {
+            return Err(Status::not_found("there is no such volume here"));
+        }
+        let handle = self.handle.clone();
+        let (pieces, sent) = mpsc::channel(PIECES);
+        tokio::task::spawn_blocking(move || {
+            let whole = match handle.lend_snapshot(to) {
+                Ok(Some(file)) => send_pieces(file, &pieces),
+                Ok(None) => Err(Status::not_found("there is no snapshot here yet")),
+                Err(error) => Err(Status::internal(error.to_string())),
+            };
+            // Nobody listens where the connection is lost.
+            let _ = whole.map_err(|status| pieces.blocking_send(Err(status)));
+        });
+        Ok(Response::new(ReceiverStream::new(sent)))
+    }
+
     async fn examine(
         &self,
         request: Request<ExamineRequest>,
@@ -121,6 +150,22 @@ impl Bulk for BulkService {
         request: Request<OutvoteRequest>,
     ) -> Result<Response<OutvoteReply>, Status> {
         examining::outvoted(self.cluster, &self.handle, request.into_inner()).await
+    }
+}
+
+/// Until the file ends, or nobody takes them any more.
+fn send_pieces(
+    mut file: File,
+    pieces: &mpsc::Sender<Result<SnapshotPiece, Status>>,
+) -> Result<(), Status> {
+    loop {
+        let mut data = Vec::with_capacity(PIECE_BYTES);
+        let read = Read::by_ref(&mut file).take(PIECE_BYTES as u64).read_to_end(&mut data);
+        read.map_err(|error| Status::internal(error.to_string()))?;
+        if data.is_empty() || pieces.blocking_send(Ok(SnapshotPiece { data: data.into() })).is_err()
+        {
+            return Ok(());
+        }
     }
 }
 

@@ -3,7 +3,30 @@
 use tonic::Status;
 
 use super::FORMAT;
-use crate::types::ClusterId;
+use super::peer::Hello;
+use crate::node::Handle;
+use crate::types::{ClusterId, NodeId};
+
+/// Refuses who speaks another format, belongs to another cluster, means another node, or is no member any more (with
+/// `PERMISSION_DENIED`, which nobody else answers). Answers who it is.
+pub(super) fn admit(own: ClusterId, handle: &Handle, hello: &Hello) -> Result<NodeId, Status> {
+    check(own, hello.format, &hello.cluster)?;
+    let (node, from) = (handle.node(), NodeId(hello.node));
+    if hello.to != node.0 {
+        return Err(Status::failed_precondition(format!(
+            "this daemon is node {node}, not node {}: if the disk of that one is lost, remove it (quorumfs member \
+             remove {}); otherwise correct `listen` or `advertise` in the configuration of one of them",
+            hello.to, hello.to
+        )));
+    }
+    let is_removed = handle.is_removed(from);
+    if is_removed.map_err(|error| Status::unavailable(error.to_string()))? {
+        return Err(Status::permission_denied(format!(
+            "node {from} was removed from this cluster"
+        )));
+    }
+    Ok(from)
+}
 
 /// Refuses who speaks another format, or belongs to another cluster.
 pub(super) fn check(own: ClusterId, format: u32, cluster: &[u8]) -> Result<(), Status> {

@@ -30,7 +30,7 @@ pub struct JoinError {
 }
 
 /// Asks the peers in turn, until one answers. The nonce makes asking again harmless: it is answered
-/// with the same id.
+/// with the same id. A member that has moved says which it is.
 ///
 /// # Errors
 /// When a peer belongs to another cluster or speaks another format.
@@ -39,11 +39,19 @@ pub async fn join(
     cluster: ClusterId,
     nonce: u64,
     address: &str,
+    moved: Option<NodeId>,
 ) -> Result<Joined, JoinError> {
+    let request = JoinRequest {
+        format: FORMAT,
+        cluster: cluster.0.to_vec().into(),
+        nonce,
+        address: address.to_owned(),
+        node: moved.map_or(0, u64::from),
+    };
     let mut rounds = 0_u32;
     loop {
         for peer in peers {
-            match ask(peer, cluster, nonce, address).await {
+            match ask(peer, request.clone()).await {
                 Ok(JoinReply { node, genesis, .. }) => {
                     return Ok(Joined { node: NodeId(node), genesis });
                 }
@@ -62,23 +70,12 @@ pub async fn join(
     }
 }
 
-async fn ask(
-    peer: &str,
-    cluster: ClusterId,
-    nonce: u64,
-    address: &str,
-) -> Result<JoinReply, tonic::Status> {
+async fn ask(peer: &str, request: JoinRequest) -> Result<JoinReply, tonic::Status> {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{peer}"))
         .map_err(|error| tonic::Status::invalid_argument(error.to_string()))?
         .connect_timeout(Duration::from_secs(1))
         .timeout(Duration::from_secs(10));
     let channel =
         endpoint.connect().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
-    let request = JoinRequest {
-        format: FORMAT,
-        cluster: cluster.0.to_vec().into(),
-        nonce,
-        address: address.to_owned(),
-    };
     Ok(PeerClient::new(channel).join(request).await?.into_inner())
 }

@@ -3,9 +3,12 @@
 use tonic::{Request, Response, Status, Streaming};
 
 use super::peer::peer_server::Peer;
-use super::peer::{Delivered, Frame, Hello, JoinReply, JoinRequest, MemberAddress};
-use super::{envelope, hello::check};
-use crate::fs::query;
+use super::peer::{Delivered, Frame, JoinReply, JoinRequest, MemberAddress};
+use super::{
+    envelope,
+    hello::{admit, check},
+};
+use crate::fs::{proto::Member, query};
 use crate::node::Handle;
 use crate::types::{ClusterId, NodeId};
 
@@ -24,6 +27,30 @@ impl PeerService {
     pub fn new(cluster: ClusterId, handle: Handle, genesis: bytes::Bytes) -> Self {
         Self { cluster, handle, genesis }
     }
+
+    /// A member may come back at another address, but not while a daemon with the same data is alive at the old one:
+    /// one of them works on a copy, and each would vote.
+    fn check_move(&self, node: NodeId, nonce: u64, address: &str) -> Result<(), Status> {
+        let members = query::members(&self.handle.state())
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let same = |member: &Member| member.node == node.0 && member.nonce == nonce;
+        let Some(member) = members.into_iter().find(same) else {
+            return Err(Status::failed_precondition(format!(
+                "node {node} was removed from this cluster: empty its data directory to have the machine join as a new \
+                 member"
+            )));
+        };
+        if member.address != address
+            && (node == self.handle.node() || self.handle.is_connected(node))
+        {
+            return Err(Status::failed_precondition(format!(
+                "node {node} runs at {}: stop it there before it is started elsewhere; if this is a copy of its data \
+                 directory, let this machine join as a new member, with an empty one",
+                member.address
+            )));
+        }
+        Ok(())
+    }
 }
 
 #[tonic::async_trait]
@@ -33,35 +60,41 @@ impl Peer for PeerService {
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Delivered>, Status> {
         let mut frames = request.into_inner();
-        let Some(Frame { hello: Some(Hello { format, cluster, node }), .. }) =
-            frames.message().await?
-        else {
+        let Some(Frame { hello: Some(hello), .. }) = frames.message().await? else {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };
-        check(self.cluster, format, &cluster)?;
-        let from = NodeId(node);
-        tracing::info!(peer = node, "peer connected");
+        let from = admit(self.cluster, &self.handle, &hello)?;
+        let mut members = self.handle.members_changed();
+        tracing::info!(peer = from.0, "peer connected");
         // It has probably lost what it was sent on the last connection.
         self.handle.connected(from);
-        while let Some(frame) = frames.message().await? {
+        loop {
+            let frame = tokio::select! {
+                frame = frames.message() => frame?,
+                _ = members.changed() => {
+                    // It may be no member any more, and is to hear of it.
+                    admit(self.cluster, &self.handle, &hello)?;
+                    continue;
+                }
+            };
+            let Some(frame) = frame else { return Ok(Response::new(Delivered {})) };
             for envelope in frame.envelopes {
                 match envelope::decode(envelope) {
                     Ok(message) => self.handle.deliver(from, message),
-                    Err(error) => tracing::error!(peer = node, "message ignored: {error}"),
+                    Err(error) => tracing::error!(peer = from.0, "message ignored: {error}"),
                 }
             }
         }
-        Ok(Response::new(Delivered {}))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
-        let JoinRequest { format, cluster, nonce, address } = request.into_inner();
+        let JoinRequest { format, cluster, nonce, address, node } = request.into_inner();
         check(self.cluster, format, &cluster)?;
-        let node = self
-            .handle
-            .add_member(nonce, address)
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
+        if node != 0 {
+            self.check_move(NodeId(node), nonce, &address)?;
+        }
+        let added = self.handle.add_member(nonce, address, false).await;
+        let node = added.map_err(|error| Status::unavailable(error.to_string()))?;
         let members = query::members(&self.handle.state())
             .map_err(|error| Status::internal(error.to_string()))?
             .into_iter()

@@ -7,8 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::AbortHandle;
 use tokio_stream::Stream;
 
 use super::peer::peer_client::PeerClient;
@@ -46,6 +48,8 @@ struct Link {
     queue: UnboundedSender<(ToPeer, usize)>,
     queued: Arc<AtomicUsize>,
     connected: Arc<AtomicBool>,
+    /// What keeps it; none in its own hands.
+    task: Option<AbortHandle>,
 }
 
 impl std::fmt::Debug for Peers {
@@ -63,7 +67,8 @@ impl Peers {
         runtime: tokio::runtime::Handle,
         bulk: tokio::runtime::Handle,
     ) -> Self {
-        let hello = Hello { format: FORMAT, cluster: cluster.0.to_vec().into(), node: node.0 };
+        let cluster = cluster.0.to_vec().into();
+        let hello = Hello { format: FORMAT, cluster, node: node.0, to: 0 };
         let handle = Arc::new(OnceLock::new());
         let stages = StageLanes::new(bulk, hello.clone(), handle.clone());
         Self { hello, node, runtime, handle, links: RwLock::new(HashMap::new()), stages }
@@ -112,12 +117,21 @@ impl Transport for Peers {
             queue,
             queued: Arc::new(AtomicUsize::new(0)),
             connected: Arc::new(AtomicBool::new(false)),
+            task: None,
         };
         self.stages.learn(node, link.address.clone());
-        let hello = self.hello.clone();
+        let hello = Hello { to: node.0, ..self.hello.clone() };
         let handle = self.handle.clone();
-        self.runtime.spawn(keep_connected(node, link.clone(), hello, messages, handle));
-        links.insert(node, link);
+        let kept = keep_connected(node, link.clone(), hello, messages, handle);
+        let task = self.runtime.spawn(kept).abort_handle();
+        links.insert(node, Link { task: Some(task), ..link });
+    }
+
+    fn forget(&self, node: NodeId) {
+        self.stages.forget(node);
+        if let Some(task) = self.links.write().remove(&node).and_then(|link| link.task) {
+            task.abort();
+        }
     }
 
     fn stage_lane(&self, node: NodeId) -> Option<u64> {
@@ -130,6 +144,10 @@ impl Transport for Peers {
 
     fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Option<Fetched>> {
         self.stages.fetch(from, wanted)
+    }
+
+    fn fetch_snapshot(&self, from: NodeId, pieces: mpsc::Sender<Bytes>) -> Answered<()> {
+        self.stages.snapshot(from, pieces)
     }
 
     fn sync(&self, to: NodeId, wanted: Synced) -> Answered<bool> {
@@ -182,7 +200,15 @@ async fn keep_connected(
             };
             let end = client.deliver(frames).await;
             link.connected.store(false, Ordering::Relaxed);
-            if let Err(status) = end
+            let refusal = end.err();
+            let is_removal =
+                |status: &tonic::Status| status.code() == tonic::Code::PermissionDenied;
+            if let Some(handle) = handle.get()
+                && refusal.as_ref().is_some_and(is_removal)
+            {
+                handle.removed();
+            }
+            if let Some(status) = refusal
                 && status.code() == tonic::Code::FailedPrecondition
                 && status.message() != last_refusal
             {

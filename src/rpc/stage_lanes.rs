@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio_stream::Stream;
 use tonic::transport::Channel;
@@ -14,8 +15,8 @@ use tonic::{Code, Streaming};
 use super::peer::bulk_client::BulkClient;
 use super::peer::stage_frame::Body;
 use super::peer::{
-    FetchReply, FetchRequest, Hello, StageAbandon, StageAnswer, StageData, StageFrame, StageMark,
-    SyncRequest,
+    FetchReply, FetchRequest, Hello, SnapshotRequest, StageAbandon, StageAnswer, StageData,
+    StageFrame, StageMark, SyncRequest,
 };
 use super::stage_queue::{Outgoing, StageQueue};
 use super::{lanes, wire};
@@ -50,6 +51,7 @@ pub(super) struct StageLanes {
     hello: Hello,
     handle: Arc<OnceLock<Handle>>,
     lanes: Lanes,
+    tasks: Mutex<HashMap<NodeId, tokio::task::AbortHandle>>,
 }
 
 impl StageLanes {
@@ -58,7 +60,7 @@ impl StageLanes {
         hello: Hello,
         handle: Arc<OnceLock<Handle>>,
     ) -> Self {
-        Self { runtime, hello, handle, lanes: Lanes::default() }
+        Self { runtime, hello, handle, lanes: Lanes::default(), tasks: Mutex::default() }
     }
 
     /// Keeps a connection to a peer, which listens at `address` from now on.
@@ -67,7 +69,23 @@ impl StageLanes {
         self.lanes.write().insert(node, lane.clone());
         let (lanes, handle) = (self.lanes.clone(), self.handle.clone());
         let kept = Kept { node, lane, lanes, handle };
-        self.runtime.spawn(kept.keep_connected(address, self.hello.clone()));
+        let task = self.runtime.spawn(kept.keep_connected(address, self.hello_to(node)));
+        self.tasks.lock().insert(node, task.abort_handle());
+    }
+
+    /// Keeps no connection to that one any more.
+    pub(super) fn forget(&self, node: NodeId) {
+        self.lanes.write().remove(&node);
+        if let Some(task) = self.tasks.lock().remove(&node) {
+            task.abort();
+            if let Some(handle) = self.handle.get() {
+                handle.stage_lane_lost(node);
+            }
+        }
+    }
+
+    fn hello_to(&self, node: NodeId) -> Hello {
+        Hello { to: node.0, ..self.hello.clone() }
     }
 
     pub(super) fn number(&self, node: NodeId) -> Option<u64> {
@@ -79,14 +97,14 @@ impl StageLanes {
     /// How to ask a peer, and as whom; nothing where there is no connection now.
     pub(super) fn client(&self, node: NodeId) -> Option<(BulkClient<Channel>, Hello)> {
         let client = self.lanes.read().get(&node)?.0.lock().client.clone();
-        client.map(|client| (client, self.hello.clone()))
+        client.map(|client| (client, self.hello_to(node)))
     }
 
     pub(super) fn fetch(&self, node: NodeId, wanted: Wanted) -> Answered<Option<Fetched>> {
         let lane = self.lanes.read().get(&node).cloned();
         let client = lane.and_then(|lane| lane.0.lock().client.clone());
         let request = FetchRequest {
-            hello: Some(self.hello.clone()),
+            hello: Some(self.hello_to(node)),
             volume: VolumeId::FIRST.0,
             ino: wanted.ino.0,
             generation: wanted.generation.0,
@@ -114,11 +132,28 @@ impl StageLanes {
         })
     }
 
+    pub(super) fn snapshot(
+        &self,
+        node: NodeId,
+        pieces: tokio::sync::mpsc::Sender<Bytes>,
+    ) -> Answered<()> {
+        let client = self.client(node);
+        Box::pin(async move {
+            let (mut client, hello) = client?;
+            let request = SnapshotRequest { hello: Some(hello), volume: VolumeId::FIRST.0 };
+            let mut coming = client.snapshot(request).await.ok()?.into_inner();
+            while let Some(piece) = coming.message().await.ok()? {
+                pieces.send(piece.data).await.ok()?;
+            }
+            Some(())
+        })
+    }
+
     pub(super) fn sync(&self, node: NodeId, wanted: Synced) -> Answered<bool> {
         let lane = self.lanes.read().get(&node).cloned();
         let client = lane.and_then(|lane| lane.0.lock().client.clone());
         let request = SyncRequest {
-            hello: Some(self.hello.clone()),
+            hello: Some(self.hello_to(node)),
             volume: VolumeId::FIRST.0,
             ino: wanted.ino.0,
             generation: wanted.generation.0,

@@ -155,7 +155,8 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     entries.map(|entry| Ok(entry.map_err(StoreError::io("list", dir))?.path())).collect()
 }
 
-fn key_of(path: &Path) -> Option<Key> {
+/// What a file is named after.
+pub(super) fn key_of(path: &Path) -> Option<Key> {
     let (ino, generation) = path.file_name()?.to_str()?.split_once('.')?;
     Some((Ino(ino.parse().ok()?), Generation(generation.parse().ok()?)))
 }

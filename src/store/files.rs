@@ -116,6 +116,7 @@ impl Files {
             .filter_map(FileEffect::changes)
             .for_each(|ino| self.checksums.changing(ino, index));
         if effects.is_empty() || !self.layouts.begin(index)? {
+            self.layouts.pass(index);
             return Ok(());
         }
         effects.iter().try_for_each(|effect| self.carry_out(index, effect))?;
@@ -164,6 +165,11 @@ impl Files {
             }
             FileEffect::Remove { ino, generation } => self.discard((*ino, *generation)),
         }
+    }
+
+    /// What the entries up to `index` did to files is carried out.
+    pub fn pass(&self, index: LogIndex) {
+        self.layouts.pass(index);
     }
 
     fn write(&self, at: LogIndex, key: Key, offset: u64, data: &[u8]) -> Result<(), StoreError> {
@@ -249,6 +255,10 @@ impl Files {
             parts.map(|(part, _)| part).reduce(|first, last| ByteRange { end: last.end, ..first })
         };
         self.pins.save(key, range, || self.file(key.0, key.1), lacking)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn pins(&self) -> &Pins {

@@ -173,7 +173,21 @@ impl Layouts {
             let written = self.carried.write_all_at(&index.0.to_le_bytes(), 8);
             written.map_err(StoreError::io("write", &self.dir.join("carried")))?;
         }
+        self.pass(index);
+        Ok(())
+    }
+
+    /// All effects up to that entry are carried out: it has none, or an earlier process has seen to it.
+    pub(super) fn pass(&self, index: LogIndex) {
         self.done.fetch_max(index.0, Ordering::AcqRel);
+    }
+
+    /// What the entries up to `index` did needs not be carried out any more: the files are as if it were.
+    pub(super) fn skip_to(&self, index: LogIndex) -> Result<(), StoreError> {
+        let marks = [index.0.to_le_bytes(); 2].concat();
+        let written = self.carried.write_all_at(&marks, 0);
+        written.map_err(StoreError::io("write", &self.dir.join("carried")))?;
+        self.pass(index);
         Ok(())
     }
 

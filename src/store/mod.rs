@@ -5,6 +5,7 @@
 //! answers queries. Called by `node`, whose driver is the only one that writes; queries come from
 //! any thread. Nothing in here decides what may be acknowledged or read: it says what is durable.
 
+mod adopt;
 mod ahead;
 mod blocks;
 mod checksums;
@@ -35,6 +36,7 @@ mod state;
 mod sys;
 mod unfinished;
 
+pub use adopt::Adopted;
 pub use blocks::{BlockReader, Steady, blocks_of};
 pub use checksums::PAGE_BLOCKS;
 pub use datadir::{BootIdentity, DataDir};
@@ -47,7 +49,7 @@ pub use layout::{Away, Layout};
 pub use log::{LogOptions, RaftLog};
 pub use mount_list::{record_mounts, recorded_mounts};
 pub use point::AppliedPoint;
-pub use recover::{Rebuilt, Recovered, rebuild_state, recover};
+pub use recover::{Rebuilt, Received, Recovered, rebuild_state, recover};
 pub use snapshot::{SnapshotHeader, SnapshotPairs, latest_snapshot, read_snapshot, write_snapshot};
 pub use space::Seek;
 pub use stages::checksum_blocks;

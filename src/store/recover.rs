@@ -5,13 +5,14 @@
 //! built anew from the snapshot file. In both cases the node then applies what the log holds after
 //! [`State::applied`]: nothing is replayed here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::adopt::Adopted;
 use super::datadir::DataDir;
 use super::files::Files;
 use super::log::{LogOptions, RaftLog};
 use super::point::AppliedPoint;
-use super::snapshot::{SnapshotHeader, latest_snapshot, read_snapshot};
+use super::snapshot::{SnapshotHeader, latest_snapshot, put_snapshot, read_snapshot};
 use super::state::State;
 use crate::fs::query;
 use crate::store::StoreError;
@@ -71,6 +72,14 @@ pub fn recover(dir: &DataDir, options: LogOptions) -> Result<Recovered, StoreErr
     }
     raise_commit(&log, &state)?;
     let files = Files::open(&dir.files_dir(), &dir.stages_dir(), dir.same_boot())?;
+    if rebuilt.is_none() {
+        // What a state says has reached the files before.
+        files.pass(state.applied());
+    }
+    if files.are_behind(&state) {
+        let adopted = files.adopt(&state)?;
+        tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
+    }
     files.forget(covered)?;
     forget_stages(&files, &state)?;
     // From now on all that is here is of this boot.
@@ -101,21 +110,76 @@ fn build_from(file: &Path, path: &Path) -> Result<State, StoreError> {
     State::create_from(path, pairs, at, header.digest)
 }
 
+/// A peer's snapshot, with the state that was built from it.
+#[derive(Debug)]
+pub struct Received {
+    file: PathBuf,
+    header: SnapshotHeader,
+    state: State,
+    state_dir: PathBuf,
+}
+
+impl Received {
+    /// Verifies the snapshot in `file` (in the directory of snapshots), which came from a peer, and builds a state from
+    /// it. Nothing of it counts yet.
+    ///
+    /// # Errors
+    /// When it is damaged, of another cluster, or the disk refuses.
+    pub fn prepare(dir: &DataDir, file: &Path) -> Result<Self, StoreError> {
+        let header = verify(dir, file)?;
+        let state_dir = dir.new_state_dir()?;
+        let state = build_from(file, &state_dir)?;
+        state.flush()?;
+        Ok(Self { file: file.to_owned(), header, state, state_dir })
+    }
+
+    /// The last entry that is in it.
+    #[must_use]
+    pub fn index(&self) -> LogIndex {
+        self.header.index
+    }
+
+    /// Puts it in the place of what this replica has: snapshot file, log, state and files. Whoever dies meanwhile goes
+    /// on with either the old or the new, by [`recover`]. Nobody applies anything, or writes to the log, meanwhile.
+    ///
+    /// # Errors
+    /// When the disk refuses: this replica must stop.
+    pub fn install(
+        self,
+        dir: &DataDir,
+        log: &RaftLog,
+        files: &Files,
+        state: &State,
+    ) -> Result<Adopted, StoreError> {
+        put_snapshot(&self.file, &dir.snapshots_dir(), self.header.index)?;
+        fit_log_to_snapshot(dir, log, Some(&self.header))?;
+        let adopted = files.adopt(&self.state)?;
+        dir.switch_state(&self.state_dir)?;
+        state.replace(self.state);
+        raise_commit(log, state)?;
+        forget_stages(files, state)?;
+        Ok(adopted)
+    }
+}
+
 /// The header of the newest snapshot file, all of which is verified: a state that is believed hides the
 /// damage until a power loss, when nothing else is left; and what is built from it is built whole.
 fn verify_snapshot(dir: &DataDir) -> Result<Option<SnapshotHeader>, StoreError> {
-    let Some(path) = latest_snapshot(&dir.snapshots_dir())? else { return Ok(None) };
-    let (header, mut pairs) = read_snapshot(&path)?;
+    latest_snapshot(&dir.snapshots_dir())?.map(|path| verify(dir, &path)).transpose()
+}
+
+fn verify(dir: &DataDir, path: &Path) -> Result<SnapshotHeader, StoreError> {
+    let (header, mut pairs) = read_snapshot(path)?;
     pairs.try_for_each(|pair| pair.map(drop))?;
     if header.cluster != dir.identity().cluster || header.volume != VolumeId::FIRST {
         return Err(StoreError::Corrupt {
-            path,
+            path: path.to_owned(),
             offset: None,
             what: format!("it is of volume {} of cluster {}", header.volume, header.cluster),
             advice: "it belongs to another data directory: put back the one that was here",
         });
     }
-    Ok(Some(header))
+    Ok(header)
 }
 
 /// A log that ends before the snapshot, or has another entry there, is what a peer's snapshot was to

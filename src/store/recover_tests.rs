@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use prost::Message;
 use raft::eraftpb::{ConfState, Entry, HardState};
 
 use super::{LogOptions, Rebuilt, Recovered, recover};
-use crate::fs::{Overlay, View, ViewMut, keys};
+use crate::fs::{Overlay, View, ViewMut, keys, proto};
 use crate::store::snapshot::{SnapshotHeader, write_snapshot};
 use crate::store::{AppliedPoint, BootIdentity, DataDir, Identity, RaftLog, State, StoreError};
 use crate::types::{ClusterId, Ino, LogIndex, NodeId, Term, VolumeId};
@@ -39,7 +40,7 @@ fn start(dir: &Path, boot: &str) -> Result<Recovered, StoreError> {
 fn apply_up_to(state: &State, index: u64) {
     for index in state.applied().0 + 1..=index {
         let mut overlay = Overlay::new(state);
-        overlay.put(keys::inode(Ino(1)), index.to_le_bytes().to_vec());
+        overlay.put(keys::inode(Ino(1)), record(index));
         let members = ConfState::from((vec![index], vec![]));
         let conf_state = Some(&members);
         let at = AppliedPoint { index: LogIndex(index), term: Term(1), conf_state };
@@ -47,6 +48,11 @@ fn apply_up_to(state: &State, index: u64) {
     }
     // What is tested is what comes back, not how much a kill costs.
     state.flush().unwrap();
+}
+
+/// What says up to where a state is.
+fn record(index: u64) -> Vec<u8> {
+    proto::Inode { size: index, ..proto::Inode::default() }.encode_to_vec()
 }
 
 fn snapshot(dir: &Path, state: &State) {
@@ -66,7 +72,7 @@ fn snapshot(dir: &Path, state: &State) {
 fn assert_at(recovered: &Recovered, index: u64) {
     let Recovered { log, state, .. } = recovered;
     assert_eq!(state.applied().0, index);
-    let expected = (index > 0).then(|| index.to_le_bytes().to_vec());
+    let expected = (index > 0).then(|| record(index));
     assert_eq!(state.get(&keys::inode(Ino(1))).unwrap(), expected);
     assert!(log.hard_state().commit >= index);
     assert!(log.truncated().0.0 <= index && log.last_index().0 >= index);

@@ -4,7 +4,7 @@
 //! the entry that writes it is applied; then it becomes the backing file itself, or waits as
 //! `stages/written/<index>` until it is merged into that.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -249,8 +249,9 @@ impl Stages {
 
     /// Deletes what sessions have staged that are not to be kept.
     pub(super) fn keep(&self, is_kept: impl Fn(SessionId) -> bool) -> Result<(), StoreError> {
-        let others = self.all_fresh()?.into_iter().filter(|(id, _)| !is_kept(id.session));
-        others.map(|(_, path)| path).try_for_each(|path| remove(&path))
+        let fresh = self.all_fresh()?.into_iter().map(|(id, _)| id.session);
+        let over: BTreeSet<_> = fresh.filter(|session| !is_kept(*session)).collect();
+        over.into_iter().try_for_each(|session| self.end(session))
     }
 
     /// Deletes a stage that its session will not write.

@@ -2,10 +2,11 @@
 
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use raft::eraftpb::ConfState;
 
@@ -40,7 +41,8 @@ const REBUILD: &str = "remove the file `boot` of the data directory and restart 
 /// thread changes it between two.
 #[derive(Debug)]
 pub struct State {
-    records: Arc<Records>,
+    /// Others only while `point` is held for writing.
+    records: ArcSwap<Records>,
     /// Held for reading by queries, for writing by a commit.
     point: RwLock<Point>,
     exports: Mutex<Vec<Weak<Mutex<Cursor>>>>,
@@ -63,6 +65,7 @@ impl State {
         let records = Arc::new(open_sled(dir)?);
         let point = Point::read_from(&records, dir)?;
         start_draining(&records)?;
+        let records = ArcSwap::new(records);
         Ok(Self { records, point: RwLock::new(point), exports: Mutex::default() })
     }
 
@@ -85,7 +88,7 @@ impl State {
             found.add(&key, &value);
             writes.push((key, Some(value)));
             if writes.len() == BUILD_CHUNK {
-                state.records.commit(writes.drain(..))?;
+                state.records.load().commit(writes.drain(..))?;
             }
         }
         if found != digest {
@@ -93,8 +96,8 @@ impl State {
         }
         let point = Point::default().advanced(digest, at);
         writes.extend(point.writes(at.conf_state));
-        state.records.commit(writes.into_iter())?;
-        state.records.flush()?;
+        state.records.load().commit(writes.into_iter())?;
+        state.records.load().flush()?;
         *state.point.write() = point;
         Ok(state)
     }
@@ -107,8 +110,8 @@ impl State {
     /// What of the newest state is in memory, for whoever must wait neither for a disk nor for an apply
     /// round: during a round it may show some of its changes and not others.
     #[must_use]
-    pub fn in_memory(&self) -> InMemory<'_> {
-        InMemory(&self.records)
+    pub fn in_memory(&self) -> InMemory {
+        InMemory(self.records.load())
     }
 
     /// Writes the changes of an apply round, and where it brings the state, in one atomic step. By the
@@ -121,9 +124,18 @@ impl State {
         let meta = point.writes(at.conf_state);
         let mut current = self.point.write();
         self.keep_for_exports(&batch)?;
-        self.records.commit(batch.writes.into_iter().chain(meta))?;
+        self.records.load().commit(batch.writes.into_iter().chain(meta))?;
         *current = point;
         Ok(())
+    }
+
+    /// Becomes another state, whole: whoever reads sees either. No image may be under way. By the apply loop's turn.
+    pub fn replace(&self, other: Self) {
+        let Self { records, point, .. } = other;
+        let mut current = self.point.write();
+        debug_assert!(self.exports.lock().iter().all(|export| export.strong_count() == 0));
+        self.records.store(records.into_inner());
+        *current = point.into_inner();
     }
 
     /// Starts an image of the replicated tables as they are now.
@@ -163,8 +175,8 @@ impl State {
 
     /// Where it is.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        self.records.path()
+    pub fn path(&self) -> PathBuf {
+        self.records.load().path().to_owned()
     }
 
     /// Hands everything to the kernel: a process that is killed afterwards has nothing to replay.
@@ -172,7 +184,7 @@ impl State {
     /// # Errors
     /// When the disk refuses.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.records.flush()
+        self.records.load().flush()
     }
 
     /// Gives running exports the values that `batch` is about to change. The caller holds `point`.
@@ -181,7 +193,7 @@ impl State {
         for export in exports.iter().filter_map(Weak::upgrade) {
             let mut cursor = export.lock();
             for key in batch.writes.keys() {
-                cursor.keep(key, || self.records.get(key))?;
+                cursor.keep(key, || self.records.load().get(key))?;
             }
         }
         Ok(())
@@ -190,7 +202,7 @@ impl State {
 
 /// See [`State::in_memory`].
 #[derive(Debug)]
-pub struct InMemory<'a>(&'a Records);
+pub struct InMemory(Guard<Arc<Records>>);
 
 /// The disk has to be asked.
 #[derive(Debug)]
@@ -203,7 +215,7 @@ impl From<CorruptRecord> for NotInMemory {
     }
 }
 
-impl View for InMemory<'_> {
+impl View for InMemory {
     type Error = NotInMemory;
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, NotInMemory> {
@@ -242,7 +254,7 @@ impl StateRead<'_> {
 
     /// At most `limit` pairs from `from` on, ascending, of all tables.
     pub(super) fn scan_from(&self, from: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
-        self.state.records.scan((Bound::Included(from), Bound::Unbounded), limit)
+        self.state.records.load().scan((Bound::Included(from), Bound::Unbounded), limit)
     }
 }
 
@@ -250,7 +262,7 @@ impl View for StateRead<'_> {
     type Error = StoreError;
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.state.records.get(key)
+        self.state.records.load().get(key)
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
@@ -258,7 +270,7 @@ impl View for StateRead<'_> {
             return Ok(Vec::new());
         }
         let range = (Bound::Included(from), Bound::Excluded(to));
-        self.state.records.scan(range, limit)
+        self.state.records.load().scan(range, limit)
     }
 }
 

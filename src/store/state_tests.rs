@@ -186,7 +186,7 @@ fn child_that_commits_until_it_is_killed() {
         commit(&state, index, &[&changes[..], &[(u64::MAX, Some(index))]].concat());
         if index % 50 == 0 {
             // What the thread of the state does once a second.
-            state.records.drain().unwrap();
+            state.records.load().drain().unwrap();
         }
         println!("committed {index}");
     }

@@ -79,8 +79,8 @@ impl Truth {
 
 /// Judges a run that is over: all nodes run, have applied everything, and nothing is under way.
 pub fn judge(world: &mut World) {
-    let first = &world.nodes[0].state;
-    for node in &world.nodes {
+    let first = &world.member().state;
+    for node in world.members() {
         let problems = fs::check(&node.state.view).expect("nothing rots here");
         assert!(problems.is_empty(), "node {}: {problems:?}", node.id);
         assert_eq!(node.state.digest, first.digest, "node {} differs", node.id);
@@ -103,17 +103,17 @@ pub fn judge(world: &mut World) {
 
 /// All replicas have all bytes, and no stages that nobody will write.
 fn judge_bytes(world: &World) {
-    let first = &world.nodes[0];
+    let first = world.member();
     for key in fs_files(world) {
         let inode = query::inode(&first.state.view, key.0).expect("nothing rots here");
         let range = ByteRange::at(0, inode.expect("it was just listed").size);
         let bytes = first.files.read(key, range).expect("nothing is missing");
-        for node in &world.nodes {
+        for node in world.members() {
             let other = node.files.read(key, range).expect("nothing is missing");
             assert_eq!(other, bytes, "node {} has other bytes of {key:?}", node.id);
         }
     }
-    for node in 0..world.nodes.len() {
+    for node in (0..world.nodes.len()).filter(|node| !world.nodes[*node].is_retired) {
         let leftover = world.leftover_stages(node);
         assert!(leftover.is_empty(), "node {} has stages of ended sessions {leftover:?}", node + 1);
     }
@@ -123,7 +123,7 @@ fn judge_bytes(world: &World) {
 fn fs_files(world: &World) -> Vec<Key> {
     let subjects: BTreeSet<Ino> =
         world.history.records.iter().map(|record| record.subject.file()).collect();
-    let view = &world.nodes[0].state.view;
+    let view = &world.member().state.view;
     let inode = |ino| query::inode(view, ino).expect("nothing rots here").expect("it exists");
     let key = |ino| (ino, Generation(inode(ino).generation));
     subjects.into_iter().map(key).collect()
@@ -141,7 +141,7 @@ fn read_everything(world: &mut World) {
             Subject::Slots { .. } => vec![Call::Peek],
         };
         for call in calls {
-            let node = &world.nodes[0];
+            let node = world.member();
             let (answer, _) = look(&node.state.view, &node.files, subject, call);
             let answer = answer.expect("nothing is missing");
             let operation = world.history.invoke(usize::MAX, subject, call);
@@ -221,10 +221,10 @@ fn answered(record: &Record) -> u64 {
 }
 
 fn tags_of(world: &World, file: Ino) -> Vec<u64> {
-    let state = &world.nodes[0].state;
+    let state = &world.member().state;
     let inode = query::inode(&state.view, file).expect("nothing rots here").expect("it exists");
     let key = (file, Generation(inode.generation));
-    let bytes = world.nodes[0].files.read(key, ByteRange::at(0, inode.size));
+    let bytes = world.member().files.read(key, ByteRange::at(0, inode.size));
     let bytes = bytes.expect("nothing is missing");
     bytes
         .chunks(8)

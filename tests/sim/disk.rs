@@ -75,6 +75,21 @@ impl Disk {
         hard_state.commit = hard_state.commit.max(applied.index.0);
     }
 
+    /// Starts after `at`, where the log does not have it.
+    pub fn fit(&self, at: Position) {
+        let mut contents = self.0.borrow_mut();
+        assert!(contents.pending.is_empty(), "nothing is under way");
+        if contents.term(at.index.0).ok() == Some(at.term.0) {
+            return;
+        }
+        contents.entries.clear();
+        contents.cut = at;
+        contents.hard_state.commit = at.index.0;
+        if contents.hard_state.term < at.term.0 {
+            (contents.hard_state.term, contents.hard_state.vote) = (at.term.0, 0);
+        }
+    }
+
     /// Forgets the entries up to `index`.
     pub fn cut(&self, index: LogIndex) {
         let mut contents = self.0.borrow_mut();

@@ -9,6 +9,7 @@ use quorumfs::types::{Generation, Ino, LogIndex, NodeId, ProposalKey, Seq, Sessi
 use crate::calls::MOUNT;
 use crate::clock::{MICRO, MILLI, Nanos};
 use crate::node::{NodeEvent, Round};
+use crate::state::add_member;
 use crate::world::{Event, World};
 use prost::Message;
 
@@ -79,6 +80,7 @@ impl World {
             NodeEvent::Snapshot => self.snapshot(node),
             NodeEvent::Synced { sync, state } => self.synced(node, sync, state),
             NodeEvent::Merge => self.merge(node),
+            NodeEvent::SnapshotCame { state } => self.snapshot_came(node, state),
             NodeEvent::ConnectLane { peer } => self.connect_lane(node, peer),
             NodeEvent::LaneLost { peer } => self.lane_lost(node, peer),
             NodeEvent::LaneEnded { from, lane } => self.lane_ended(node, from, lane),
@@ -169,8 +171,8 @@ impl World {
             Effect::Gate(gate) => self.set_gate(node, gate),
             Effect::Expire { session } => self.expire(node, session),
             Effect::Role { role, term, leader } => self.note_role(node, role, term, leader),
-            Effect::LogWasCut { first_index } => {
-                panic!("node {id} lacks entries before {first_index}, but none were cut")
+            Effect::LogWasCut { leader, first_index } => {
+                self.log_was_cut(node, leader, first_index);
             }
         }
     }
@@ -208,7 +210,7 @@ impl World {
 
     /// A node joins: what an RPC to the leader would do.
     pub fn add_member(&mut self, node: usize, nonce: u64) {
-        let op = Op::AddMember(proto::AddMember { nonce, address: format!("node{nonce}") });
+        let op = Op::AddMember(add_member(nonce));
         let command =
             proto::Command { volume: 1, seq: nonce, op: Some(op), ..proto::Command::default() };
         let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(nonce) };
@@ -231,7 +233,7 @@ impl World {
     }
 
     /// The applier has reads of what was received wait, and the kernel forget it.
-    fn invalidate(&mut self, node: usize) {
+    pub fn invalidate(&mut self, node: usize) {
         let target = &mut self.nodes[node];
         let daemon = target.daemon.as_mut().expect("its applier runs");
         let received = std::mem::take(&mut daemon.to_invalidate);

@@ -10,7 +10,7 @@ use crate::random::Random;
 use crate::world::{Event, World};
 
 /// Kinds of faults.
-const KINDS: u64 = 16;
+const KINDS: u64 = 17;
 
 /// The kinds that a run has: most have some but not all, so that others meet more often.
 pub fn choose_kinds(random: &mut Random) -> Vec<u64> {
@@ -84,6 +84,7 @@ impl World {
                 let node = self.random.pick(&[victim, leader]);
                 self.pause(node)
             }
+            15 => self.replace_member(victim),
             _ => {
                 let mut clock = self.nodes[victim].clock;
                 clock.change_rate(&mut self.random, self.now);

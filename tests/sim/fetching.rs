@@ -195,6 +195,9 @@ impl World {
     /// Bytes and state go to the disk: a snapshot begins, or only a sync.
     pub fn snapshot(&mut self, node: usize) {
         let state = self.random.chance(700).then(|| self.nodes[node].state.clone());
+        if let Some(state) = &state {
+            self.nodes[node].files.pass(state.applied.index);
+        }
         let sync = self.nodes[node].files.begin_sync();
         let took = self.nodes[node].sync_time(&mut self.random, self.now);
         self.after(took, node, NodeEvent::Synced { sync, state });
@@ -214,7 +217,10 @@ impl World {
             let target = &mut self.nodes[node];
             target.snapshot = state;
             let needed = target.daemon.as_ref().expect("it writes them").core.needed_by_peers();
-            target.disk.cut(needed.min(target.snapshot.applied.index));
+            let covered = target.snapshot.applied.index;
+            // Now and then the log is too large, whoever needs it.
+            let needed = if self.stormy && self.random.chance(150) { covered } else { needed };
+            target.disk.cut(needed.min(covered));
             self.coverage.count("snapshots");
         }
         self.snapshot_later(node);

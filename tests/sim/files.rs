@@ -1,15 +1,16 @@
 //! Backing files and stages of a node: what `store::Files` does, over a file system in memory. Where bytes are, and
 //! which may go there, is decided by the real [`Layout`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use quorumfs::fs::{FileEffect, StagedPiece};
+use quorumfs::fs::{FileEffect, StagedPiece, proto, query};
 use quorumfs::store::{Away, Layout};
-use quorumfs::types::{ByteRange, LogIndex, SessionId, StageId};
+use quorumfs::types::{ByteRange, Generation, Ino, LogIndex, SessionId, StageId};
 use rangemap::RangeSet;
 
 use crate::drive::{Drive, Key, Name};
 use crate::random::Random;
+use crate::state::State;
 
 /// Bytes that are merged at once: less than a piece, so that merges are cut in the middle.
 const CHUNK: u64 = 16;
@@ -135,8 +136,11 @@ impl Files {
     // ------------------------------------------------------------ effects
 
     pub fn carry_out_all(&mut self, index: LogIndex, effects: &[FileEffect]) {
-        if effects.is_empty() || index < self.resume || self.died() {
+        if self.died() {
             return;
+        }
+        if effects.is_empty() || index < self.resume {
+            return self.pass(index);
         }
         self.begun = index;
         self.newest = self.newest.max(index);
@@ -153,6 +157,49 @@ impl Files {
             self.ended = index;
         }
         self.done = self.done.max(index);
+    }
+
+    /// What the entries up to `index` did to files is carried out.
+    pub fn pass(&mut self, index: LogIndex) {
+        self.done = self.done.max(index);
+    }
+
+    /// Whether a state at `applied` says more than was carried out here.
+    pub fn are_behind(&self, applied: LogIndex) -> bool {
+        self.done < applied
+    }
+
+    /// The files under a state that came with a peer's snapshot.
+    pub fn adopt(&mut self, state: &State) {
+        let (applied, before) = (state.applied.index, self.done);
+        let inodes = query::inodes(&state.view, Ino(0), usize::MAX).expect("nothing rots here");
+        let mut named = BTreeSet::new();
+        for (ino, inode) in inodes {
+            let key = (ino, Generation(inode.generation));
+            named.insert(key);
+            if inode.kind() == proto::Kind::Regular && inode.data_version > before.0 {
+                self.clear(key, ByteRange::from(0));
+                let version = LogIndex(inode.data_version);
+                self.set(key, ByteRange { start: 0, end: inode.size }, Away::Missing { version });
+                if self.drive.len(Name::Backing(key)) > inode.size {
+                    self.drive.resize(Name::Backing(key), inode.size);
+                }
+            }
+        }
+        let backing = self.drive.names().filter_map(|name| match name {
+            Name::Backing(key) => Some(key),
+            Name::Fresh(_) | Name::Written(_) => None,
+        });
+        let known: BTreeSet<Key> = backing.chain(self.layouts.keys().copied()).collect();
+        for key in known.difference(&named).filter(|(_, life)| life.0 <= applied.0) {
+            self.forget(*key);
+            self.drive.remove(Name::Backing(*key));
+        }
+        (self.begun, self.ended) = (applied, applied);
+        self.newest = self.newest.max(applied);
+        self.pass(applied);
+        let sync = self.begin_sync();
+        self.end_sync(sync, true);
     }
 
     fn carry_out(&mut self, effect: &FileEffect) {
@@ -324,9 +371,10 @@ impl Files {
         })
     }
 
-    /// At the start of a process: deletes what sessions have staged that are over.
+    /// Deletes what sessions have staged that are over.
     pub fn keep_stages(&mut self, is_kept: impl Fn(SessionId) -> bool) {
         let fresh: Vec<StageId> = self.fresh_stages().collect();
+        self.arriving.retain(|id, arrived| arrived.target.is_some() || is_kept(id.session));
         for id in fresh.into_iter().filter(|id| !is_kept(id.session)) {
             self.drive.remove(Name::Fresh(id));
         }

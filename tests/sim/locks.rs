@@ -104,10 +104,10 @@ fn no_locks(view: &View) -> bool {
 impl World {
     pub fn lockers_rest(&self) -> bool {
         self.lockers.iter().all(|one| one.doing == Doing::Nothing && one.has.is_empty())
-            && self.nodes.iter().all(|node| {
+            && self.members().all(|node| {
                 node.daemon.as_ref().is_some_and(|daemon| daemon.mount.locks.commands.is_empty())
             })
-            && self.nodes.iter().all(|node| no_locks(&node.state.view))
+            && self.members().all(|node| no_locks(&node.state.view))
     }
 
     pub fn start_lockers(&mut self, node: usize) {

@@ -19,9 +19,11 @@ mod faults;
 mod fetching;
 mod files;
 mod history;
+mod installing;
 mod lanes;
 mod linearizability;
 mod locks;
+mod members;
 mod mount;
 mod network;
 mod node;
@@ -65,6 +67,7 @@ const MUST_MEET: &[&str] = &[
     "fault: leader cut off",
     "fault: leadership handed over",
     "fault: messages delayed, dropped, repeated",
+    "fault: member replaced",
     "fault: minority cut off",
     "fault: node cut off",
     "fault: one link cut",
@@ -85,6 +88,7 @@ const MUST_MEET: &[&str] = &[
     "locks: recalled",
     "locks: refused",
     "locks: returned",
+    "members replaced",
     "reads served by the daemon",
     "reads served by the kernel",
     "received entries replaced",
@@ -94,6 +98,9 @@ const MUST_MEET: &[&str] = &[
     "rounds cut by a crash",
     "sessions lost by a live daemon",
     "snapshots",
+    "snapshots asked for",
+    "snapshots installed",
+    "snapshots: installations cut by a crash",
     "stages: abandoned",
     "stages: became files",
     "stages: connections broken",
@@ -136,7 +143,8 @@ fn run(seed: u64, trace: Trace) -> Report {
     world.cure_everything();
     let before: Vec<u64> = world.clients.iter().map(|client| client.answered).collect();
     let all_get_on = |world: &World| {
-        world.clients.iter().zip(&before).all(|(client, before)| client.answered > *before)
+        world.replacing.is_none()
+            && world.clients.iter().zip(&before).all(|(client, before)| client.answered > *before)
     };
     assert!(world.run_until(20 * SECOND, all_get_on), "a client does not get on after the faults");
 
@@ -144,7 +152,7 @@ fn run(seed: u64, trace: Trace) -> Report {
     let settled = world.run_until(20 * SECOND, has_settled);
     assert!(settled, "the replicas do not converge: {}", what_is_left(&world));
     checks::judge(&mut world);
-    for node in &world.nodes {
+    for node in world.nodes.iter().filter(|node| !node.is_retired) {
         let daemon = node.daemon.as_ref().expect("all run");
         world.coverage.add("retries", daemon.core.retries());
         let counts = node.files.counts();
@@ -157,10 +165,11 @@ fn run(seed: u64, trace: Trace) -> Report {
 
 /// Whether nothing is under way and all replicas have applied the same.
 fn has_settled(world: &World) -> bool {
-    let applied = world.nodes[0].state.applied.index;
+    let applied = world.member().state.applied.index;
     world.clients.iter().all(|client| client.current.is_none())
         && world.lockers_rest()
-        && world.nodes.iter().all(|node| {
+        && world.is_membership_settled()
+        && world.members().all(|node| {
             let last = node.daemon.as_ref().map(|daemon| daemon.core.last_index());
             node.state.applied.index == applied
                 && last == Some(applied)
@@ -176,7 +185,7 @@ fn what_is_left(world: &World) -> String {
         let last = node.daemon.as_ref().map(|daemon| daemon.core.last_index());
         (node.state.applied.index, last, node.files.lacks_nothing(), node.files.is_in_place())
     };
-    let nodes: Vec<_> = world.nodes.iter().map(node).collect();
+    let nodes: Vec<_> = world.members().map(node).collect();
     let clients: Vec<_> = clients.collect();
     format!(
         "nodes (applied, last, nothing missing, nothing staged): {nodes:?}, clients: {clients:?}"

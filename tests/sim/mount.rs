@@ -49,6 +49,11 @@ impl Mount {
         }
     }
 
+    /// Nothing that the kernel remembers is to be believed.
+    pub fn forget_everything(&mut self) {
+        self.kernel.clear();
+    }
+
     /// What the kernel answers without asking the daemon.
     pub fn kernel_answer(&self, now: Monotonic, subject: Subject, call: Call) -> Option<Answer> {
         let (answer, until) = self.kernel.get(&(subject, call))?;

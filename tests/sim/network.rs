@@ -31,6 +31,11 @@ impl Network {
         Self { nodes, cut: BTreeSet::new(), weather: CALM }
     }
 
+    /// There is one node more.
+    pub fn grow(&mut self) {
+        self.nodes += 1;
+    }
+
     /// After how long each copy of a message arrives that is sent now.
     pub fn carry(&self, random: &mut Random, from: usize, to: usize) -> Vec<Nanos> {
         let weather = self.weather;

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use quorumfs::consensus::{Boot, Committed, Core, CoreConfig, Input, PeerMessage, Received, Role};
+use quorumfs::consensus::{Committed, Core, CoreConfig, Input, PeerMessage, Received, Role};
 use quorumfs::fs::{Change, Unapplied};
-use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, SessionId, StageId, Term};
+use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, StageId, Term};
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
@@ -38,6 +38,8 @@ pub struct Node {
     pub applier_stuck_until: Nanos,
     /// It is stuck between changing the state and making sure that the kernel shows it.
     pub kernel_is_stuck: bool,
+    /// It was removed from the cluster, and its daemon knows it.
+    pub is_retired: bool,
     /// The daemon dies in the middle of what it is doing, after so many effects.
     pub dies_after_effects: Option<u64>,
 }
@@ -71,6 +73,8 @@ pub struct Daemon {
     pub fetching: UnderWay,
     /// The merger is about to look.
     pub merging: bool,
+    /// A snapshot of the leader is on its way.
+    pub is_installing: bool,
 }
 
 /// Entries that were applied together.
@@ -135,6 +139,10 @@ pub enum NodeEvent {
         state: Option<State>,
     },
     Merge,
+    /// A snapshot of the leader.
+    SnapshotCame {
+        state: Box<State>,
+    },
     ConnectLane {
         peer: usize,
     },
@@ -204,6 +212,7 @@ impl Node {
             slow_disk_until: 0,
             applier_stuck_until: 0,
             kernel_is_stuck: false,
+            is_retired: false,
             dies_after_effects: None,
         }
     }
@@ -212,11 +221,7 @@ impl Node {
     pub fn boot(&mut self, random: &mut Random) {
         assert!(self.daemon.is_none(), "one daemon at a time");
         self.boots += 1;
-        self.disk.raise_commit(self.state.applied);
-        let state = &self.state;
-        let is_kept =
-            |session: SessionId| session.0 > state.applied.index.0 || state.has_session(session);
-        self.files.keep_stages(is_kept);
+        self.recover();
         let ticks = usize::try_from(random.within(12, 19)).expect("small");
         let config = CoreConfig {
             election_ticks: (ticks, ticks + 1),
@@ -224,12 +229,7 @@ impl Node {
             kept_log_bytes: usize::try_from(random.pick(&[0, 2000, 1 << 20])).expect("small"),
             ..CoreConfig::new(self.id, SESSION_TTL)
         };
-        let boot = Boot {
-            applied: self.state.applied,
-            conf_state: self.state.membership.clone(),
-            sessions: self.state.sessions(),
-            members: self.state.members(),
-        };
+        let boot = self.boot_point();
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let core = Core::new(config, self.disk.clone(), boot, &logger).expect("the log is usable");
         self.daemon = Some(Daemon {
@@ -250,6 +250,7 @@ impl Node {
             incoming: BTreeMap::new(),
             fetching: UnderWay::new(),
             merging: false,
+            is_installing: false,
         });
     }
 

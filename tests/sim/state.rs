@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 use quorumfs::consensus::{Committed, SessionChange, SessionInfo};
+use quorumfs::fs::proto::command::Op;
 use quorumfs::fs::{self, Applied, Change, Digest, Overlay, proto, query};
-use quorumfs::types::{LogIndex, NodeId, Position, ProposalKey, Seq, SessionId, Term};
+use quorumfs::types::{LogIndex, NodeId, Position, ProposalKey, Seq, SessionId, Suffrage, Term};
 use raft::eraftpb::ConfState;
 
 pub type View = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -26,7 +27,7 @@ pub struct Effect {
     pub key: Option<ProposalKey>,
     pub applied: Applied,
     pub sessions: Vec<SessionChange>,
-    pub members: Vec<NodeId>,
+    pub members: Vec<(NodeId, Option<Suffrage>)>,
 }
 
 impl State {
@@ -38,6 +39,12 @@ impl State {
         fs::genesis(&mut overlay, Position::default(), &proto::Time::default(), "node1", 1);
         let batch = overlay.finish().expect("a map can be read");
         state.take_in(batch);
+        let joined = voters.iter().skip(1).map(|node| proto::Command {
+            volume: 1,
+            op: Some(Op::AddMember(add_member(*node))),
+            ..proto::Command::default()
+        });
+        let commands: Vec<_> = commands.into_iter().chain(joined).collect();
         state.membership.set_voters(voters);
         for (command, index) in commands.into_iter().zip(1..) {
             let position = Position { index: LogIndex(index), term: Term(1) };
@@ -79,9 +86,10 @@ impl State {
             .collect()
     }
 
-    pub fn members(&self) -> Vec<NodeId> {
+    pub fn members(&self) -> Vec<(NodeId, Suffrage)> {
         let members = query::members(&self.view).expect("nothing rots here");
-        members.into_iter().map(|member| NodeId(member.node)).collect()
+        let joined = |member: &proto::Member| Some((NodeId(member.node), query::suffrage(member)?));
+        members.iter().filter_map(joined).collect()
     }
 
     pub fn has_session(&self, session: SessionId) -> bool {
@@ -99,7 +107,15 @@ impl State {
     }
 }
 
-fn consequences(changes: &[Change]) -> (Vec<SessionChange>, Vec<NodeId>) {
+/// What a node's members are to be from now on.
+type Members = Vec<(NodeId, Option<Suffrage>)>;
+
+/// What is proposed when a node joins: its nonce is its id.
+pub fn add_member(nonce: u64) -> proto::AddMember {
+    proto::AddMember { nonce, address: format!("node{nonce}"), learner: false }
+}
+
+fn consequences(changes: &[Change]) -> (Vec<SessionChange>, Members) {
     let mut sessions = Vec::new();
     let mut members = Vec::new();
     for change in changes {
@@ -109,7 +125,8 @@ fn consequences(changes: &[Change]) -> (Vec<SessionChange>, Vec<NodeId>) {
                 sessions.push(SessionChange::Opened(info));
             }
             Change::SessionEnded { session, .. } => sessions.push(SessionChange::Ended(*session)),
-            Change::MemberAdded { node, .. } => members.push(*node),
+            Change::MemberChanged { node, suffrage, .. } => members.push((*node, *suffrage)),
+            Change::MemberRemoved { node } => members.push((*node, None)),
             Change::Attributes { .. }
             | Change::SomeAttributes
             | Change::Bytes { .. }

@@ -13,6 +13,7 @@ use crate::fetching::Fetch;
 use crate::history::History;
 use crate::lanes::{Lanes, ToStage};
 use crate::locks::Locker;
+use crate::members::Replacing;
 use crate::network::Network;
 use crate::node::{Node, NodeEvent};
 use crate::random::Random;
@@ -67,6 +68,12 @@ pub enum Event {
     },
     Fault,
     Cure(Cure),
+    /// A member is being replaced.
+    Replace,
+    /// A node has learnt that it was removed.
+    Retire {
+        node: usize,
+    },
 }
 
 /// See the module's documentation.
@@ -81,6 +88,9 @@ pub struct World {
     pub clients: Vec<Client>,
     pub lockers: Vec<Locker>,
     pub subjects: Subjects,
+    /// What every node starts from.
+    pub genesis: State,
+    pub replacing: Option<Replacing>,
     pub history: History,
     pub truth: Truth,
     pub reference: Reference,
@@ -119,8 +129,10 @@ impl World {
             lockers: (0..count).flat_map(|node| [Locker::new(node), Locker::new(node)]).collect(),
             clients,
             subjects,
+            replacing: None,
             history: History::default(),
             truth: Truth::new(genesis.applied.index),
+            genesis,
             leaders: BTreeMap::new(),
             faults: 0,
             fault_kinds,
@@ -155,6 +167,9 @@ impl World {
     }
 
     pub fn boot(&mut self, node: usize) {
+        if self.nodes[node].is_retired {
+            return;
+        }
         self.nodes[node].boot(&mut self.random);
         let boots = self.nodes[node].boots;
         self.trace.note(self.now, self.nodes[node].id.0, "boots", &[("time", boots)]);
@@ -252,6 +267,8 @@ impl World {
             Event::Client { client } => self.begin_operation(client),
             Event::Fault => self.strike(),
             Event::Cure(cure) => self.cure(cure),
+            Event::Replace => self.go_on_replacing(),
+            Event::Retire { node } => self.retire(node),
         }
     }
 

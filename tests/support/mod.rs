@@ -58,6 +58,16 @@ impl Cluster {
         cluster
     }
 
+    /// Adds lines to the configurations of all nodes, which are down.
+    pub fn configure(&self, lines: &str) {
+        for node in fs::read_dir(self.dir()).expect("readdir").flatten() {
+            let config = node.path().join("quorumfs.toml");
+            if let Ok(text) = fs::read_to_string(&config) {
+                fs::write(&config, format!("{text}{lines}")).expect("write");
+            }
+        }
+    }
+
     /// Starts whatever of it does not run.
     pub fn up_again(&self) {
         succeed(&mut self.dev("up"));

@@ -120,6 +120,8 @@ fn execute<V: ViewMut + Records>(
         Op::SessionOpen(op) => sessions::open(context, op),
         Op::SessionEnd(op) => sessions::end(context, op),
         Op::AddMember(op) => members::add(context, op),
+        Op::RemoveMember(op) => members::remove(context, op),
+        Op::PromoteMember(op) => members::promote(context, op),
     }
 }
 
@@ -127,7 +129,9 @@ fn execute<V: ViewMut + Records>(
 /// outcomes make it so. A session is ended by itself or by a leader.
 fn may_propose(is_cluster: bool, op: &Op) -> bool {
     match op {
-        Op::SessionOpen(_) | Op::AddMember(_) => is_cluster,
+        Op::SessionOpen(_) | Op::AddMember(_) | Op::RemoveMember(_) | Op::PromoteMember(_) => {
+            is_cluster
+        }
         Op::SessionEnd(_) => true,
         Op::Make(_)
         | Op::Link(_)

@@ -62,7 +62,7 @@ impl Sessions {
         if recorded != key {
             self.problems.push(Problem::MemberKey { key, recorded });
         }
-        if !self.nonces.insert(member.nonce) {
+        if member.nonce != 0 && !self.nonces.insert(member.nonce) {
             self.problems.push(Problem::SeveralMembers { nonce: member.nonce });
         }
         self.members.insert(key);

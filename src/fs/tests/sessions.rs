@@ -96,7 +96,10 @@ fn who_may_propose_what() {
     let mut world = World::new();
     world.refused(Errno::EINVAL, session_open(3, 3));
     let address = "b:1".to_owned();
-    world.refused(Errno::EINVAL, Op::AddMember(proto::AddMember { nonce: 1, address }));
+    let add = proto::AddMember { nonce: 1, address, learner: false };
+    world.refused(Errno::EINVAL, Op::AddMember(add));
+    world.refused(Errno::EINVAL, Op::RemoveMember(proto::RemoveMember { node: 1 }));
+    world.refused(Errno::EINVAL, Op::PromoteMember(proto::PromoteMember { node: 1 }));
     let op = world.make_op(proto::Kind::Regular, ROOT, "f");
     assert_eq!(world.cluster(Op::Make(op)).outcome.errno, Errno::EINVAL.number());
     let unknown = proto::Command { op: None, ..world.command(grant(1)) };

@@ -38,9 +38,17 @@ pub fn write_snapshot(
     writer.frame(KIND_HEADER, &header.encode())?;
     writer.pairs(header, pairs)?;
     writer.finish()?;
-    durable::put_in_place(&beside, &path)?;
-    remove_unless(dir, |index| index.is_none_or(|index| index >= header.index))?;
+    put_snapshot(&beside, dir, header.index)?;
     Ok(path)
+}
+
+/// Makes a whole and durable file the snapshot at `index` of `dir`; only then are older ones removed.
+///
+/// # Errors
+/// When the disk refuses: the snapshot that was there before stays, or this one is there.
+pub fn put_snapshot(file: &Path, dir: &Path, index: LogIndex) -> Result<(), StoreError> {
+    durable::put_in_place(file, &dir.join(file_name(index)))?;
+    remove_unless(dir, |other| other.is_none_or(|other| other >= index))
 }
 
 /// Removes snapshot files that `keep` does not want; it is given nothing for an unfinished one.

@@ -1,0 +1,153 @@
+//! A node whose log position was cut off takes a peer's snapshot instead: its names and attributes. Bytes come after, as
+//! anything that is missing.
+//!
+//! The file is received and a state is built from it while the node goes on; then everything stands still for as long
+//! as it takes to put one in the place of the other. It is what a restart over that snapshot would do, and a restart
+//! does it where this one is cut short.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::shared::{Shared, ToDriver};
+use super::start::boot;
+use crate::consensus::Boot;
+use crate::fs::query;
+use crate::store::{Received, StoreError};
+use crate::types::{LogIndex, NodeId, SessionId};
+
+/// Pieces of a snapshot that have come and are not on the disk.
+const PIECES: usize = 4;
+/// Bytes after which what has come is brought to the disk.
+const WRITE_BACK_BYTES: usize = 8 << 20;
+
+/// The driver waits to be told how to go on; nothing is applied or written to the log meanwhile.
+pub(super) type Paused = oneshot::Sender<Option<Boot>>;
+
+/// Takes the snapshot of `leader`, whose log begins at `first_index`, unless that is not needed any more. On the
+/// thread that writes snapshots: neither is under way while the other is.
+pub(super) fn install(
+    shared: &Arc<Shared>,
+    leader: NodeId,
+    first_index: LogIndex,
+) -> Result<(), StoreError> {
+    if shared.state.applied().next() >= first_index {
+        return Ok(());
+    }
+    let started = std::time::Instant::now();
+    let Some(received) = receive(shared, leader)? else { return Ok(()) };
+    let index = received.index();
+    if index <= shared.state.applied() {
+        return Ok(());
+    }
+    let (paused, waiting) = oneshot::channel();
+    let asked = shared.driver.send(ToDriver::Pause(paused));
+    // Otherwise the daemon is stopping.
+    let Some(go_on) = asked.ok().and_then(|()| waiting.blocking_recv().ok()) else { return Ok(()) };
+    let found = shared.state.applied();
+    let boot = if index <= found {
+        // The log has come after all.
+        None
+    } else {
+        Some(switch(shared, received)?)
+    };
+    let is_switched = boot.is_some();
+    // The driver ends only with the daemon.
+    let _ = go_on.send(boot);
+    if is_switched {
+        tracing::info!(index = index.0, before = found.0, peer = leader.0, took = ?started.elapsed(), "a peer's snapshot is installed");
+        shared.fetching.changed.notify_waiters();
+    }
+    Ok(())
+}
+
+/// Nothing where the peer cannot send it, or what came is of no use: it is asked for again.
+fn receive(shared: &Shared, leader: NodeId) -> Result<Option<Received>, StoreError> {
+    let dir = &shared.config.directory;
+    let path = dir.snapshots_dir().join("snap-of-a-peer");
+    let (pieces, coming) = mpsc::channel(PIECES);
+    let sending = shared.transport.fetch_snapshot(leader, pieces);
+    let sent = shared.runtime.spawn(sending);
+    let written = write(&path, coming)?;
+    let is_whole = shared.runtime.block_on(sent).ok().flatten().is_some();
+    if !is_whole {
+        tracing::info!(
+            peer = leader.0,
+            bytes = written,
+            "no whole snapshot has come; asking again"
+        );
+        return Ok(None);
+    }
+    match Received::prepare(dir, &path) {
+        Ok(received) => Ok(Some(received)),
+        Err(error @ StoreError::Corrupt { .. }) => {
+            tracing::error!(peer = leader.0, "the snapshot of a peer cannot be used: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes what comes to a file and makes it durable. Answers how many bytes that is.
+fn write(path: &Path, mut coming: mpsc::Receiver<bytes::Bytes>) -> Result<usize, StoreError> {
+    let mut file = File::create(path).map_err(StoreError::io("create", path))?;
+    let (mut written, mut unsynced) = (0, 0);
+    while let Some(piece) = coming.blocking_recv() {
+        file.write_all(&piece).map_err(StoreError::io("write", path))?;
+        written += piece.len();
+        unsynced += piece.len();
+        if unsynced >= WRITE_BACK_BYTES {
+            unsynced = 0;
+            file.sync_data().map_err(StoreError::io("fsync", path))?;
+        }
+    }
+    file.sync_all().map_err(StoreError::io("fsync", path))?;
+    Ok(written)
+}
+
+/// What was known of the old state is forgotten before anybody sees the new one, or with it.
+fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
+    let index = received.index();
+    let session = shared.mutations.session();
+    // Files are cut before the state says so.
+    shared.cuts.begin();
+    let adopted =
+        received.install(&shared.config.directory, &shared.log, &shared.files, &shared.state)?;
+    shared.cuts.end();
+    tracing::info!(
+        files_missing = adopted.missing,
+        removed = adopted.removed,
+        "files follow a peer's snapshot"
+    );
+    shared.durability.skip_to(index);
+    shared.received.unapplied.write().applied(index);
+    for (_, observer) in shared.observers.all().iter() {
+        observer.state_replaced();
+    }
+    for member in query::members(&shared.state.read())? {
+        shared.transport.learn(NodeId(member.node), &member.address);
+    }
+    // It may be open there still, but what it holds is not known any more.
+    if session != SessionId::CLUSTER {
+        shared.session_ended(session);
+    }
+    shared.gate.look_again();
+    boot(&shared.state)
+}
+
+/// The newest snapshot file, for a peer.
+pub(super) fn open_newest(dir: &Path) -> Result<Option<(PathBuf, File)>, StoreError> {
+    // Another one may be put in its place between finding and opening it.
+    for _ in 0..3 {
+        let Some(path) = crate::store::latest_snapshot(dir)? else { return Ok(None) };
+        match File::open(&path) {
+            Ok(file) => return Ok(Some((path, file))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(StoreError::io("open", &path)(source)),
+        }
+    }
+    Ok(None)
+}

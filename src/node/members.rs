@@ -1,0 +1,72 @@
+//! Who is a member, as a node's services ask for it.
+
+use tokio::sync::watch;
+
+use super::{Handle, NodeError};
+use crate::fs::proto::{PromoteMember, RemoveMember, command::Op};
+use crate::fs::query;
+use crate::types::NodeId;
+
+/// Why a membership stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemberRefusal {
+    /// There is none.
+    #[error("there is no such member: `quorumfs member list` shows them")]
+    Unknown,
+    /// Somebody has to vote.
+    #[error("nobody else has a vote: promote another member first (quorumfs member promote)")]
+    LastVoter,
+}
+
+impl Handle {
+    /// Takes a node's membership away. Its place in the Raft group goes soon after.
+    ///
+    /// # Errors
+    /// When no quorum agrees in time.
+    pub async fn remove_member(
+        &self,
+        node: NodeId,
+    ) -> Result<Result<(), MemberRefusal>, NodeError> {
+        let op = Op::RemoveMember(RemoveMember { node: node.0 });
+        Ok(judged(self.mutate_cluster(op).await?.errno))
+    }
+
+    /// Gives a learner a vote, as soon as it holds everything.
+    ///
+    /// # Errors
+    /// When no quorum agrees in time.
+    pub async fn promote_member(
+        &self,
+        node: NodeId,
+    ) -> Result<Result<(), MemberRefusal>, NodeError> {
+        let op = Op::PromoteMember(PromoteMember { node: node.0 });
+        Ok(judged(self.mutate_cluster(op).await?.errno))
+    }
+
+    /// Whether a node was a member once, and is none any more, as far as is known here.
+    ///
+    /// # Errors
+    /// When this replica cannot read its own state.
+    pub fn is_removed(&self, node: NodeId) -> Result<bool, NodeError> {
+        Ok(query::is_removed(&self.state(), node)?)
+    }
+
+    /// A peer says that this node is no member any more.
+    pub fn removed(&self) {
+        self.0.removed();
+    }
+
+    /// Told when the table of members has changed.
+    #[must_use]
+    pub fn members_changed(&self) -> watch::Receiver<()> {
+        self.0.members_changed.subscribe()
+    }
+}
+
+fn judged(errno: u32) -> Result<(), MemberRefusal> {
+    match errno {
+        0 => Ok(()),
+        errno if errno == crate::fs::Errno::EBUSY.number() => Err(MemberRefusal::LastVoter),
+        _ => Err(MemberRefusal::Unknown),
+    }
+}

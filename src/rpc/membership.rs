@@ -1,0 +1,129 @@
+//! Who is a member: what people ask a daemon to change.
+
+use std::time::Duration;
+
+use tonic::Status;
+
+use super::admin::{AddMemberRequest, MemberStatus, RemoveMemberRequest};
+use crate::fs::{proto, query};
+use crate::node::{Handle, MemberRefusal, NodeError, RaftStatus};
+use crate::store::StoreError;
+use crate::types::{LogIndex, NodeId, Suffrage};
+
+/// How long a removed node may keep its place in the Raft group.
+const PLACE_GOES: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// All members, and whoever has a place in the Raft group still; by id.
+pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Result<Vec<MemberStatus>, StoreError> {
+    let known = query::members(&handle.state())?;
+    let place = |node: u64| raft.members.iter().find(|(placed, ..)| placed.0 == node);
+    let status = |node: u64, address: &str, kind: &str| {
+        let matched = place(node).and_then(|(_, _, matched)| *matched);
+        let node = NodeId(node);
+        MemberStatus {
+            node: node.0,
+            address: address.to_owned(),
+            kind: kind.to_owned(),
+            connected: node == handle.node() || handle.is_connected(node),
+            matched: matched.map_or(0, |index| index.0),
+            lag: matched.map_or(0, |index: LogIndex| raft.last_index.0.saturating_sub(index.0)),
+        }
+    };
+    let mut members: Vec<_> = known
+        .iter()
+        .map(|member| {
+            let votes = place(member.node).is_some_and(|(_, votes, _)| *votes);
+            status(member.node, &member.address, kind(member, votes))
+        })
+        .collect();
+    let is_known = |node: NodeId| known.iter().any(|member| member.node == node.0);
+    let leaving = raft.members.iter().filter(|(node, ..)| !is_known(*node));
+    members.extend(leaving.map(|(node, ..)| status(node.0, "", "leaving")));
+    members.sort_unstable_by_key(|member| member.node);
+    Ok(members)
+}
+
+fn kind(member: &proto::Member, votes: bool) -> &'static str {
+    match query::suffrage(member) {
+        None => "announced",
+        Some(_) if votes => "voter",
+        Some(Suffrage::Voter) => "joining",
+        Some(Suffrage::Learner) => "learner",
+    }
+}
+
+pub(super) async fn add(handle: &Handle, request: AddMemberRequest) -> Result<NodeId, Status> {
+    let AddMemberRequest { address, learner } = request;
+    if address
+        .rsplit_once(':')
+        .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+    {
+        return Err(Status::invalid_argument(format!("\"{address}\" is not HOST:PORT")));
+    }
+    handle.add_member(0, address, learner).await.map_err(unavailable)
+}
+
+pub(super) async fn promote(handle: &Handle, node: NodeId) -> Result<(), Status> {
+    handle
+        .promote_member(node)
+        .await
+        .map_err(unavailable)?
+        .map_err(|refusal| refused(node, refusal))
+}
+
+pub(super) async fn remove(handle: &Handle, request: RemoveMemberRequest) -> Result<(), Status> {
+    let node = NodeId(request.node);
+    let raft = handle.raft_status().await.map_err(unavailable)?;
+    if !request.force {
+        refuse_without_quorum(handle, &raft, node)?;
+    }
+    handle
+        .remove_member(node)
+        .await
+        .map_err(unavailable)?
+        .map_err(|refusal| refused(node, refusal))?;
+    if node == handle.node() {
+        // It is going to stop.
+        return Ok(());
+    }
+    let gone = async {
+        loop {
+            let raft = handle.raft_status().await.map_err(unavailable)?;
+            if !raft.members.iter().any(|(placed, ..)| *placed == node) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::time::timeout(PLACE_GOES, gone).await.unwrap_or_else(|_| {
+        Err(Status::unavailable(format!(
+            "node {node} is no member any more, but still has its place in the Raft group: it goes as soon as a \
+             leader has a quorum"
+        )))
+    })
+}
+
+/// Whoever is left must be able to agree.
+fn refuse_without_quorum(handle: &Handle, raft: &RaftStatus, node: NodeId) -> Result<(), Status> {
+    let left = raft.members.iter().filter(|(other, votes, _)| *votes && *other != node);
+    let left: Vec<_> = left.map(|(other, ..)| *other).collect();
+    let is_reached = |other: &&NodeId| **other == handle.node() || handle.is_connected(**other);
+    let reached = left.iter().filter(is_reached).count();
+    if !left.is_empty() && reached <= left.len() / 2 {
+        return Err(Status::failed_precondition(format!(
+            "without node {node} there are {} voters, of which only {reached} are in reach: no quorum. Bring them back \
+             first, or say --force",
+            left.len()
+        )));
+    }
+    Ok(())
+}
+
+fn refused(node: NodeId, refusal: MemberRefusal) -> Status {
+    Status::failed_precondition(format!("node {node}: {refusal}"))
+}
+
+fn unavailable(error: NodeError) -> Status {
+    Status::unavailable(error.to_string())
+}

@@ -1,0 +1,115 @@
+//! Backing files under a state that is ahead of them: one that was built from a peer's snapshot.
+//!
+//! No effects say what the entries did that were not applied here, and none is needed: a file's `data_version` says
+//! when its bytes changed last, so what was changed since is missing, and fetched as anything that is missing. Nothing
+//! says how far this has come: until all of it is done, the files are behind the state, and whoever finds them so
+//! begins again.
+
+use std::io::ErrorKind;
+
+use super::checksums::key_of;
+use super::files::{Files, Key};
+use super::layout::Away;
+use super::state::State;
+use crate::fs::{Records, keys, proto, query};
+use crate::store::StoreError;
+use crate::types::{ByteRange, Generation, Ino, LogIndex};
+
+/// Inodes that are read under one hold of the state's lock.
+const CHUNK: usize = 1000;
+
+/// What became of the files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Files whose bytes are missing now: all of them, or what is not older than the snapshot.
+    pub missing: u64,
+    /// Files that are gone.
+    pub removed: u64,
+}
+
+impl Files {
+    /// Whether `state` says more than was carried out here: [`Self::adopt`] it before anything else.
+    #[must_use]
+    pub fn are_behind(&self, state: &State) -> bool {
+        self.carried_out() < state.applied()
+    }
+
+    /// Makes the files agree with `state`, which came from a snapshot. Nobody carries anything out meanwhile. Durable
+    /// on return.
+    ///
+    /// # Errors
+    /// When the local file system refuses, or the state cannot be read.
+    pub fn adopt(&self, state: &State) -> Result<Adopted, StoreError> {
+        let (index, before) = (state.applied(), self.carried_out());
+        let mut adopted = Adopted::default();
+        let mut after = Ino(0);
+        loop {
+            let inodes = query::inodes(&state.read(), after, CHUNK)?;
+            let Some((last, _)) = inodes.last() else { break };
+            after = *last;
+            for (ino, inode) in inodes {
+                if inode.kind() == proto::Kind::Regular && inode.data_version > before.0 {
+                    self.renew_bytes(ino, &inode)?;
+                    adopted.missing += u64::from(inode.size > 0);
+                }
+            }
+        }
+        for key in self.all_known()? {
+            // What began later comes again with the log.
+            if key.1.0 <= index.0 && !is_named(state, key)? {
+                self.discard(key)?;
+                adopted.removed += 1;
+            }
+        }
+        self.forget(index)?;
+        self.layouts().skip_to(index)?;
+        self.sync()?;
+        Ok(adopted)
+    }
+
+    /// All bytes of a file are other ones than it has here.
+    fn renew_bytes(&self, ino: Ino, inode: &proto::Inode) -> Result<(), StoreError> {
+        let key = (ino, Generation(inode.generation));
+        let mut layouts = self.layouts().lock(ino);
+        layouts.clear(key, ByteRange::from(0))?;
+        let all = ByteRange { start: 0, end: inode.size };
+        layouts.set(key, all, Away::Missing { version: LogIndex(inode.data_version) })?;
+        self.checksums().forget(key)?;
+        // Beyond the end there is nothing to be fetched. It grows again with the bytes that come.
+        if let Some(file) = self.file(key.0, key.1)?
+            && file.metadata().is_ok_and(|found| found.len() > inode.size)
+        {
+            let cut = file.set_len(inode.size);
+            cut.map_err(|source| self.failed("truncate", key.0, key.1, source))?;
+        }
+        Ok(())
+    }
+
+    /// Every file of which there is anything here, in no order.
+    fn all_known(&self) -> Result<Vec<Key>, StoreError> {
+        let mut keys = self.layouts().keys();
+        let list = |path: &std::path::Path| match std::fs::read_dir(path) {
+            Ok(entries) => entries
+                .map(|entry| Ok(entry.map_err(StoreError::io("list", path))?.path()))
+                .collect::<Result<Vec<_>, StoreError>>(),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => Ok(Vec::new()),
+            Err(source) => Err(StoreError::io("list", path)(source)),
+        };
+        for dir in list(self.path())? {
+            keys.extend(list(&dir)?.iter().filter_map(|path| key_of(path)));
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
+    }
+}
+
+/// Whether the state has that life of that inode.
+fn is_named(state: &State, (ino, generation): Key) -> Result<bool, StoreError> {
+    let inode = state.read().record::<proto::Inode>(&keys::inode(ino))?;
+    Ok(inode.is_some_and(|inode| inode.generation == generation.0))
+}
+
+#[cfg(test)]
+#[path = "adopt_tests.rs"]
+mod tests;

@@ -1,0 +1,146 @@
+//! Files under a peer's snapshot: what did not change since stays, everything else is missing or gone.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::{Adopted, Files};
+use crate::fs::{FileEffect, Overlay, ViewMut, keys, proto};
+use crate::store::{AppliedPoint, State};
+use crate::types::{ByteRange, Generation, Ino, LogIndex, Term};
+
+fn open(dir: &Path, same_boot: bool) -> Files {
+    Files::open(&dir.join("files"), &dir.join("stages"), same_boot).unwrap()
+}
+
+fn write(files: &Files, at: u64, ino: u64, generation: u64, data: &'static [u8]) {
+    let (ino, generation) = (Ino(ino), Generation(generation));
+    let data = Bytes::from_static(data);
+    let effect = FileEffect::Write { ino, generation, offset: 0, data };
+    files.carry_out_all(LogIndex(at), &[effect]).unwrap();
+}
+
+/// A state at an index with these files: number, generation, size, `data_version`.
+fn state(dir: &Path, index: u64, inodes: &[(u64, u64, u64, u64)]) -> State {
+    let state = State::open(dir).unwrap();
+    let mut overlay = Overlay::new(&state);
+    for (ino, generation, size, data_version) in inodes.iter().copied() {
+        let kind = proto::Kind::Regular.into();
+        let inode =
+            proto::Inode { kind, size, generation, data_version, ..proto::Inode::default() };
+        overlay.put(keys::inode(Ino(ino)), inode.encode_to_vec());
+    }
+    let at = AppliedPoint { index: LogIndex(index), term: Term(1), conf_state: None };
+    let batch = overlay.finish().unwrap();
+    state.commit(batch, at).unwrap();
+    state
+}
+
+fn missing(files: &Files, ino: u64, generation: u64) -> Vec<(u64, u64, u64)> {
+    let missing = files.missing((Ino(ino), Generation(generation)), ByteRange::from(0));
+    missing.into_iter().map(|(range, version)| (range.start, range.end, version.0)).collect()
+}
+
+fn bytes(files: &Files, ino: u64, generation: u64, len: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0xee; len];
+    files.read(Ino(ino), Generation(generation), 0, &mut bytes).unwrap().then_some(bytes)
+}
+
+/// What a replica has that has carried out entries up to 10.
+fn replica(dir: &Path) -> Files {
+    let files = open(dir, true);
+    write(&files, 5, 10, 1, b"stays!");
+    write(&files, 6, 11, 1, b"changed since");
+    write(&files, 7, 12, 1, b"gone since");
+    write(&files, 8, 14, 2, b"another life since");
+    files.pass(LogIndex(10));
+    files
+}
+
+const SNAPSHOT: [(u64, u64, u64, u64); 5] =
+    [(10, 1, 6, 5), (11, 1, 3, 20), (13, 15, 4, 15), (14, 18, 7, 19), (15, 16, 0, 16)];
+
+fn assert_adopted(files: &Files) {
+    assert_eq!(bytes(files, 10, 1, 6).unwrap(), b"stays!");
+    assert_eq!(missing(files, 10, 1), []);
+    assert_eq!(missing(files, 11, 1), [(0, 3, 20)]);
+    assert_eq!(missing(files, 13, 15), [(0, 4, 15)]);
+    assert_eq!(missing(files, 14, 18), [(0, 7, 19)]);
+    assert_eq!(missing(files, 15, 16), []);
+    for (ino, generation) in [(12, 1), (14, 2)] {
+        let path = files.path_of(Ino(ino), Generation(generation));
+        assert!(!path.exists(), "{} is of nobody", path.display());
+    }
+    let cut = std::fs::metadata(files.path_of(Ino(11), Generation(1))).unwrap();
+    assert!(cut.len() <= 3, "what lay beyond the end is not to come back");
+    assert_eq!(files.durable(), LogIndex(14), "before the first that is missing");
+}
+
+#[test]
+fn what_changed_since_is_missing_and_what_is_gone_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = replica(dir.path());
+    let state = state(&dir.path().join("state"), 30, &SNAPSHOT);
+    assert!(files.are_behind(&state));
+    assert_eq!(files.adopt(&state).unwrap(), Adopted { missing: 3, removed: 2 });
+    assert!(!files.are_behind(&state));
+    assert_adopted(&files);
+    // What comes from peers fills it; an older version does not.
+    let install = |version, data: &[u8]| {
+        files.install((Ino(11), Generation(1)), 0, data, LogIndex(version)).unwrap()
+    };
+    install(19, b"old");
+    assert_eq!(bytes(&files, 11, 1, 3), None);
+    install(20, b"new");
+    assert_eq!(bytes(&files, 11, 1, 3).unwrap(), b"new");
+}
+
+/// Effects up to the snapshot are not carried out again, whatever died.
+#[test]
+fn a_restart_finds_it_done() {
+    for same_boot in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let state = state(&dir.path().join("state"), 30, &SNAPSHOT);
+        replica(dir.path()).adopt(&state).unwrap();
+        let files = open(dir.path(), same_boot);
+        assert!(!files.are_behind(&state), "same boot: {same_boot}");
+        assert_adopted(&files);
+        write(&files, 30, 10, 1, b"never!");
+        assert_eq!(bytes(&files, 10, 1, 6).unwrap(), b"stays!");
+        write(&files, 31, 10, 1, b"later!");
+        assert_eq!(bytes(&files, 10, 1, 6).unwrap(), b"later!");
+    }
+}
+
+/// A process that dies before the end leaves files that are behind still: all of it is done again.
+#[test]
+fn what_was_cut_short_is_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = state(&dir.path().join("state"), 30, &SNAPSHOT);
+    let files = replica(dir.path());
+    let key = (Ino(11), Generation(1));
+    files
+        .renew_bytes(
+            key.0,
+            &proto::Inode { generation: 1, data_version: 20, size: 3, ..proto::Inode::default() },
+        )
+        .unwrap();
+    files.discard((Ino(12), Generation(1))).unwrap();
+    drop(files);
+    let files = open(dir.path(), true);
+    assert!(files.are_behind(&state));
+    files.adopt(&state).unwrap();
+    assert_adopted(&files);
+}
+
+/// A snapshot of this node's own may be older than some files, which come again with the log: not one is removed.
+#[test]
+fn files_that_began_after_the_snapshot_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = replica(dir.path());
+    write(&files, 25, 20, 25, b"younger");
+    let state = state(&dir.path().join("state"), 24, &[(20, 1, 0, 1)]);
+    files.adopt(&state).unwrap();
+    assert_eq!(bytes(&files, 20, 25, 7).unwrap(), b"younger");
+}

@@ -1,0 +1,319 @@
+//! Members come, go, move and lose their disks, while the others work; and whoever was away for too long takes a
+//! snapshot.
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde::Deserialize;
+use support::{
+    Cluster, PATIENCE, names, quorumfs, succeed, text, wait_until, write_and_close, write_and_sync,
+};
+
+#[derive(Debug, Deserialize)]
+struct Member {
+    node: u64,
+    address: String,
+    kind: String,
+}
+
+/// As the daemon at an address sees them.
+fn members(address: &str) -> Vec<Member> {
+    let output = succeed(quorumfs().args(["member", "list", "--json", "--addr", address]));
+    serde_json::from_slice(&output.stdout).expect("the documented JSON")
+}
+
+fn until_is(address: &str, node: u64, kind: &str) {
+    wait_until(PATIENCE, kind, || {
+        members(address)
+            .iter()
+            .any(|member| member.node == node && member.kind == kind)
+            .then_some(())
+    });
+}
+
+fn member(address: &str, arguments: &[&str]) {
+    succeed(quorumfs().arg("member").args(arguments).args(["--addr", address]));
+}
+
+fn refusal(command: &mut Command) -> String {
+    let output = command.output().expect("the binary runs");
+    assert!(!output.status.success(), "{command:?} went well");
+    text(&output.stderr)
+}
+
+fn cluster_id(address: &str) -> String {
+    let output = succeed(quorumfs().args(["status", "--json", "--addr", address]));
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    status["cluster"].as_str().expect("its id").to_owned()
+}
+
+/// A field of `quorumfs status --json`.
+fn field(address: &str, name: &str) -> u64 {
+    let output = succeed(quorumfs().args(["status", "--json", "--addr", address]));
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    status[name].as_u64().unwrap_or_else(|| panic!("no {name} in {status}"))
+}
+
+/// A daemon that `dev` knows nothing of.
+struct Daemon {
+    dir: PathBuf,
+    address: String,
+    process: Option<Child>,
+}
+
+impl Daemon {
+    /// In a directory beside those of the cluster's nodes, as one more of them.
+    fn beside(cluster: &Cluster, name: &str, port: u16) -> Self {
+        let dir = cluster.dir().join(name);
+        fs::create_dir_all(dir.join("mnt")).expect("mkdir");
+        fs::create_dir_all(dir.join("data")).expect("mkdir");
+        let daemon = Self { dir, address: format!("127.0.0.1:{port}"), process: None };
+        daemon.configure(&cluster.address(1), &cluster_id(&cluster.address(1)));
+        daemon
+    }
+
+    fn configure(&self, peer: &str, cluster: &str) {
+        let config = format!(
+            "data = \"data\"\nmount = \"mnt\"\nlisten = \"{}\"\ncluster = \"{cluster}\"\npeers = [\"{peer}\"]\n",
+            self.address
+        );
+        fs::write(self.dir.join("quorumfs.toml"), config).expect("write");
+    }
+
+    fn command(&self) -> Command {
+        let mut serve = quorumfs();
+        serve.args(["serve", "--config"]).arg(self.dir.join("quorumfs.toml"));
+        serve
+    }
+
+    fn start(&mut self) {
+        let log = File::create(self.dir.join("quorumfs.log")).expect("create");
+        let process = self.command().stderr(log).stdout(Stdio::null()).spawn();
+        self.process = Some(process.expect("the binary runs"));
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.dir.join("mnt")
+    }
+
+    fn until_mounted(&self) {
+        let is_mounted = || {
+            let mounts = fs::read_to_string("/proc/mounts").expect("read");
+            mounts.lines().any(|line| line.split(' ').nth(1) == self.mount().to_str())
+        };
+        wait_until(PATIENCE, "a mount", || is_mounted().then_some(()));
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = Command::new("kill").arg(process.id().to_string()).output();
+            let _ = process.wait();
+        }
+        let _ = Command::new("umount").arg("-l").arg(self.mount()).output();
+        if thread::panicking() {
+            let log = fs::read(self.dir.join("quorumfs.log")).unwrap_or_default();
+            eprintln!("{}:\n{}", self.dir.display(), text(&log));
+        }
+    }
+}
+
+/// A port that no node of the cluster has.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// A cluster whose log is cut after a mebibyte, whoever needs it.
+fn with_short_logs(nodes: u16) -> Cluster {
+    let cluster = Cluster::up(nodes);
+    cluster.down();
+    cluster.configure("snapshot_min_log = \"1MiB\"\nmax_log = \"1MiB\"\n");
+    cluster.up_again();
+    cluster
+}
+
+/// Writes through a mount until that node's log no longer has what a node lacks that has applied `applied`.
+fn outgrow(cluster: &Cluster, writer: u64, applied: u64) {
+    let address = cluster.address(writer);
+    let mount = cluster.mount(writer);
+    for round in 0.. {
+        for number in 0..100 {
+            let bytes = vec![u8::try_from(number).expect("below 100"); 16 << 10];
+            let name = mount.join(format!("d/f{number}"));
+            write_and_sync(&name, &bytes).expect("the others go on");
+        }
+        if field(&address, "first_index") > applied + 1 {
+            return;
+        }
+        assert!(round < 100, "the log is not cut");
+    }
+}
+
+fn content(mount: &Path) -> Vec<(String, Vec<u8>)> {
+    let dir = mount.join("d");
+    let read = |name: String| {
+        let bytes = fs::read(dir.join(&name)).expect("read");
+        (name, bytes)
+    };
+    names(&dir).into_iter().map(read).collect()
+}
+
+/// Whether the daemon died or only stood still: it comes back by a snapshot, with all bytes, and nothing of what is gone.
+#[test]
+fn a_node_that_was_away_for_too_long_takes_a_snapshot() {
+    let cluster = with_short_logs(3);
+    let away = cluster.follower();
+    let writer = (1..=3).find(|node| *node != away).expect("there are two");
+    fs::create_dir(cluster.mount(writer).join("d")).expect("mkdir");
+    for signal in ["KILL", "STOP"] {
+        for name in ["stays", "changes", "goes"] {
+            write_and_sync(&cluster.mount(writer).join("d").join(name), &[7; 300_000])
+                .expect("write");
+        }
+        cluster.settle();
+        let applied = field(&cluster.address(away), "applied");
+        let open = File::open(cluster.mount(away).join("d/changes")).expect("open");
+        cluster.kill(away, signal);
+        fs::remove_file(cluster.mount(writer).join("d/goes")).expect("unlink");
+        write_and_sync(&cluster.mount(writer).join("d/changes"), signal.as_bytes()).expect("write");
+        outgrow(&cluster, writer, applied);
+        if signal == "KILL" {
+            drop(open);
+            cluster.start(away);
+        } else {
+            cluster.kill(away, "CONT");
+            // What is open goes on: the daemon has not been started again.
+            wait_until(PATIENCE, "what was open to follow", || {
+                let mut bytes = [0; 8];
+                let read = open.read_at(&mut bytes, 0).ok()?;
+                (&bytes[..read] == signal.as_bytes()).then_some(())
+            });
+        }
+        cluster.settle();
+        assert_eq!(content(&cluster.mount(away)), content(&cluster.mount(writer)), "{signal}");
+        assert!(!cluster.mount(away).join("d/goes").exists());
+        let log = fs::read_to_string(cluster.dir().join(format!("n{away}/log/quorumfs.log")));
+        let installed = log.expect("a log").matches("a peer's snapshot is installed").count();
+        assert_eq!(installed, if signal == "KILL" { 1 } else { 2 });
+    }
+    write_and_close(&cluster.mount(away).join("d/own"), b"own").expect("it serves");
+}
+
+/// While a program writes: a node joins, the leader is removed, and says so.
+#[test]
+fn members_come_and_go_under_load() {
+    let cluster = Cluster::up(3);
+    let leader = cluster.leader();
+    let writer = (1..=3).find(|node| *node != leader).expect("there are two");
+    let address = cluster.address(writer);
+    let mut fourth = Daemon::beside(&cluster, "n4", free_port());
+    let done = AtomicBool::new(false);
+    let written = thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            let mut written = 0;
+            while !done.load(Ordering::Relaxed) {
+                let file = cluster.mount(writer).join(format!("f{written}"));
+                write_and_sync(&file, b"under load").expect("nobody is held up for good");
+                written += 1;
+            }
+            written
+        });
+        fourth.start();
+        until_is(&address, 4, "voter");
+        fourth.until_mounted();
+        member(&address, &["remove", &leader.to_string()]);
+        done.store(true, Ordering::Relaxed);
+        writing.join().expect("it goes on")
+    });
+    let left: Vec<_> = members(&address).into_iter().map(|m| (m.node, m.kind)).collect();
+    let expected = (1..=4).filter(|node| *node != leader).map(|node| (node, "voter".to_owned()));
+    assert_eq!(left, expected.collect::<Vec<_>>());
+    assert_eq!(names(&fourth.mount()).len(), written);
+    // The one that was removed has said so, and does not come back.
+    let config = cluster.dir().join(format!("n{leader}/quorumfs.toml"));
+    let again = refusal(quorumfs().args(["serve", "--config"]).arg(config));
+    assert!(again.contains("was removed from the cluster"), "{again}");
+    write_and_sync(&cluster.mount(writer).join("after"), b"x").expect("the others go on");
+    assert_eq!(fs::read(fourth.mount().join("after")).expect("read"), b"x");
+}
+
+#[test]
+fn a_learner_votes_once_it_is_promoted() {
+    let cluster = Cluster::up(1);
+    let address = cluster.address(1);
+    let mut daemon = Daemon::beside(&cluster, "n2", free_port());
+    member(&address, &["add", &daemon.address, "--learner"]);
+    assert_eq!(members(&address)[1].kind, "announced");
+    write_and_sync(&cluster.mount(1).join("file"), &[1; 1 << 20]).expect("write");
+    daemon.start();
+    daemon.until_mounted();
+    until_is(&address, 2, "learner");
+    assert_eq!(fs::read(daemon.mount().join("file")).expect("read").len(), 1 << 20);
+    let refused = refusal(quorumfs().args(["member", "remove", "1", "--addr", &address]));
+    assert!(refused.contains("promote another member first"), "{refused}");
+    member(&address, &["promote", "2"]);
+    until_is(&address, 2, "voter");
+    let refused = refusal(quorumfs().args(["member", "remove", "9", "--addr", &address]));
+    assert!(refused.contains("no such member"), "{refused}");
+}
+
+/// The same machine with an empty disk is another member; the old one is removed.
+#[test]
+fn a_lost_disk_is_replaced_by_a_new_member() {
+    let cluster = Cluster::up(3);
+    let lost = cluster.follower();
+    let other = (1..=3).find(|node| *node != lost).expect("there are two");
+    write_and_sync(&cluster.mount(other).join("file"), &[3; 500_000]).expect("write");
+    cluster.kill(lost, "KILL");
+    let data = cluster.dir().join(format!("n{lost}/data"));
+    fs::remove_dir_all(&data).expect("the disk is lost");
+    fs::create_dir(&data).expect("mkdir");
+    cluster.start(lost);
+    let address = cluster.address(other);
+    until_is(&address, 4, "voter");
+    member(&address, &["remove", &lost.to_string()]);
+    assert!(members(&address).iter().all(|member| member.node != lost));
+    assert_eq!(fs::read(cluster.mount(lost).join("file")).expect("read"), vec![3; 500_000]);
+    // The new one counts.
+    let third = (1..=3).find(|node| *node != lost && *node != other).expect("there is one");
+    cluster.kill(third, "KILL");
+    write_and_sync(&cluster.mount(lost).join("more"), b"more").expect("two of three");
+}
+
+/// A node moves to another address; a copy of its data does not.
+#[test]
+fn a_node_moves_and_a_copy_of_it_is_refused() {
+    let cluster = Cluster::up(3);
+    let moving = cluster.follower();
+    let other = (1..=3).find(|node| *node != moving).expect("there are two");
+    let from = cluster.dir().join(format!("n{moving}"));
+    let mut copy = Daemon::beside(&cluster, "copy", free_port());
+    let copied =
+        Command::new("cp").arg("-aT").arg(from.join("data")).arg(copy.dir.join("data")).status();
+    assert!(copied.expect("cp runs").success());
+    fs::remove_file(copy.dir.join("data/LOCK")).expect("only a copy of a lock");
+    let refused = refusal(&mut copy.command());
+    assert!(refused.contains("stop it there before it is started elsewhere"), "{refused}");
+    // What was a copy is a move once the first one is stopped.
+    cluster.kill(moving, "TERM");
+    fs::remove_dir_all(copy.dir.join("data")).expect("rm");
+    fs::rename(from.join("data"), copy.dir.join("data")).expect("mv");
+    wait_until(PATIENCE, "the move", || {
+        if copy.process.as_mut().is_none_or(|process| process.try_wait().expect("wait").is_some()) {
+            copy.start();
+        }
+        let known = members(&cluster.address(other));
+        known.iter().any(|m| m.node == moving && m.address == copy.address).then_some(())
+    });
+    copy.until_mounted();
+    write_and_sync(&copy.mount().join("file"), b"moved").expect("it serves");
+    assert_eq!(fs::read(cluster.mount(other).join("file")).expect("read"), b"moved");
+}

@@ -1,0 +1,129 @@
+//! A node whose log position was cut off takes the leader's snapshot.
+
+use quorumfs::consensus::Boot;
+use quorumfs::types::{LogIndex, NodeId};
+
+use crate::clock::{MILLI, SECOND};
+use crate::node::{Node, NodeEvent};
+use crate::state::State;
+use crate::world::World;
+
+/// Where an installation may be cut by a crash.
+const STEPS: u64 = 4;
+
+impl World {
+    /// The core needs what the leader no longer has in its log.
+    pub fn log_was_cut(&mut self, node: usize, leader: NodeId, first_index: LogIndex) {
+        let from = usize::try_from(leader.0).expect("few nodes") - 1;
+        let is_needed = self.nodes[node].state.applied.index.next() < first_index;
+        let is_reached = self.network.is_open(node, from) && self.network.is_open(from, node);
+        let daemon = self.nodes[node].daemon.as_mut().expect("its core has just spoken");
+        if !is_needed || !is_reached || daemon.is_installing || self.nodes[from].daemon.is_none() {
+            return;
+        }
+        self.nodes[node].daemon.as_mut().expect("as above").is_installing = true;
+        self.coverage.count("snapshots asked for");
+        let state = Box::new(self.nodes[from].snapshot.clone());
+        let delay = self.random.skewed(MILLI, 3 * SECOND);
+        self.after(delay, node, NodeEvent::SnapshotCame { state });
+    }
+
+    /// It is there, whole. Everything that is under way comes to its end first.
+    pub fn snapshot_came(&mut self, node: usize, state: Box<State>) {
+        let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+        if daemon.applying || !daemon.to_apply.is_empty() {
+            self.after(MILLI, node, NodeEvent::SnapshotCame { state });
+            return;
+        }
+        daemon.is_installing = false;
+        if state.applied.index <= self.nodes[node].state.applied.index {
+            self.coverage.count("snapshots that came late");
+            return;
+        }
+        self.invalidate(node);
+        self.nodes[node].disk.sync(u64::MAX);
+        let dies_at = if self.stormy && self.random.chance(200) {
+            Some(self.random.below(STEPS))
+        } else {
+            None
+        };
+        for step in 0..STEPS {
+            if dies_at == Some(step) {
+                self.coverage.count("snapshots: installations cut by a crash");
+                let power_lost = self.random.chance(500);
+                return self.crash(node, power_lost);
+            }
+            self.nodes[node].install_step(step, &state);
+        }
+        self.begin_anew(node);
+    }
+
+    fn begin_anew(&mut self, node: usize) {
+        self.coverage.count("snapshots installed");
+        let target = &mut self.nodes[node];
+        let applied = target.state.applied;
+        let values = [("index", applied.index.0), ("term", applied.term.0)];
+        self.trace.note(self.now, target.id.0, "installs", &values);
+        target.disk.raise_commit(applied);
+        target.forget_stages();
+        let boot = target.boot_point();
+        let disk = target.disk.clone();
+        let daemon = target.daemon.as_mut().expect("it runs");
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        daemon.core.install(disk, boot, &logger).expect("the log is usable");
+        daemon.unapplied.applied(applied.index);
+        daemon.invalidated = daemon.invalidated.split_off(&applied.index.next());
+        daemon.shown = applied.index;
+        daemon.mount.forget_everything();
+        if let Some(session) = daemon.mount.session {
+            self.session_ended(node, session);
+        } else {
+            self.open_session(node);
+        }
+        self.bytes_changed(node);
+    }
+}
+
+impl Node {
+    /// Where the core starts over the state.
+    pub fn boot_point(&self) -> Boot {
+        Boot {
+            applied: self.state.applied,
+            conf_state: self.state.membership.clone(),
+            sessions: self.state.sessions(),
+            members: self.state.members(),
+        }
+    }
+
+    /// What a real node does in this order; [`Self::recover`] finishes it after a crash.
+    fn install_step(&mut self, step: u64, state: &State) {
+        match step {
+            0 => self.snapshot = state.clone(),
+            1 => self.disk.fit(state.applied),
+            2 => self.files.adopt(state),
+            _ => self.state = state.clone(),
+        }
+    }
+
+    /// What a starting node believes: the snapshot, where it is newer than the state, and of the files what they were
+    /// brought to.
+    pub fn recover(&mut self) {
+        self.disk.fit(self.snapshot.applied);
+        if self.state.applied.index < self.snapshot.applied.index {
+            self.state = self.snapshot.clone();
+        } else {
+            self.files.pass(self.state.applied.index);
+        }
+        if self.files.are_behind(self.state.applied.index) {
+            self.files.adopt(&self.state);
+        }
+        self.disk.raise_commit(self.state.applied);
+        self.forget_stages();
+    }
+
+    pub fn forget_stages(&mut self) {
+        let state = &self.state;
+        let applied = state.applied.index.0;
+        self.files.keep_stages(|session| session.0 > applied || state.has_session(session));
+    }
+}

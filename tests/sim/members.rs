@@ -1,0 +1,133 @@
+//! Members that are removed while their daemons live, and others that join in their place, under load.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+use quorumfs::consensus::{Input, Wait};
+use quorumfs::fs::proto::{self, command::Op};
+use quorumfs::fs::query;
+use quorumfs::types::{NodeId, ProposalKey, Seq, SessionId};
+
+use crate::clock::{MILLI, SECOND};
+use crate::locks::Locker;
+use crate::node::Node;
+use crate::state::{State, add_member};
+use crate::world::{Event, World};
+
+/// So many nodes there are at most, those included that were removed.
+const NODES_MAX: usize = 7;
+/// An operator asks again after this long.
+const AGAIN: u64 = SECOND;
+
+/// A node that leaves, and the one that comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Replacing {
+    leaves: usize,
+    comes: usize,
+    /// It is going to notice that it was removed.
+    is_noticing: bool,
+}
+
+impl World {
+    /// Nodes that were not removed.
+    pub fn members(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| !node.is_retired)
+    }
+
+    /// One of them.
+    pub fn member(&self) -> &Node {
+        self.members().next().expect("somebody stays")
+    }
+
+    /// Whether all of them vote, and nobody else does.
+    pub fn is_membership_settled(&self) -> bool {
+        let ids: Vec<u64> = self.members().map(|node| node.id.0).collect();
+        self.replacing.is_none()
+            && self.members().all(|node| {
+                let membership = &node.state.membership;
+                let mut voters = membership.get_voters().to_vec();
+                voters.sort_unstable();
+                voters == ids
+                    && membership.get_voters_outgoing().is_empty()
+                    && membership.get_learners().is_empty()
+            })
+    }
+
+    /// A member leaves, and another comes, one after the other or both at once.
+    pub fn replace_member(&mut self, leaves: usize) -> &'static str {
+        let settled = self.is_membership_settled() && !self.nodes[leaves].is_retired;
+        if settled && self.nodes.len() < NODES_MAX {
+            let comes = self.nodes.len();
+            self.add_node(comes);
+            self.replacing = Some(Replacing { leaves, comes, is_noticing: false });
+            self.schedule(0, Event::Replace);
+        }
+        "fault: member replaced"
+    }
+
+    fn add_node(&mut self, place: usize) {
+        let id = place as u64 + 1;
+        let genesis: State = self.genesis.clone();
+        self.nodes.push(Node::new(NodeId(id), &genesis, &mut self.random));
+        self.lockers.extend([Locker::new(place as u64), Locker::new(place as u64)]);
+        self.network.grow();
+        self.boot(place);
+    }
+
+    /// What an operator does until it is so.
+    pub fn go_on_replacing(&mut self) {
+        let Some(replacing) = self.replacing else { return };
+        let Replacing { leaves, comes, .. } = replacing;
+        let (old, new) = (self.nodes[leaves].id, self.nodes[comes].id);
+        let says = |node: &Node, id: NodeId| {
+            let members = query::members(&node.state.view).expect("nothing rots here");
+            members.iter().any(|member| member.node == id.0)
+        };
+        let newest = self.members().max_by_key(|node| node.state.applied.index);
+        let newest = newest.expect("somebody stays");
+        let (has_left, has_come) = (!says(newest, old), says(newest, new));
+        if has_left && !replacing.is_noticing {
+            self.replacing = Some(Replacing { is_noticing: true, ..replacing });
+            let delay = self.random.within(MILLI, 5 * SECOND);
+            self.schedule(delay, Event::Retire { node: leaves });
+        }
+        if has_come && self.nodes[leaves].is_retired {
+            self.coverage.count("members replaced");
+            self.replacing = None;
+            return;
+        }
+        let mut ops = BTreeMap::new();
+        if !has_come {
+            ops.insert(0, Op::AddMember(add_member(new.0)));
+        }
+        if !has_left {
+            ops.insert(1, Op::RemoveMember(proto::RemoveMember { node: old.0 }));
+        }
+        for op in ops.into_values().filter(|_| self.random.chance(700)).collect::<Vec<_>>() {
+            let at = self.random.index(self.nodes.len());
+            if at != comes && !self.nodes[at].is_retired {
+                self.propose_for_cluster(at, op);
+            }
+        }
+        self.schedule(AGAIN, Event::Replace);
+    }
+
+    /// A node has learnt that it was removed: its daemon ends for good, and its clients work elsewhere.
+    pub fn retire(&mut self, node: usize) {
+        self.nodes[node].is_retired = true;
+        self.crash(node, false);
+        let comes = self.replacing.expect("it is being replaced").comes;
+        for client in self.clients.iter_mut().filter(|client| client.node == node) {
+            client.node = comes;
+        }
+    }
+
+    fn propose_for_cluster(&mut self, node: usize, op: Op) {
+        let seq = self.random.next();
+        let command = proto::Command { volume: 1, seq, op: Some(op), ..proto::Command::default() };
+        let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(seq) };
+        let data = command.encode_to_vec().into();
+        self.input_later(node, Input::Propose { key, data, wait: Wait::Here });
+        self.pump(node);
+    }
+}

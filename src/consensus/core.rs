@@ -10,7 +10,7 @@ use super::commits::Commits;
 use super::keeper::{Beat, Keeper};
 use super::lease::Lease;
 use super::log_view::LogView;
-use super::membership::Newcomers;
+use super::membership::Moves;
 use super::proposals::Proposals;
 use super::roster::Roster;
 use super::{
@@ -79,7 +79,7 @@ pub struct Core<S: Storage> {
     pub(super) verified: Claim,
     pub(super) role: (Role, Term, NodeId),
     pub(super) members: BTreeMap<NodeId, Suffrage>,
-    pub(super) newcomers: Newcomers,
+    pub(super) moves: Moves,
     /// What each peer has said that it has applied.
     pub(super) heard: BTreeMap<NodeId, LogIndex>,
 
@@ -158,7 +158,7 @@ impl<S: Storage> Core<S> {
             verified: Claim::default(),
             role: (Role::Follower, Term(0), NodeId(0)),
             members: boot.members.into_iter().collect(),
-            newcomers: Newcomers::default(),
+            moves: Moves::default(),
             heard: BTreeMap::new(),
             roster: Roster::new(boot.sessions),
             lease: Lease::default(),

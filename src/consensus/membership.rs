@@ -1,6 +1,6 @@
 //! The Raft group follows the table of members.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use raft::Storage;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
@@ -11,19 +11,26 @@ use crate::types::{LogIndex, NodeId, Suffrage};
 /// A learner this close to the leader's log becomes a voter.
 const PROMOTION_LAG: u64 = 64;
 
-/// What a leader knows of members on their way.
+/// What a leader knows of members that come or go.
 #[derive(Debug, Default)]
-pub(super) struct Newcomers {
-    /// What learners have to hold before they vote: all that was committed when this leader first met them.
+pub(super) struct Moves {
+    /// What has to be held before a learner votes, or a voter goes: all that was committed when this leader first met
+    /// them so.
     targets: BTreeMap<NodeId, LogIndex>,
-    /// Up to where nodes have said that they hold all bytes.
+    /// Up to where nodes have said that they hold all bytes, on their disks.
     holds: BTreeMap<NodeId, LogIndex>,
+}
+
+impl Moves {
+    fn holds(&self, node: NodeId, target: LogIndex) -> bool {
+        self.holds.get(&node).is_some_and(|held| *held >= target)
+    }
 }
 
 impl<S: Storage> Core<S> {
     /// A node has all bytes that came up to `index`.
     pub(super) fn note_holds(&mut self, node: NodeId, index: LogIndex) {
-        self.newcomers.holds.insert(node, index);
+        self.moves.holds.insert(node, index);
     }
 
     /// Gives every known member a place: a learner first, a voter once it holds everything. Whoever is no member
@@ -38,6 +45,7 @@ impl<S: Storage> Core<S> {
             // A leader that died in between has left that to the next one: no changes are its end.
             Vec::new()
         } else {
+            self.forget_targets();
             let mut changes = self.newcomers();
             changes.extend(self.promotions());
             changes.extend(self.removals());
@@ -59,19 +67,13 @@ impl<S: Storage> Core<S> {
     }
 
     fn promotions(&mut self) -> Vec<(ConfChangeType, NodeId)> {
-        let learners = self.membership().filter(|(_, votes)| !votes).map(|(node, _)| node);
         let is_to_vote = |node: &NodeId| self.members.get(node) == Some(&Suffrage::Voter);
-        let waiting: BTreeSet<_> = learners.filter(is_to_vote).collect();
-        let commit = self.commit_index();
-        self.newcomers.targets.retain(|node, _| waiting.contains(node));
-        for node in &waiting {
-            self.newcomers.targets.entry(*node).or_insert(commit);
-        }
+        let learners = self.membership().filter(|(_, votes)| !votes).map(|(node, _)| node);
+        let waiting: Vec<_> = learners.filter(is_to_vote).collect();
         let last = self.last_index().0;
         let ready = waiting.into_iter().filter(|node| {
-            let target = self.newcomers.targets.get(node).copied().unwrap_or_default();
-            let holds = self.newcomers.holds.get(node).copied().unwrap_or_default();
-            holds >= target
+            let target = self.target(*node);
+            self.moves.holds(*node, target)
                 && self.raft.raft.prs().get(node.0).is_some_and(|progress| {
                     progress.recent_active && progress.matched + PROMOTION_LAG >= last
                 })
@@ -79,21 +81,44 @@ impl<S: Storage> Core<S> {
         ready.map(|node| (ConfChangeType::AddNode, node)).collect()
     }
 
-    /// A leader that is to go hands over first; somebody always stays to vote.
+    /// A voter goes once most of those who stay hold what it may have helped to hold. A leader that is to go hands over
+    /// first; somebody always stays to vote.
     fn removals(&mut self) -> Vec<(ConfChangeType, NodeId)> {
         let own = self.config.node;
         let (gone, stay): (Vec<_>, Vec<_>) =
             self.membership().partition(|(node, _)| !self.members.contains_key(node));
-        if !stay.iter().any(|(_, votes)| *votes) {
-            return Vec::new();
+        let voters: Vec<_> =
+            stay.iter().filter(|(_, votes)| *votes).map(|(node, _)| *node).collect();
+        let mut removed = Vec::new();
+        for (node, votes) in gone {
+            let target = self.target(node);
+            let holders = voters.iter().filter(|other| self.moves.holds(**other, target)).count();
+            if votes && holders <= voters.len() / 2 {
+                continue;
+            }
+            if node == own {
+                let best = voters.iter().max_by_key(|node| self.matched(**node));
+                self.transfer(best.copied());
+            } else {
+                removed.push((ConfChangeType::RemoveNode, node));
+            }
         }
-        if gone.iter().any(|(node, _)| *node == own) {
-            let voters = stay.iter().filter(|(_, votes)| *votes).map(|(node, _)| *node);
-            let best = voters.max_by_key(|node| self.matched(*node));
-            self.transfer(best);
-        }
-        let others = gone.into_iter().map(|(node, _)| node).filter(|node| *node != own);
-        others.map(|node| (ConfChangeType::RemoveNode, node)).collect()
+        removed
+    }
+
+    fn target(&mut self, node: NodeId) -> LogIndex {
+        let commit = self.commit_index();
+        *self.moves.targets.entry(node).or_insert(commit)
+    }
+
+    /// Who neither comes nor goes any more is met anew when it does.
+    fn forget_targets(&mut self) {
+        let placed: BTreeMap<_, _> = self.membership().collect();
+        let members = &self.members;
+        self.moves.targets.retain(|node, _| {
+            let (votes, wanted) = (placed.get(node), members.get(node));
+            votes.is_some() && (wanted.is_none() || votes == Some(&false))
+        });
     }
 }
 

@@ -18,6 +18,8 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId};
 
 /// Bytes are on no disk for so long at most.
 const AGE: Duration = Duration::from_secs(5);
+/// The same while members come and go, which waits for it.
+const MOVING_AGE: Duration = Duration::from_millis(100);
 /// Between two attempts to find a quorum.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -205,10 +207,15 @@ pub(super) fn voters(shared: &Shared) -> Vec<NodeId> {
 
 /// Brings everything to the disk that has waited for long enough. Runs for ever.
 pub(super) async fn write_back(handle: Handle) {
+    let mut age = Duration::ZERO;
     loop {
-        tokio::time::sleep(AGE).await;
+        tokio::time::sleep(MOVING_AGE).await;
+        age += MOVING_AGE;
         let shared = handle.0.clone();
-        if !shared.files.needs_sync(shared.durability.newest()) {
+        let is_awaited = handle.is_membership_moving() && has_more(&shared);
+        let is_due = age >= AGE && shared.files.needs_sync(shared.durability.newest());
+        age = if age >= AGE { Duration::ZERO } else { age };
+        if !is_awaited && !is_due {
             continue;
         }
         let synced = tokio::task::spawn_blocking(move || {
@@ -218,7 +225,15 @@ pub(super) async fn write_back(handle: Handle) {
         });
         // It ends with the node.
         let _ = synced.await;
+        if is_awaited {
+            handle.0.space.look_again.notify_one();
+        }
     }
+}
+
+/// Whether everything is here, and more of it than is known to be on the disk.
+fn has_more(shared: &Shared) -> bool {
+    shared.files.missing_in_all() == (0, 0) && shared.files.durable() < shared.state.applied()
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! Who is a member, as a node's services ask for it.
 
+use std::collections::BTreeSet;
+
 use tokio::sync::watch;
 
 use super::{Handle, NodeError};
-use crate::fs::proto::{PromoteMember, RemoveMember, command::Op};
+use crate::fs::proto::{Member, PromoteMember, RemoveMember, command::Op};
 use crate::fs::query;
-use crate::types::NodeId;
+use crate::types::{NodeId, Suffrage};
 
 /// Why a membership stays as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +51,20 @@ impl Handle {
     /// When this replica cannot read its own state.
     pub fn is_removed(&self, node: NodeId) -> Result<bool, NodeError> {
         Ok(query::is_removed(&self.state(), node)?)
+    }
+
+    /// Whether the Raft group does not follow the table of members yet.
+    pub(super) fn is_membership_moving(&self) -> bool {
+        let placed = self.0.state.conf_state();
+        let Ok(members) = query::members(&self.state()) else { return false };
+        let all = |wanted| {
+            let is_it = |member: &&Member| query::suffrage(member) == Some(wanted);
+            members.iter().filter(is_it).map(|member| member.node).collect::<BTreeSet<_>>()
+        };
+        let (voters, learners) = (all(Suffrage::Voter), all(Suffrage::Learner));
+        !placed.voters_outgoing.is_empty()
+            || placed.voters.iter().copied().collect::<BTreeSet<_>>() != voters
+            || placed.learners.iter().copied().collect::<BTreeSet<_>>() != learners
     }
 
     /// A peer says that this node is no member any more.

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::Handle;
 use super::durability::voters;
 use super::transport::ToPeer;
+use crate::consensus::Input;
 use crate::fs::query;
 use crate::store::StoreError;
 use crate::types::NodeId;
@@ -33,6 +35,8 @@ pub(super) struct Space {
     known: Mutex<Known>,
     /// What this mount may take until the next look.
     left: AtomicU64,
+    /// The others wait to be told.
+    pub(super) look_again: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +52,8 @@ struct Known {
 impl Space {
     /// Nothing is known yet, and nothing refused.
     pub(super) fn new(node: NodeId, reserve: u64) -> Self {
-        Self { node, reserve, known: Mutex::default(), left: AtomicU64::new(u64::MAX) }
+        let (known, look_again) = (Mutex::default(), Notify::new());
+        Self { node, reserve, known, left: AtomicU64::new(u64::MAX), look_again }
     }
 
     pub(super) fn heard(&self, node: NodeId, report: SpaceReport) {
@@ -107,7 +112,10 @@ fn of_quorum(
 pub(super) async fn watch(handle: Handle) {
     let mut every = tokio::time::interval(EVERY);
     loop {
-        every.tick().await;
+        tokio::select! {
+            _ = every.tick() => {}
+            () = handle.0.space.look_again.notified() => {}
+        }
         let shared = handle.0.clone();
         // A disk that does not answer holds up nobody else.
         let look = tokio::task::spawn_blocking(move || -> Result<(), StoreError> {
@@ -127,6 +135,7 @@ pub(super) async fn watch(handle: Handle) {
             }
             let voters = voters(&shared);
             shared.durability.heard(shared.node, synced, &voters);
+            shared.input_later(Input::Holds { node: shared.node, index: synced });
             let is_connected = |node| shared.transport.is_connected(node);
             shared.space.look(&voters, is_connected, own);
             let available = space.f_bavail * space.f_frsize;

@@ -154,9 +154,8 @@ impl Handle {
     /// Whether this node and these others are a quorum of the voters.
     #[must_use]
     pub fn makes_quorum_with(&self, others: &[NodeId]) -> bool {
-        let voters = voters(&self.0);
-        let is_one = |node: &&NodeId| **node == self.node() || others.contains(*node);
-        2 * voters.iter().filter(is_one).count() > voters.len()
+        let nodes: Vec<_> = others.iter().copied().chain([self.node()]).collect();
+        is_quorum(&nodes, &voters(&self.0))
     }
 
     /// The connection for stages to a peer is lost.
@@ -324,7 +323,8 @@ impl OpenStage {
         let shared = &self.handle.0;
         let own = shared.node;
         let voters = voters(shared);
-        let mut missing = voters.len() / 2 + 1;
+        let quorum = voters.len() / 2 + 1;
+        let mut holders = Vec::new();
         let mut answers = FuturesUnordered::new();
         for node in voters.iter().copied().filter(|node| *node != own) {
             let Some(lane) = self.lanes.get(&node).copied() else { continue };
@@ -340,7 +340,7 @@ impl OpenStage {
                 // Nobody answers, and who is told of the loss may have been so already.
                 shared.staging.waiting.lock().remove(&(node, mark));
             }
-            answers.push(answered);
+            answers.push(async move { (node, answered.await) });
         }
         if voters.contains(&own) && self.is_kept_here() {
             // Meanwhile the others do the same.
@@ -351,19 +351,20 @@ impl OpenStage {
                     return Err(NodeError::SessionLost);
                 }
             }
-            missing -= 1;
+            holders.push(own);
         }
-        while missing > 0 {
+        while holders.len() < quorum {
             let next = tokio::time::timeout_at(deadline.into(), answers.next());
             match next.await {
-                Ok(Some(Ok(true))) => missing -= 1,
+                Ok(Some((node, Ok(true)))) => holders.push(node),
                 // It does not hold all, or its connection is lost.
-                Ok(Some(Ok(false) | Err(_))) => {}
+                Ok(Some((_, Ok(false) | Err(_)))) => {}
                 Ok(None) => return Ok(false),
                 Err(_) => return Err(NodeError::Deadline),
             }
         }
-        Ok(true)
+        // Others may vote by now.
+        Ok(is_quorum(&holders, &self::voters(shared)))
     }
 
     /// Sends everything to whoever has a new connection.
@@ -411,6 +412,10 @@ impl Drop for OpenStage {
             tracing::warn!(%error, "a stage that nobody needs stays until the next start");
         }
     }
+}
+
+fn is_quorum(nodes: &[NodeId], voters: &[NodeId]) -> bool {
+    2 * voters.iter().filter(|voter| nodes.contains(voter)).count() > voters.len()
 }
 
 /// The other members.

@@ -80,6 +80,10 @@ impl World {
             NodeEvent::Snapshot => self.snapshot(node),
             NodeEvent::Synced { sync, state } => self.synced(node, sync, state),
             NodeEvent::Merge => self.merge(node),
+            NodeEvent::Hold => self.hold(node),
+            NodeEvent::Holds { from, index } => {
+                self.input(node, Input::Holds { node: from, index });
+            }
             NodeEvent::SnapshotCame { state } => self.snapshot_came(node, state),
             NodeEvent::ConnectLane { peer } => self.connect_lane(node, peer),
             NodeEvent::LaneLost { peer } => self.lane_lost(node, peer),

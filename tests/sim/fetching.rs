@@ -213,7 +213,8 @@ impl World {
             self.crash(node, true);
             return;
         }
-        if let Some(state) = state {
+        let newest = self.nodes[node].snapshot.applied;
+        if let Some(state) = state.filter(|state| state.applied >= newest) {
             let target = &mut self.nodes[node];
             target.snapshot = state;
             let needed = target.daemon.as_ref().expect("it writes them").core.needed_by_peers();

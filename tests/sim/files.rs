@@ -555,6 +555,13 @@ impl Files {
         !self.layouts.values().any(lacks)
     }
 
+    /// All bytes up to here are on the disk.
+    pub fn held(&self) -> LogIndex {
+        let missing = self.image.layouts.values().flat_map(|l| l.missing(ByteRange::from(0)));
+        let before = missing.map(|(_, version)| LogIndex(version.0 - 1));
+        before.fold(self.image.synced, LogIndex::min)
+    }
+
     pub fn is_in_place(&self) -> bool {
         self.layouts.is_empty()
     }
@@ -587,7 +594,8 @@ impl Files {
     /// The file system has been synced; `kept` says whether the process has lived to note it.
     pub fn end_sync(&mut self, Sync(image): Sync, kept: bool) {
         self.drive.sync();
-        if kept {
+        // One sync comes after the other: what began before a snapshot was installed has ended before it.
+        if kept && image.synced >= self.image.synced {
             self.image = image;
             for index in std::mem::take(&mut self.image.retired) {
                 self.drive.remove(Name::Written(index));

@@ -110,8 +110,12 @@ impl Node {
     pub fn recover(&mut self) {
         self.disk.fit(self.snapshot.applied);
         if self.state.applied.index < self.snapshot.applied.index {
+            self.is_state_lost = true;
+        }
+        if std::mem::take(&mut self.is_state_lost) {
             self.state = self.snapshot.clone();
         } else {
+            // What a state says has reached the files before.
             self.files.pass(self.state.applied.index);
         }
         if self.files.are_behind(self.state.applied.index) {

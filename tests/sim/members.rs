@@ -10,7 +10,7 @@ use quorumfs::types::{NodeId, ProposalKey, Seq, SessionId};
 
 use crate::clock::{MILLI, SECOND};
 use crate::locks::Locker;
-use crate::node::Node;
+use crate::node::{Node, NodeEvent};
 use crate::state::{State, add_member};
 use crate::world::{Event, World};
 
@@ -41,16 +41,12 @@ impl World {
 
     /// Whether all of them vote, and nobody else does.
     pub fn is_membership_settled(&self) -> bool {
-        let ids: Vec<u64> = self.members().map(|node| node.id.0).collect();
-        self.replacing.is_none()
-            && self.members().all(|node| {
-                let membership = &node.state.membership;
-                let mut voters = membership.get_voters().to_vec();
-                voters.sort_unstable();
-                voters == ids
-                    && membership.get_voters_outgoing().is_empty()
-                    && membership.get_learners().is_empty()
-            })
+        let ids: Vec<NodeId> = self.members().map(|node| node.id).collect();
+        let is_settled = |node: &Node| {
+            let known: Vec<_> = node.state.members().into_iter().map(|(node, _)| node).collect();
+            known == ids && node.state.is_membership_settled()
+        };
+        self.replacing.is_none() && self.members().all(is_settled)
     }
 
     /// A member leaves, and another comes, one after the other or both at once.
@@ -120,6 +116,29 @@ impl World {
         for client in self.clients.iter_mut().filter(|client| client.node == node) {
             client.node = comes;
         }
+    }
+
+    pub fn hold_later(&mut self, node: usize) {
+        let delay = self.random.within(100 * MILLI, 600 * MILLI);
+        self.after(delay, node, NodeEvent::Hold);
+    }
+
+    /// While members come and go, a node brings everything to its disk as soon as it has it, and tells the others.
+    pub fn hold(&mut self, node: usize) {
+        let target = &mut self.nodes[node];
+        if !target.state.is_membership_settled() && target.files.lacks_nothing() {
+            target.files.pass(target.state.applied.index);
+            let sync = target.files.begin_sync();
+            target.files.end_sync(sync, true);
+        }
+        let index = target.files.held();
+        self.input_later(node, Input::Holds { node: self.nodes[node].id, index });
+        for to in (0..self.nodes.len()).filter(|to| *to != node) {
+            for delay in self.network.carry(&mut self.random, node, to) {
+                self.schedule(delay, Event::Holds { from: node, to, index });
+            }
+        }
+        self.hold_later(node);
     }
 
     fn propose_for_cluster(&mut self, node: usize, op: Op) {

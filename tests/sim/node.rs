@@ -27,6 +27,8 @@ pub struct Node {
     pub snapshot: State,
     /// The cache: survives the daemon, but not a power loss.
     pub state: State,
+    /// It is to be built from the snapshot: power was lost, or there has never been one.
+    pub is_state_lost: bool,
     /// Backing files and stages; a power loss tears them.
     pub files: Files,
     pub daemon: Option<Daemon>,
@@ -139,6 +141,12 @@ pub enum NodeEvent {
         state: Option<State>,
     },
     Merge,
+    /// It looks whether it has everything on its disk, and says so.
+    Hold,
+    Holds {
+        from: NodeId,
+        index: LogIndex,
+    },
     /// A snapshot of the leader.
     SnapshotCame {
         state: Box<State>,
@@ -205,6 +213,7 @@ impl Node {
             disk: Disk::new(genesis.applied),
             snapshot: genesis.clone(),
             state: genesis.clone(),
+            is_state_lost: true,
             files: Files::default(),
             daemon: None,
             boots: 0,

@@ -22,7 +22,7 @@ pub struct OpenStage {
     /// Marks of this attempt that are not answered.
     marks: BTreeSet<(usize, u64)>,
     /// Voters that are known to hold it.
-    holders: usize,
+    holders: BTreeSet<usize>,
     /// Whether it is on this node's own disk.
     is_synced: bool,
 }
@@ -66,7 +66,7 @@ impl World {
             lanes: BTreeMap::new(),
             pieces,
             marks: BTreeSet::new(),
-            holders: 0,
+            holders: BTreeSet::new(),
             is_synced: false,
         };
         self.mount(node).stages.insert(client, stage);
@@ -113,7 +113,7 @@ impl World {
     fn ask_for_quorum(&mut self, node: usize, client: usize) {
         let voters = self.nodes[node].state.membership.get_voters().to_vec();
         let stage = self.mount(node).stages.get_mut(&client).expect("the caller has seen it");
-        stage.holders = 0;
+        stage.holders.clear();
         stage.is_synced = false;
         let (id, lanes) = (stage.id, stage.lanes.clone());
         for (peer, lane) in lanes {
@@ -139,11 +139,9 @@ impl World {
         if !self.nodes[node].files.sync_stage(id) {
             return self.lose_stage(node, client);
         }
-        let target = &self.nodes[node];
-        let is_voter = target.state.membership.get_voters().contains(&target.id.0);
         let stage = self.mount(node).stages.get_mut(&client).expect("just seen");
         stage.is_synced = true;
-        stage.holders += usize::from(is_voter);
+        stage.holders.insert(node);
         self.follow_stage(node, client);
     }
 
@@ -153,7 +151,9 @@ impl World {
         let found = stages.find(|(_, stage)| stage.marks.contains(&(peer, mark)));
         let Some((client, stage)) = found else { return };
         stage.marks.remove(&(peer, mark));
-        stage.holders += usize::from(holds);
+        if holds {
+            stage.holders.insert(peer);
+        }
         let client = *client;
         self.follow_stage(node, client);
     }
@@ -169,12 +169,13 @@ impl World {
     }
 
     fn follow_stage(&mut self, node: usize, client: usize) {
-        let voters = self.nodes[node].state.membership.get_voters().len();
+        let voters = self.nodes[node].state.membership.get_voters().to_vec();
         let stage = &self.mount(node).stages[&client];
         if !stage.is_synced {
             return;
         }
-        if stage.holders > voters / 2 {
+        let votes = |holder: &&usize| voters.contains(&(**holder as u64 + 1));
+        if stage.holders.iter().filter(votes).count() > voters.len() / 2 {
             self.write_stage(node, client);
         } else if stage.marks.is_empty() {
             let id = stage.id;

@@ -92,6 +92,16 @@ impl State {
         members.iter().filter_map(joined).collect()
     }
 
+    /// Whether all members vote, and nobody else does.
+    pub fn is_membership_settled(&self) -> bool {
+        let mut voters = self.membership.get_voters().to_vec();
+        voters.sort_unstable();
+        let members: Vec<u64> = self.members().into_iter().map(|(node, _)| node.0).collect();
+        voters == members
+            && self.membership.get_voters_outgoing().is_empty()
+            && self.membership.get_learners().is_empty()
+    }
+
     pub fn has_session(&self, session: SessionId) -> bool {
         query::session(&self.view, session).expect("nothing rots here").is_some()
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use quorumfs::consensus::PeerMessage;
-use quorumfs::types::{NodeId, Term};
+use quorumfs::types::{LogIndex, NodeId, Term};
 
 use crate::checks::Truth;
 use crate::clock::{MILLI, Nanos, SECOND};
@@ -61,6 +61,12 @@ pub enum Event {
         from: usize,
         to: usize,
         message: Fetch,
+    },
+    /// A node says what it has on its disk.
+    Holds {
+        from: usize,
+        to: usize,
+        index: LogIndex,
     },
     /// A client wants to do something.
     Client {
@@ -186,6 +192,7 @@ impl World {
             }
         }
         self.fetch_later(node);
+        self.hold_later(node);
         self.merge_later(node);
         self.pump(node);
     }
@@ -264,6 +271,12 @@ impl World {
                     self.deliver(to, NodeEvent::Fetch { from, message });
                 }
             }
+            Event::Holds { from, to, index } => {
+                if self.network.is_open(from, to) && self.nodes[to].daemon.is_some() {
+                    let from = self.nodes[from].id;
+                    self.deliver(to, NodeEvent::Holds { from, index });
+                }
+            }
             Event::Client { client } => self.begin_operation(client),
             Event::Fault => self.strike(),
             Event::Cure(cure) => self.cure(cure),
@@ -288,8 +301,7 @@ impl World {
         target.files.crash(power_lost, &mut self.random);
         self.coverage.add("unsynced writes lost", lost);
         if power_lost {
-            let snapshot = target.snapshot.clone();
-            target.state = snapshot;
+            target.is_state_lost = true;
             target.clock.reboot(&mut self.random, self.now);
             self.coverage.count("rebuilds");
         }

@@ -175,7 +175,7 @@ fn a_node_that_was_away_for_too_long_takes_a_snapshot() {
     fs::create_dir(cluster.mount(writer).join("d")).expect("mkdir");
     for signal in ["KILL", "STOP"] {
         for name in ["stays", "changes", "goes"] {
-            write_and_sync(&cluster.mount(writer).join("d").join(name), &[7; 300_000])
+            write_and_sync(&cluster.mount(writer).join("d").join(name), &vec![7; 300_000])
                 .expect("write");
         }
         cluster.settle();
@@ -252,7 +252,7 @@ fn a_learner_votes_once_it_is_promoted() {
     let mut daemon = Daemon::beside(&cluster, "n2", free_port());
     member(&address, &["add", &daemon.address, "--learner"]);
     assert_eq!(members(&address)[1].kind, "announced");
-    write_and_sync(&cluster.mount(1).join("file"), &[1; 1 << 20]).expect("write");
+    write_and_sync(&cluster.mount(1).join("file"), &vec![1; 1 << 20]).expect("write");
     daemon.start();
     daemon.until_mounted();
     until_is(&address, 2, "learner");
@@ -271,21 +271,25 @@ fn a_lost_disk_is_replaced_by_a_new_member() {
     let cluster = Cluster::up(3);
     let lost = cluster.follower();
     let other = (1..=3).find(|node| *node != lost).expect("there are two");
-    write_and_sync(&cluster.mount(other).join("file"), &[3; 500_000]).expect("write");
+    write_and_sync(&cluster.mount(other).join("file"), &vec![3; 500_000]).expect("write");
+    let at = cluster.address(lost);
     cluster.kill(lost, "KILL");
     let data = cluster.dir().join(format!("n{lost}/data"));
     fs::remove_dir_all(&data).expect("the disk is lost");
     fs::create_dir(&data).expect("mkdir");
-    cluster.start(lost);
+    let mut new =
+        Daemon { dir: cluster.dir().join(format!("n{lost}")), address: at, process: None };
+    new.start();
     let address = cluster.address(other);
     until_is(&address, 4, "voter");
+    new.until_mounted();
     member(&address, &["remove", &lost.to_string()]);
     assert!(members(&address).iter().all(|member| member.node != lost));
-    assert_eq!(fs::read(cluster.mount(lost).join("file")).expect("read"), vec![3; 500_000]);
+    assert_eq!(fs::read(new.mount().join("file")).expect("read"), vec![3; 500_000]);
     // The new one counts.
     let third = (1..=3).find(|node| *node != lost && *node != other).expect("there is one");
     cluster.kill(third, "KILL");
-    write_and_sync(&cluster.mount(lost).join("more"), b"more").expect("two of three");
+    write_and_sync(&new.mount().join("more"), b"more").expect("two of three");
 }
 
 /// A node moves to another address; a copy of its data does not.

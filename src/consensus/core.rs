@@ -180,28 +180,6 @@ impl<S: Storage> Core<S> {
         Ok(core)
     }
 
-    /// A snapshot has brought the state machine to `boot`, and `log` begins there: everything begins anew, as after a
-    /// restart. What was proposed is proposed again; the session is gone, and its lease.
-    ///
-    /// # Errors
-    /// As [`Self::new`]; the core must not be used any more then.
-    pub fn install(&mut self, log: S, boot: Boot, logger: &slog::Logger) -> Result<(), CoreError> {
-        debug_assert!(boot.applied.index >= self.applied.index, "applying never goes back");
-        debug_assert!(self.effects.is_empty(), "what is to be done is done before");
-        let anew = Self::new(self.config.clone(), log, boot, logger)?;
-        let before = std::mem::replace(self, anew);
-        self.now = before.now;
-        self.ticks = before.ticks;
-        self.numbers_before = before.numbers_before + before.last_ready;
-        self.heard = before.heard;
-        self.stable = before.stable;
-        self.gate = before.gate;
-        self.proposals = before.proposals;
-        self.proposals.retry(self.now);
-        self.role = before.role;
-        Ok(())
-    }
-
     /// What the log holds beyond the applied index was received in an earlier life.
     fn receive_again(&mut self) -> Result<(), CoreError> {
         let end = self.raft.store().last_index()? + 1;
@@ -383,21 +361,6 @@ impl<S: Storage> Core<S> {
             PeerMessage::Commit { durable, commit } => self.hear_commit(from, durable, commit),
             PeerMessage::LogCut { first_index } => self.log_was_cut(from, first_index),
         }
-    }
-
-    /// The leader does not have what it thinks that this node needs.
-    fn log_was_cut(&mut self, leader: NodeId, first_index: LogIndex) {
-        let commit = self.commit_index();
-        if commit.next() < first_index {
-            self.effects.push_back(Effect::LogWasCut { leader, first_index });
-            return;
-        }
-        // What is committed the leader has as well: it may go on from there.
-        let mut message = Message::default();
-        message.set_msg_type(MessageType::MsgAppendResponse);
-        (message.from, message.to) = (self.config.node.0, leader.0);
-        (message.term, message.index) = (self.term().0, commit.0);
-        self.send_all(vec![message]);
     }
 
     fn connected(&mut self, node: NodeId) {

@@ -9,6 +9,7 @@
 //! acknowledged (`Effect::Acknowledge`); whether a read may be served ([`ReadGate`]); whose session
 //! lives ([`Effect::Expire`]).
 
+mod anew;
 mod commits;
 mod config;
 mod core;

@@ -47,7 +47,6 @@ pub(super) fn run(shared: &Arc<Shared>, inbox: &mut UnboundedReceiver<Work>) {
 }
 
 /// Writes what waits, up to a barrier. Answers the number of the last of it.
-
 fn write_batch(
     shared: &Shared,
     inbox: &mut UnboundedReceiver<Work>,

@@ -50,7 +50,7 @@ pub(super) async fn examined(
     handle: &Handle,
     request: ExamineRequest,
 ) -> Result<Response<ExamineReply>, Status> {
-    let asked = decode(cluster, handle, request)?;
+    let asked = decode(cluster, handle, &request)?;
     let blocks = handle.examine(asked).await.map_err(|error| refusal(&error))?;
     let blocks = blocks.ok_or_else(|| Status::not_found("this version of the file is not here"))?;
     let blocks = blocks.into_iter();
@@ -65,7 +65,7 @@ pub(super) async fn outvoted(
     handle: &Handle,
     request: OutvoteRequest,
 ) -> Result<Response<OutvoteReply>, Status> {
-    let asked = decode(cluster, handle, request.block.unwrap_or_default())?;
+    let asked = decode(cluster, handle, &request.block.unwrap_or_default())?;
     let outvoted = handle.outvoted(asked, request.checksum).await;
     Ok(Response::new(OutvoteReply { outvoted: outvoted.map_err(|error| refusal(&error))? }))
 }
@@ -85,9 +85,10 @@ fn encode(hello: Hello, asked: Examined) -> ExamineRequest {
 fn decode(
     cluster: ClusterId,
     handle: &Handle,
-    request: ExamineRequest,
+    request: &ExamineRequest,
 ) -> Result<Examined, Status> {
-    admit(cluster, handle, &request.hello.clone().unwrap_or_default())?;
+    let hello = request.hello.as_ref();
+    admit(cluster, handle, hello.unwrap_or(&Hello::default()))?;
     if request.volume != VolumeId::FIRST.0 {
         return Err(Status::not_found("there is no such volume here"));
     }

@@ -61,27 +61,27 @@ pub(super) async fn add(handle: &Handle, request: AddMemberRequest) -> Result<No
     {
         return Err(Status::invalid_argument(format!("\"{address}\" is not HOST:PORT")));
     }
-    handle.add_member(0, address, learner).await.map_err(unavailable)
+    handle.add_member(0, address, learner).await.map_err(|error| unavailable(&error))
 }
 
 pub(super) async fn promote(handle: &Handle, node: NodeId) -> Result<(), Status> {
     handle
         .promote_member(node)
         .await
-        .map_err(unavailable)?
+        .map_err(|error| unavailable(&error))?
         .map_err(|refusal| refused(node, refusal))
 }
 
 pub(super) async fn remove(handle: &Handle, request: RemoveMemberRequest) -> Result<(), Status> {
     let node = NodeId(request.node);
-    let raft = handle.raft_status().await.map_err(unavailable)?;
+    let raft = handle.raft_status().await.map_err(|error| unavailable(&error))?;
     if !request.force {
         refuse_without_quorum(handle, &raft, node)?;
     }
     handle
         .remove_member(node)
         .await
-        .map_err(unavailable)?
+        .map_err(|error| unavailable(&error))?
         .map_err(|refusal| refused(node, refusal))?;
     if node == handle.node() {
         // It is going to stop.
@@ -89,7 +89,7 @@ pub(super) async fn remove(handle: &Handle, request: RemoveMemberRequest) -> Res
     }
     let gone = async {
         loop {
-            let raft = handle.raft_status().await.map_err(unavailable)?;
+            let raft = handle.raft_status().await.map_err(|error| unavailable(&error))?;
             if !raft.members.iter().any(|(placed, ..)| *placed == node) {
                 return Ok(());
             }
@@ -124,6 +124,6 @@ fn refused(node: NodeId, refusal: MemberRefusal) -> Status {
     Status::failed_precondition(format!("node {node}: {refusal}"))
 }
 
-fn unavailable(error: NodeError) -> Status {
+fn unavailable(error: &NodeError) -> Status {
     Status::unavailable(error.to_string())
 }

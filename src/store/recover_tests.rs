@@ -125,7 +125,7 @@ fn a_state_that_sled_cannot_open_is_rebuilt() {
     let started = start(dir.path(), "boot").unwrap();
     apply_up_to(&started.state, 20);
     snapshot(dir.path(), &started.state);
-    let path = started.state.path().to_owned();
+    let path = started.state.path();
     drop(started);
     std::fs::remove_file(path.join("db")).unwrap();
     std::fs::create_dir(path.join("db")).unwrap();

@@ -68,13 +68,21 @@ impl World {
                 continue;
             }
             let range = ByteRange { end: part.end.min(part.start + PIECE), ..part };
-            let peer = (node + 1 + self.random.index(self.nodes.len() - 1)) % self.nodes.len();
+            let Some(peer) = self.some_peer(node) else { break };
             let wanted = Wanted { key, range, version };
             self.coverage.count("bytes: asked for");
             self.send_fetch(node, peer, &Fetch::Ask(wanted));
             self.after(SECOND / 2, node, NodeEvent::FetchOver { key, start: part.start });
         }
         self.fetch_later(node);
+    }
+
+    /// Some other member, as far as this node knows.
+    fn some_peer(&mut self, node: usize) -> Option<usize> {
+        let members = self.nodes[node].state.members().into_iter();
+        let places = members.map(|(id, _)| usize::try_from(id.0).expect("few nodes") - 1);
+        let others: Vec<_> = places.filter(|place| *place != node).collect();
+        (!others.is_empty()).then(|| self.random.pick(&others))
     }
 
     fn send_fetch(&mut self, from: usize, to: usize, message: &Fetch) {

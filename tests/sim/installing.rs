@@ -31,6 +31,9 @@ impl World {
     /// It is there, whole. Everything that is under way comes to its end first.
     pub fn snapshot_came(&mut self, node: usize, state: Box<State>) {
         let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+        daemon.inbox.extend(std::mem::take(&mut daemon.late));
+        self.pump(node);
+        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
         if daemon.applying || !daemon.to_apply.is_empty() {
             self.after(MILLI, node, NodeEvent::SnapshotCame { state });
             return;

@@ -40,7 +40,7 @@ pub(super) fn add<V: ViewMut + Records>(
 /// Its sessions are left alone: they may hold a lease, and end when it has lapsed.
 pub(super) fn remove<V: ViewMut + Records>(
     context: &mut Context<'_, V>,
-    op: &proto::RemoveMember,
+    op: proto::RemoveMember,
 ) -> Step<proto::Outcome, V> {
     let node = NodeId(op.node);
     let members = query::members(context.view).map_err(Stop::View)?;
@@ -58,7 +58,7 @@ pub(super) fn remove<V: ViewMut + Records>(
 
 pub(super) fn promote<V: ViewMut + Records>(
     context: &mut Context<'_, V>,
-    op: &proto::PromoteMember,
+    op: proto::PromoteMember,
 ) -> Step<proto::Outcome, V> {
     let member = context.view.record::<proto::Member>(&keys::member(NodeId(op.node)));
     let member = member.map_err(Stop::View)?.ok_or(Errno::ENOENT)?;

@@ -120,8 +120,8 @@ fn execute<V: ViewMut + Records>(
         Op::SessionOpen(op) => sessions::open(context, op),
         Op::SessionEnd(op) => sessions::end(context, op),
         Op::AddMember(op) => members::add(context, op),
-        Op::RemoveMember(op) => members::remove(context, op),
-        Op::PromoteMember(op) => members::promote(context, op),
+        Op::RemoveMember(op) => members::remove(context, *op),
+        Op::PromoteMember(op) => members::promote(context, *op),
     }
 }
 

@@ -20,6 +20,7 @@ struct Member {
     node: u64,
     address: String,
     kind: String,
+    connected: bool,
 }
 
 /// As the daemon at an address sees them.
@@ -140,9 +141,10 @@ fn with_short_logs(nodes: u16) -> Cluster {
     cluster
 }
 
-/// Writes through a mount until that node's log no longer has what a node lacks that has applied `applied`.
-fn outgrow(cluster: &Cluster, writer: u64, applied: u64) {
-    let address = cluster.address(writer);
+/// Writes through a mount until no other node's log has what a node lacks that knows it up to `known`.
+fn outgrow(cluster: &Cluster, writer: u64, away: u64, known: u64) {
+    let others = (1..=3).filter(|node| *node != away);
+    let addresses: Vec<_> = others.map(|node| cluster.address(node)).collect();
     let mount = cluster.mount(writer);
     for round in 0.. {
         for number in 0..100 {
@@ -150,7 +152,7 @@ fn outgrow(cluster: &Cluster, writer: u64, applied: u64) {
             let name = mount.join(format!("d/f{number}"));
             write_and_sync(&name, &bytes).expect("the others go on");
         }
-        if field(&address, "first_index") > applied + 1 {
+        if addresses.iter().all(|address| field(address, "first_index") > known + 1) {
             return;
         }
         assert!(round < 100, "the log is not cut");
@@ -179,12 +181,17 @@ fn a_node_that_was_away_for_too_long_takes_a_snapshot() {
                 .expect("write");
         }
         cluster.settle();
-        let applied = field(&cluster.address(away), "applied");
         let open = File::open(cluster.mount(away).join("d/changes")).expect("open");
         cluster.kill(away, signal);
+        // What was sent before is in its kernel's buffers.
+        wait_until(PATIENCE, "the others to miss it", || {
+            let known = members(&cluster.address(writer));
+            known.iter().any(|member| member.node == away && !member.connected).then_some(())
+        });
+        let known = field(&cluster.address(writer), "last_index");
         fs::remove_file(cluster.mount(writer).join("d/goes")).expect("unlink");
         write_and_sync(&cluster.mount(writer).join("d/changes"), signal.as_bytes()).expect("write");
-        outgrow(&cluster, writer, applied);
+        outgrow(&cluster, writer, away, known);
         if signal == "KILL" {
             drop(open);
             cluster.start(away);

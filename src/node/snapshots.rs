@@ -38,10 +38,10 @@ impl Lent {
         self.0.lock().insert(to, (index, Instant::now()));
     }
 
-    /// The log from here on is wanted by somebody who takes a snapshot.
-    fn wanted(&self) -> Option<LogIndex> {
+    /// The log from here on is wanted by somebody who takes a snapshot and is not known to hold more.
+    fn wanted(&self, holds: impl Fn(NodeId) -> LogIndex) -> Option<LogIndex> {
         let mut lent = self.0.lock();
-        lent.retain(|_, (_, since)| since.elapsed() < LENT_FOR);
+        lent.retain(|node, (index, since)| since.elapsed() < LENT_FOR && holds(*node) <= *index);
         lent.values().map(|(index, _)| *index).min()
     }
 }
@@ -98,17 +98,18 @@ fn take(shared: &Shared) -> Result<u64, StoreError> {
 /// may grow gets a snapshot instead, and who gets one finds what comes after it, unless it takes too long.
 fn needed(shared: &Shared) -> LogIndex {
     let (size, max) = (shared.log.used_size(), shared.config.max_log);
-    let lent = shared.lent.wanted().filter(|_| size <= 2 * max).unwrap_or(LogIndex(u64::MAX));
-    if size > max {
-        return lent;
-    }
     let (answer, status) = tokio::sync::oneshot::channel();
     let asked = shared.driver.send(ToDriver::Status(answer));
-    asked
-        .ok()
-        .and_then(|()| status.blocking_recv().ok())
-        .map_or(LogIndex(0), |status| status.needed)
-        .min(lent)
+    let Some(status) = asked.ok().and_then(|()| status.blocking_recv().ok()) else {
+        return LogIndex(0);
+    };
+    let holds = |node| {
+        let known = status.members.iter().find(|(member, ..)| *member == node);
+        known.and_then(|(_, _, matched)| *matched).unwrap_or_default()
+    };
+    let lent = shared.lent.wanted(holds).filter(|_| size <= 2 * max);
+    let needed = if size > max { LogIndex(u64::MAX) } else { status.needed };
+    lent.map_or(needed, |lent| lent.min(needed))
 }
 
 impl Handle {

@@ -78,6 +78,7 @@ pub mod daemon;
 pub mod fs;
 #[allow(clippy::disallowed_methods, reason = "leases and times of buffered writes need clocks")]
 pub mod mount;
+pub mod mutants;
 #[allow(clippy::disallowed_methods, reason = "drives the core: threads and clocks are its job")]
 pub mod node;
 #[allow(clippy::disallowed_methods, reason = "connections have time-outs")]

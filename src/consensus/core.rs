@@ -16,6 +16,7 @@ use super::roster::Roster;
 use super::{
     Claim, CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, SessionChange, SessionInfo,
 };
+use crate::mutants::{self, Mutant};
 use crate::types::{LogIndex, Monotonic, NodeId, Position, SessionId, Suffrage, Term};
 
 /// A batch of proposals goes out in messages of about this many bytes.
@@ -350,12 +351,12 @@ impl<S: Storage> Core<S> {
             PeerMessage::Heartbeat { session, number, visible } => {
                 self.roster.shows(session, visible);
                 // Who was removed lives no longer than its last lease.
-                if self.members.contains_key(&from) {
+                if self.members.contains_key(&from) || mutants::is(Mutant::RenewTheRemoved) {
                     self.keeper.beat(Beat { from, session, number, received: self.now });
                 }
             }
             PeerMessage::HeartbeatAck { session, number } => {
-                self.lease.renewed(session, number, self.config.session_ttl);
+                self.lease.renewed(self.now, session, number, self.config.session_ttl);
             }
             PeerMessage::Ask { index } => self.asked(from, index),
             PeerMessage::Commit { durable, commit } => self.hear_commit(from, durable, commit),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::roster::Roster;
+use crate::mutants::{self, Mutant};
 use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
 
 /// A heartbeat that waits for a ReadIndex round.
@@ -86,7 +87,7 @@ impl Keeper {
             context: self.last_context,
             began: now,
             beats: std::mem::take(&mut self.waiting),
-            read_index: None,
+            read_index: mutants::is(Mutant::LeaseWithoutQuorum).then_some(LogIndex(0)),
         });
         Some(self.last_context)
     }
@@ -119,7 +120,8 @@ impl Keeper {
             let keeps_up = shown.get(&beat.session).is_some_and(|shown| *shown >= must_show);
             if keeps_up && !self.expiring.contains_key(&beat.session) {
                 let deadline = self.deadlines.entry(beat.session).or_default();
-                *deadline = (*deadline).max(beat.received + self.expiry);
+                let half = if mutants::is(Mutant::ExpireEarly) { 2 } else { 1 };
+                *deadline = (*deadline).max(beat.received + self.expiry / half);
                 renewed.push(beat);
             }
         }
@@ -146,7 +148,9 @@ impl Keeper {
         let mut overdue = Vec::new();
         for session in open {
             // Nobody that this leader has only just met is overdue: what it may hold, another granted.
-            let deadline = *self.deadlines.entry(session).or_insert(now + self.expiry);
+            let patience =
+                if mutants::is(Mutant::ExpireAtOnce) { Duration::ZERO } else { self.expiry };
+            let deadline = *self.deadlines.entry(session).or_insert(now + patience);
             let asked = self.expiring.get(&session).is_some_and(|at| now.since(*at) < self.ttl);
             if now > deadline && !asked {
                 self.expiring.insert(session, now);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::mutants::{self, Mutant};
 use crate::types::{Monotonic, SessionId};
 
 /// The lease of a session, on the session's own node. It runs from the moment when the renewed
@@ -50,12 +51,19 @@ impl Lease {
     }
 
     /// The leader renewed `session` for the heartbeat `number`.
-    pub(super) fn renewed(&mut self, session: SessionId, number: u64, ttl: Duration) {
+    pub(super) fn renewed(
+        &mut self,
+        now: Monotonic,
+        session: SessionId,
+        number: u64,
+        ttl: Duration,
+    ) {
         if self.session != Some(session) {
             return;
         }
         if let Some(sent) = self.sent.remove(&number) {
-            self.until = self.until.max(sent + ttl);
+            let since = if mutants::is(Mutant::LeaseFromReceipt) { now } else { sent };
+            self.until = self.until.max(since + ttl);
             self.sent.retain(|earlier, _| *earlier > number);
         }
     }

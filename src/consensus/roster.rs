@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Claim, SessionChange};
+use crate::mutants::{self, Mutant};
 use crate::types::{LogIndex, NodeId, SessionId, Term};
 
 /// An open session, as the state machine knows it.
@@ -35,7 +36,8 @@ struct Known {
 impl Known {
     /// What it serves nothing older than, in the log of a term's leader.
     fn covers(&self, term: Term) -> LogIndex {
-        if self.claim.term == term { self.shown.max(self.claim.index) } else { self.shown }
+        let is_of_it = self.claim.term == term || mutants::is(Mutant::ClaimOfAnotherTerm);
+        if is_of_it { self.shown.max(self.claim.index) } else { self.shown }
     }
 }
 
@@ -77,7 +79,8 @@ impl Roster {
 
     /// What no strong session serves anything older than, in the log of `term`'s leader; at most `own`.
     pub(super) fn stable(&self, own: LogIndex, term: Term) -> LogIndex {
-        self.strong().map(|known| known.covers(term)).fold(own, LogIndex::min)
+        let counted = self.strong().skip(usize::from(mutants::is(Mutant::StableWithoutOne)));
+        counted.map(|known| known.covers(term)).fold(own, LogIndex::min)
     }
 
     /// Nodes of strong sessions, and what each serves nothing older than.

@@ -7,6 +7,7 @@ use raft::{StateRole, Storage};
 use super::core::{Core, CoreError, MESSAGE_BYTES, proposal};
 use super::keeper::Beat;
 use super::{Committed, Effect, PeerMessage, ReadGate, Received, Role};
+use crate::mutants::{self, Mutant};
 use crate::types::{LogIndex, NodeId, Position, Term};
 
 impl<S: Storage> Core<S> {
@@ -71,6 +72,9 @@ impl<S: Storage> Core<S> {
             let hard_state = self.hard_state.take();
             let number = self.numbers_before + number;
             self.effects.push_back(Effect::Persist { number, entries, hard_state });
+            if mutants::is(Mutant::AcknowledgeBeforeFsync) {
+                self.persisted(number - self.numbers_before);
+            }
         } else if self.persisting.is_empty() {
             self.persisted(number);
         }
@@ -210,7 +214,7 @@ impl<S: Storage> Core<S> {
     fn renewed(&mut self, beat: Beat) {
         let Beat { from, session, number, .. } = beat;
         if from == self.config.node {
-            self.lease.renewed(session, number, self.config.session_ttl);
+            self.lease.renewed(self.now, session, number, self.config.session_ttl);
         } else {
             let message = PeerMessage::HeartbeatAck { session, number };
             self.effects.push_back(Effect::Send { to: from, message });
@@ -220,7 +224,8 @@ impl<S: Storage> Core<S> {
     /// Nobody counts anything before an entry of the current term is applied: until then this node may
     /// not know of sessions that others wait for.
     fn advance_stable(&mut self) {
-        if self.applied.term.0 == self.raft.raft.term {
+        let is_own_term = self.applied.term.0 == self.raft.raft.term;
+        if is_own_term || mutants::is(Mutant::StableBeforeOwnTerm) {
             if let Some(session) = self.lease.session() {
                 self.roster.shows(session, self.applied.index);
             }
@@ -229,7 +234,10 @@ impl<S: Storage> Core<S> {
         }
         let keys = self.proposals.acknowledge(self.stable);
         self.effects.extend(keys.into_iter().map(|key| Effect::Acknowledge { key }));
-        let gate = ReadGate { lease_until: self.lease.until(), stable: self.stable };
+        let mut gate = ReadGate { lease_until: self.lease.until(), stable: self.stable };
+        if mutants::is(Mutant::ReadWithoutLease) {
+            gate.lease_until = self.now + self.config.session_ttl;
+        }
         if gate != self.gate {
             self.gate = gate;
             self.effects.push_back(Effect::Gate(gate));

@@ -4,6 +4,7 @@
 
 use super::limits::LOCKS_MAX;
 use super::proto::{Lock, LockAnswer, LockMode};
+use crate::mutants::{self, Mutant};
 use crate::types::SessionId;
 
 /// The last byte that a lock to the end of the file covers.
@@ -70,6 +71,7 @@ impl LockTable {
     /// Does what is asked for, if it can be done at once.
     pub(super) fn request(&mut self, wanted: &Lock, mode: LockMode) -> Decision {
         let conflict = self.conflicts(wanted).next().copied();
+        let conflict = conflict.filter(|_| !mutants::is(Mutant::GrantAnyLock));
         let answer = match (mode, conflict.is_some()) {
             (LockMode::Test, false) => LockAnswer::Free,
             (LockMode::Test | LockMode::Try | LockMode::Unspecified, true) => LockAnswer::Refused,

@@ -7,6 +7,7 @@ use super::applied::Change;
 use super::proto::{self, command::Op};
 use super::query;
 use super::record::Records;
+use crate::mutants::{self, Mutant};
 use crate::types::{Ino, LogIndex, MountId};
 
 /// A name that may come to mean more inodes than these may mean any: one that many entries which are not applied yet
@@ -150,6 +151,9 @@ impl Unapplied {
     /// The last entry up to `since` that may change what a name means; 0 where there is none.
     #[must_use]
     pub fn of_name(&self, parent: Ino, name: &[u8], since: LogIndex) -> LogIndex {
+        if mutants::is(Mutant::ServeReceivedNames) {
+            return LogIndex(0);
+        }
         let name = self.names.get(&parent).and_then(|names| names.get(name));
         last(name.into_iter().flat_map(|name| &name.indexes).copied(), since)
     }

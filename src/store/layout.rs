@@ -4,6 +4,7 @@
 
 use rangemap::RangeMap;
 
+use crate::mutants::{self, Mutant};
 use crate::types::{ByteRange, LogIndex};
 
 /// Why bytes are not in the backing file.
@@ -87,14 +88,18 @@ impl Layout {
     /// others there since.
     #[must_use]
     pub fn waiting_for(&self, range: ByteRange, index: LogIndex) -> Vec<ByteRange> {
-        self.missing(range).filter(|(_, needed)| *needed == index).map(|(part, _)| part).collect()
+        let any = mutants::is(Mutant::FillAnother);
+        let waits = self.missing(range).filter(|(_, needed)| *needed == index || any);
+        waits.map(|(part, _)| part).collect()
     }
 
     /// The parts of a range that bytes of a version of the file may fill: those of an older one than is needed may
     /// not.
     #[must_use]
     pub fn lacking(&self, range: ByteRange, version: LogIndex) -> Vec<ByteRange> {
-        self.missing(range).filter(|(_, needed)| *needed <= version).map(|(part, _)| part).collect()
+        let any = mutants::is(Mutant::FillWithOlder);
+        let lacks = self.missing(range).filter(|(_, needed)| *needed <= version || any);
+        lacks.map(|(part, _)| part).collect()
     }
 
     /// The parts of a range that are missing, each with the version that it needs; ascending.

@@ -25,6 +25,8 @@ mod linearizability;
 mod locks;
 mod members;
 mod mount;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod network;
 mod node;
 mod random;

@@ -12,6 +12,7 @@ use crate::fs::limits::{OUTCOME_WINDOW, PRUNE_BATCH};
 use crate::fs::proto;
 use crate::fs::record::Records;
 use crate::fs::view::ViewMut;
+use crate::mutants::{self, Mutant};
 use crate::types::{Seq, SessionId};
 
 /// What to do with a command.
@@ -30,10 +31,15 @@ pub(super) fn admit<V: ViewMut + Records>(
     command: &proto::Command,
 ) -> Result<Admission, V::Error> {
     let id = SessionId(command.session);
-    if let Some(outcome) = view.record(&keys::outcome(id, Seq(command.seq)))? {
+    if let Some(outcome) = view.record(&keys::outcome(id, Seq(command.seq)))?
+        && !mutants::is(Mutant::SkipDedup)
+    {
         return Ok(Admission::Answered(Box::new(outcome)));
     }
     let Some(mut session) = view.record::<proto::Session>(&keys::session(id))? else {
+        if mutants::is(Mutant::OutliveSession) {
+            return Ok(Admission::New(proto::Session::default()));
+        }
         return Ok(Admission::Refused(Errno::ESTALE));
     };
     let floor = session.lowest.max(command.lowest_unanswered);

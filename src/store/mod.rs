@@ -8,6 +8,7 @@
 mod adopt;
 mod ahead;
 mod blocks;
+mod cached;
 mod checksums;
 mod datadir;
 mod durable;

@@ -56,7 +56,7 @@ impl Files {
     }
 
     /// The backing file where neither a lock nor a disk has to be waited for.
-    fn file_nowait(&self, ino: Ino, generation: Generation) -> io::Result<Arc<File>> {
+    pub(super) fn file_nowait(&self, ino: Ino, generation: Generation) -> io::Result<Arc<File>> {
         let mut open = self.shard(ino).try_lock().ok_or(ErrorKind::WouldBlock)?;
         if let Some(file) = open.get(&(ino, generation)) {
             return Ok(Arc::clone(file));

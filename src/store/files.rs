@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::beneath::Beneath;
 use super::checksums::Checksums;
 use super::durable;
 use super::layout::Away;
@@ -60,6 +61,8 @@ pub struct Files {
     lent: Lent,
     room: Room,
     checksums: Checksums,
+    /// Those of a data directory that stays as it is; nothing in a running replica.
+    beneath: Option<Beneath>,
     syncing: Mutex<()>,
     /// Told when bytes that were missing are no more, or will not come by themselves.
     changed: Listener,
@@ -73,6 +76,16 @@ impl Files {
     /// # Errors
     /// When the local file system refuses.
     pub fn open(path: &Path, stages: &Path, same_boot: bool) -> Result<Self, StoreError> {
+        Self::open_over(path, stages, same_boot, None)
+    }
+
+    /// The same over others, which are read where they are, and copied before they are changed.
+    pub(super) fn open_over(
+        path: &Path,
+        stages: &Path,
+        same_boot: bool,
+        beneath: Option<Beneath>,
+    ) -> Result<Self, StoreError> {
         std::fs::create_dir_all(path).map_err(StoreError::io("create", path))?;
         let dir = File::open(path).map_err(StoreError::io("open", path))?;
         let open = std::array::from_fn(|_| Mutex::new(Recent::new(DESCRIPTORS / SHARDS)));
@@ -95,6 +108,7 @@ impl Files {
             lent,
             room,
             checksums,
+            beneath,
             syncing,
             changed,
         };
@@ -119,7 +133,10 @@ impl Files {
             self.layouts.pass(index);
             return Ok(());
         }
-        effects.iter().try_for_each(|effect| self.carry_out(index, effect))?;
+        for effect in effects {
+            self.bring_up(effect)?;
+            self.carry_out(index, effect)?;
+        }
         self.layouts.end(index, effects.iter().any(|e| matches!(e, FileEffect::Stage { .. })))?;
         Ok(())
     }
@@ -257,10 +274,6 @@ impl Files {
         self.pins.save(key, range, || self.file(key.0, key.1), lacking)
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(super) fn pins(&self) -> &Pins {
         &self.pins
     }
@@ -283,6 +296,14 @@ impl Files {
 
     pub(super) fn checksums(&self) -> &Checksums {
         &self.checksums
+    }
+
+    pub(super) fn beneath(&self) -> Option<&Beneath> {
+        self.beneath.as_ref()
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Has `listener` called when bytes that were missing are no more, or will not come by themselves. Once.
@@ -425,7 +446,7 @@ impl Files {
     /// Where the backing file of a generation is, whether it exists or not.
     #[must_use]
     pub fn path_of(&self, ino: Ino, generation: Generation) -> PathBuf {
-        self.path.join(format!("{:02x}/{ino}.{generation}", ino.0 >> 8 & 0xff))
+        path_below(&self.path, (ino, generation))
     }
 
     /// The backing file, or nothing where there is none.
@@ -438,8 +459,7 @@ impl Files {
         if let Some(file) = open.get(&(ino, generation)) {
             return Ok(Some(Arc::clone(file)));
         }
-        let opened = OpenOptions::new().read(true).write(true).open(self.path_of(ino, generation));
-        match opened {
+        match self.open_existing((ino, generation)) {
             Ok(file) => {
                 let file = Arc::new(file);
                 open.insert((ino, generation), Arc::clone(&file));
@@ -488,12 +508,14 @@ impl Files {
     pub(super) fn rename(&self, key: Key, next: Generation) -> Result<(), StoreError> {
         let mut open = self.shard(key.0).lock();
         open.remove(&key);
+        self.hide(key);
         self.checksums.forget(key)?;
         let (from, to) = (self.path_of(key.0, key.1), self.path_for((key.0, next))?);
         std::fs::rename(&from, &to).map_err(StoreError::io("rename", &to))
     }
 
     fn remove(&self, ino: Ino, generation: Generation) -> Result<(), StoreError> {
+        self.hide((ino, generation));
         self.checksums.forget((ino, generation))?;
         let mut open = self.shard(ino).lock();
         let path = self.path_of(ino, generation);
@@ -512,6 +534,11 @@ impl Files {
         }
     }
 
+    /// Closes the descriptor that is kept of a file, which is going to be another one.
+    pub(super) fn close(&self, key: Key) {
+        self.shard(key.0).lock().remove(&key);
+    }
+
     pub(super) fn shard(&self, ino: Ino) -> &Shard {
         &self.open[usize::from(ino.0.to_le_bytes()[0]) % SHARDS]
     }
@@ -525,6 +552,11 @@ impl Files {
     ) -> StoreError {
         StoreError::Io { action, path: self.path_of(ino, generation), source }
     }
+}
+
+/// Where the backing file of a generation is, below the directory of all.
+pub(super) fn path_below(dir: &Path, (ino, generation): Key) -> PathBuf {
+    dir.join(format!("{:02x}/{ino}.{generation}", ino.0 >> 8 & 0xff))
 }
 
 #[cfg(test)]

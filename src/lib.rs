@@ -53,6 +53,10 @@
 //! of one index to a snapshot file, and the log is cut behind it. After a crash of the machine the state
 //! is rebuilt from that file and the log; after a crash of the process alone sled is trusted.
 //!
+//! **Without a daemon.** [`offline`] looks at a stopped node's directory as its next start would find it, in a copy of what
+//! a start would change. Files that a crash left behind and that nothing names are collected after each start
+//! (`store/sweep.rs`).
+//!
 //! # Words
 //!
 //! | word | meaning |
@@ -81,6 +85,7 @@ pub mod mount;
 pub mod mutants;
 #[allow(clippy::disallowed_methods, reason = "drives the core: threads and clocks are its job")]
 pub mod node;
+pub mod offline;
 #[allow(clippy::disallowed_methods, reason = "connections have time-outs")]
 pub mod rpc;
 #[allow(clippy::disallowed_methods, reason = "flushes and takes snapshots on threads of its own")]

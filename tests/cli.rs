@@ -369,6 +369,66 @@ fn data_of_another_node() {
     cluster.up_again();
 }
 
+/// A command that works on a data directory whose daemon does not run.
+fn offline(command: &str, data: &Path, more: &[&Path]) -> Command {
+    let mut offline = quorumfs();
+    offline.arg(command).arg("--data").arg(data).args(more);
+    offline
+}
+
+#[test]
+fn no_replica_to_work_on() {
+    let bench = Bench::new();
+    let (data, to, out) = (bench.path("nothing"), Path::new("--to"), bench.path("out"));
+    assert_refused(&mut offline("export", &data, &[to, &out]), &["nothing", "holds no replica"]);
+    assert_refused(&mut offline("recover", &data, &[]), &["nothing", "holds no replica"]);
+    let output = offline("fsck", &data, &[]).output().expect("the binary runs");
+    assert_eq!(output.status.code(), Some(2), "it cannot be checked");
+    assert!(text(&output.stderr).contains("holds no replica"));
+    assert!(!data.exists() && !out.exists());
+}
+
+#[test]
+fn a_target_that_cannot_take_the_tree() {
+    let bench = Bench::new();
+    bench.init();
+    let (data, to) = (bench.path("data"), Path::new("--to"));
+    let refuses = |target: &Path, words: &[&str]| {
+        refuses_to_change(&data, &mut offline("export", &data, &[to, target]), words);
+    };
+    refuses(&data.join("out"), &["within the data directory", "elsewhere"]);
+    refuses(&bench.path("mnt/../data"), &["within the data directory"]);
+    fs::write(bench.path("mnt/f"), "").expect("write");
+    refuses(&bench.path("mnt"), &["mnt", "not empty", "(it holds f)"]);
+    refuses(&bench.path("quorumfs.toml"), &["quorumfs.toml"]);
+    assert_eq!(names(&bench.path("mnt")), ["f"]);
+}
+
+#[test]
+fn nowhere_to_make_copies() {
+    let bench = Bench::new();
+    bench.init();
+    let scratch = bench.path("absent");
+    let mut recover = offline("recover", &bench.path("data"), &[Path::new("--scratch"), &scratch]);
+    refuses_to_change(&bench.path("data"), &mut recover, &["absent", "No such file"]);
+}
+
+#[test]
+fn a_recovery_that_was_interrupted() {
+    let bench = Bench::new();
+    bench.init();
+    let id = "00112233445566778899aabbccddeeff";
+    fs::write(bench.path("data/recovering"), id).expect("write");
+    bench.refuses(&["becoming a new cluster", "quorumfs recover --data"]);
+    fs::write(bench.path("data/recovering"), "half").expect("write");
+    bench.refuses(&["recovering", "damaged", "remove this file"]);
+    fs::write(bench.path("data/recovering"), id).expect("write");
+    let recovered = succeed(&mut offline("recover", &bench.path("data"), &[Path::new("--yes")]));
+    assert!(text(&recovered.stdout).contains(&format!("cluster = \"{id}\"")));
+    bench.configure("cluster = 'ffffffffffffffffffffffffffffffff'");
+    bench.refuses(&["belongs to cluster", id]);
+}
+
 #[test]
 fn a_read_mode_that_cannot_be_kept() {
     let bench = Bench::new();

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 600;
 
 /// Section 1 of the design: a module and what it may import of ours, itself apart.
-const MAY_IMPORT: [(&str, &[&str]); 11] = [
+const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("types", &[]),
     ("fs", &["types"]),
     ("consensus", &["types"]),
     ("store", &["types", "fs"]),
+    ("offline", &["types", "fs", "store"]),
     ("config", &["types"]),
     ("telemetry", &["types"]),
     ("node", &["types", "fs", "consensus", "store", "config", "telemetry"]),
@@ -29,6 +30,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
             "fs",
             "consensus",
             "store",
+            "offline",
             "config",
             "telemetry",
             "node",

@@ -8,7 +8,10 @@ use std::process::{self, ExitCode};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::cli::{cleanup, cluster, dev, leader, member, mount, probe, scrub, serve, status};
+use crate::cli::{
+    cleanup, cluster, dev, export, fsck, leader, member, mount, probe, recover, scrub, serve,
+    status,
+};
 
 /// A file system that replicates what programs write through Raft.
 #[derive(Debug, Parser)]
@@ -44,6 +47,12 @@ enum Command {
     Scrub(scrub::Args),
     /// Unmounts what a dead daemon left mounted.
     Cleanup(ConfigArgs),
+    /// Checks the data directory of a node that does not run.
+    Fsck(fsck::Args),
+    /// Takes the files out of the data directory of a node that does not run.
+    Export(export::Args),
+    /// Makes a new cluster of the data directory of the only node that is left.
+    Recover(recover::Args),
     /// Says by its exit code whether a mount serves.
     #[command(hide = true)]
     Probe(probe::Args),
@@ -74,6 +83,9 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => block_on(mount::umount(&args)),
         Command::Scrub(args) => block_on(scrub::run(&args)),
         Command::Cleanup(args) => cleanup::run(&args),
+        Command::Fsck(args) => return fsck::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::Probe(args) => return probe::run(&args),
     };
     match result {

@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::client;
+use crate::cli::size::size;
 use crate::rpc::admin::{self, MemberStatus, MountInfo, SessionStatus, StatusReply};
 use crate::types::ClusterId;
 
@@ -197,18 +198,6 @@ fn print_missing(missing: &Missing) {
     if missing.nowhere_more > 0 {
         println!("and {} more such ranges", missing.nowhere_more);
     }
-}
-
-fn size(bytes: u64) -> String {
-    const UNITS: [(u64, &str); 3] = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
-    let unit = UNITS.into_iter().find(|(shift, _)| bytes >> shift > 0);
-    unit.map_or_else(
-        || format!("{bytes} B"),
-        |(shift, name)| {
-            let tenths = (u128::from(bytes) * 10) >> shift;
-            format!("{}.{} {name}", tenths / 10, tenths % 10)
-        },
-    )
 }
 
 impl From<MountInfo> for Mount {

@@ -39,6 +39,7 @@ mod space;
 mod staging;
 mod start;
 mod status;
+mod sweep;
 mod touches;
 mod transport;
 

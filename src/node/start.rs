@@ -20,7 +20,9 @@ use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
 use super::snapshots::{Due, Lent};
 use super::space::{self, Space};
 use super::staging::Staging;
-use super::{Handle, Transport, apply, checksums, locks, log_writer, merger, session, snapshots};
+use super::{
+    Handle, Transport, apply, checksums, locks, log_writer, merger, session, snapshots, sweep,
+};
 use crate::config::Compression;
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::{proto, query};
@@ -247,6 +249,7 @@ fn tasks(
         tokio::spawn(space::watch(handle.clone())),
         tokio::spawn(fetch::heal(handle.clone())),
         tokio::spawn(durability::write_back(handle.clone())),
+        tokio::spawn(sweep::collect(handle.clone())),
     ]
 }
 

@@ -75,6 +75,7 @@ impl Files {
         let all = ByteRange { start: 0, end: inode.size };
         layouts.set(key, all, Away::Missing { version: LogIndex(inode.data_version) })?;
         self.checksums().forget(key)?;
+        self.bring_up_file(key)?;
         // Beyond the end there is nothing to be fetched. It grows again with the bytes that come.
         if let Some(file) = self.file(key.0, key.1)?
             && file.metadata().is_ok_and(|found| found.len() > inode.size)

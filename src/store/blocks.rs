@@ -93,7 +93,8 @@ impl Files {
     /// What the blocks of a page should be, where that is known.
     #[must_use]
     pub fn checksums_of(&self, file: &Steady, page: u64) -> Option<Vec<u32>> {
-        let sums = self.checksums().load(file.key, file.version, page);
+        let own = self.checksums().load(file.key, file.version, page);
+        let sums = own.or_else(|| self.beneath()?.checksums(file.key, file.version, page));
         let blocks = file.page(page);
         sums.filter(|sums| sums.len() as u64 == blocks.end.saturating_sub(blocks.start))
     }
@@ -241,7 +242,7 @@ impl BlockReader<'_> {
         if self.opened.is_some() {
             return Ok(());
         }
-        let path = self.files.path_of(self.file.key.0, self.file.key.1);
+        let path = self.files.found_at(self.file.key);
         let open = |flags| OpenOptions::new().read(true).custom_flags(flags).open(&path);
         let opened = match open(libc::O_DIRECT) {
             // This file system has no such thing.

@@ -50,6 +50,16 @@ impl Checksums {
         Ok(Self { dir, changes, changed: Mutex::default() })
     }
 
+    /// Those of a data directory that stays as it is: only to be loaded.
+    pub(super) fn beneath(dir: PathBuf) -> Self {
+        Self { dir, changes: Box::default(), changed: Mutex::default() }
+    }
+
+    /// Where they are.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// To be called before the entry at `index` changes a file of `ino`.
     pub(super) fn changing(&self, ino: Ino, index: LogIndex) {
         self.slot(ino).fetch_max(index.0, Ordering::SeqCst);

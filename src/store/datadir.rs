@@ -11,6 +11,7 @@
 //! files/       backing files
 //! checksums/   checksums of the blocks of quiet ones
 //! mounts       where the daemon has mounted
+//! recovering   the id of the cluster that the directory is becoming (`refound.rs`)
 //! stages/      what copies between backing files read again after a crash
 //! snapshots/   the snapshot file
 //! ```
@@ -22,9 +23,11 @@ use std::path::{Path, PathBuf};
 use super::identity::{Identity, read_identity, write_identity};
 use super::{durable, sys};
 use crate::store::StoreError;
+use crate::types::ClusterId;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const STATE: &str = "state-";
+const REFOUNDING: &str = "recovering";
 
 /// What must be the same for bytes that were never fsynced to be there still: the kernel's boot, the
 /// mount, and the directory itself (a copy is another one). Unknown is never the same as anything.
@@ -90,6 +93,22 @@ impl DataDir {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_under(path: &Path, boot: BootIdentity) -> Result<Self, StoreError> {
+        let data = Self::open_any(path, boot)?;
+        match data.refounding()? {
+            Some(_) => Err(StoreError::Refounding { path: path.to_owned() }),
+            None => Ok(data),
+        }
+    }
+
+    /// The same to make a new cluster of it, which may have been begun.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_to_refound(path: &Path) -> Result<Self, StoreError> {
+        Self::open_any(path, BootIdentity::of(path))
+    }
+
+    fn open_any(path: &Path, boot: BootIdentity) -> Result<Self, StoreError> {
         if !Self::holds_replica(path) {
             return Err(StoreError::NoReplica { path: path.to_owned() });
         }
@@ -98,6 +117,11 @@ impl DataDir {
         let recorded = read_optional(&path.join("boot"))?;
         let same_boot = recorded.is_some() && recorded == boot.0;
         Ok(Self { path: path.to_owned(), _lock: lock, identity, boot, same_boot })
+    }
+
+    /// A copy of this data directory: what is the same boot for one is for the other.
+    pub(super) fn copied_to(&self, path: &Path) -> Result<Self, StoreError> {
+        Self::open_under(path, self.boot.clone())
     }
 
     /// Whether there is a replica at `path`.
@@ -120,6 +144,37 @@ impl DataDir {
         write_identity(&self.path, &identity)?;
         self.identity = identity;
         Ok(())
+    }
+
+    /// The cluster that the directory is becoming; nothing where that was not begun.
+    ///
+    /// # Errors
+    /// When the disk refuses, or it cannot be made out.
+    pub fn refounding(&self) -> Result<Option<ClusterId>, StoreError> {
+        let path = self.path.join(REFOUNDING);
+        let Some(text) = read_optional(&path)? else { return Ok(None) };
+        text.trim().parse().map(Some).map_err(|what: &str| StoreError::Corrupt {
+            path,
+            offset: None,
+            what: what.to_owned(),
+            advice: "remove this file and run `quorumfs recover` again",
+        })
+    }
+
+    /// From now on the directory is becoming that cluster, or the one that it was becoming already; answers which.
+    pub(super) fn begin_refounding(&self, cluster: ClusterId) -> Result<ClusterId, StoreError> {
+        if let Some(begun) = self.refounding()? {
+            return Ok(begun);
+        }
+        durable::replace(&self.path.join(REFOUNDING), format!("{cluster}\n").as_bytes())?;
+        Ok(cluster)
+    }
+
+    /// It is that cluster now.
+    pub(super) fn end_refounding(&self) -> Result<(), StoreError> {
+        let path = self.path.join(REFOUNDING);
+        std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+        durable::sync_dir(&self.path)
     }
 
     /// Whether nothing but the process has died since the state was written last: what it had handed

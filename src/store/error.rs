@@ -115,6 +115,15 @@ pub enum StoreError {
         /// The process id that the other left, or "unknown".
         pid: String,
     },
+    /// The directory is becoming a new cluster.
+    #[error(
+        "{path} is becoming a new cluster, and that was interrupted: run `quorumfs recover --data {path} --yes`, \
+         which goes on where it stopped"
+    )]
+    Refounding {
+        /// The data directory.
+        path: PathBuf,
+    },
     /// There is no replica in the directory.
     #[error("{path} holds no replica; create or join a cluster first")]
     NoReplica {
@@ -142,6 +151,12 @@ impl StoreError {
     #[must_use]
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io { source, .. } if super::room::is_full(source))
+    }
+
+    /// Whether it says that something is not what was written, so that looking again gives the same.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::CorruptRecord { .. } | Self::LogGap { .. })
     }
 
     /// For `map_err` after a system call.

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::beneath::Beneath;
 use super::checksums::Checksums;
 use super::durable;
 use super::layout::Away;
@@ -30,7 +31,7 @@ const SHARDS: usize = 16;
 
 /// What names a backing file.
 pub(super) type Key = (Ino, Generation);
-type Shard = Mutex<Recent<Key, Arc<File>>>;
+pub(super) type Shard = Mutex<Recent<Key, Arc<File>>>;
 
 /// Whoever wants to know.
 #[derive(Default)]
@@ -60,6 +61,8 @@ pub struct Files {
     lent: Lent,
     room: Room,
     checksums: Checksums,
+    /// Those of a data directory that stays as it is; nothing in a running replica.
+    beneath: Option<Beneath>,
     syncing: Mutex<()>,
     /// Told when bytes that were missing are no more, or will not come by themselves.
     changed: Listener,
@@ -73,6 +76,16 @@ impl Files {
     /// # Errors
     /// When the local file system refuses.
     pub fn open(path: &Path, stages: &Path, same_boot: bool) -> Result<Self, StoreError> {
+        Self::open_over(path, stages, same_boot, None)
+    }
+
+    /// The same over others, which are read where they are, and copied before they are changed.
+    pub(super) fn open_over(
+        path: &Path,
+        stages: &Path,
+        same_boot: bool,
+        beneath: Option<Beneath>,
+    ) -> Result<Self, StoreError> {
         std::fs::create_dir_all(path).map_err(StoreError::io("create", path))?;
         let dir = File::open(path).map_err(StoreError::io("open", path))?;
         let open = std::array::from_fn(|_| Mutex::new(Recent::new(DESCRIPTORS / SHARDS)));
@@ -95,6 +108,7 @@ impl Files {
             lent,
             room,
             checksums,
+            beneath,
             syncing,
             changed,
         };
@@ -119,7 +133,10 @@ impl Files {
             self.layouts.pass(index);
             return Ok(());
         }
-        effects.iter().try_for_each(|effect| self.carry_out(index, effect))?;
+        for effect in effects {
+            self.bring_up(effect)?;
+            self.carry_out(index, effect)?;
+        }
         self.layouts.end(index, effects.iter().any(|e| matches!(e, FileEffect::Stage { .. })))?;
         Ok(())
     }
@@ -257,10 +274,6 @@ impl Files {
         self.pins.save(key, range, || self.file(key.0, key.1), lacking)
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(super) fn pins(&self) -> &Pins {
         &self.pins
     }
@@ -283,6 +296,14 @@ impl Files {
 
     pub(super) fn checksums(&self) -> &Checksums {
         &self.checksums
+    }
+
+    pub(super) fn beneath(&self) -> Option<&Beneath> {
+        self.beneath.as_ref()
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Has `listener` called when bytes that were missing are no more, or will not come by themselves. Once.
@@ -342,51 +363,6 @@ impl Files {
         };
         sys::read_up_to(&file, buffer, offset)
             .map_err(|source| self.failed("read", ino, generation, source))
-    }
-
-    /// The same where it needs no waiting for a disk (`RWF_NOWAIT`): false, and `buffer` undefined,
-    /// where it would.
-    ///
-    /// # Errors
-    /// When the local file system cannot read.
-    pub fn read_cached(
-        &self,
-        ino: Ino,
-        generation: Generation,
-        offset: u64,
-        buffer: &mut [u8],
-    ) -> Result<bool, StoreError> {
-        if !self.is_in_place((ino, generation), ByteRange::at(offset, buffer.len() as u64)) {
-            return Ok(false);
-        }
-        let file = match self.file_nowait(ino, generation) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                buffer.fill(0);
-                return Ok(true);
-            }
-            // Not in memory, or not to be found out without waiting: `read` will say.
-            Err(_) => return Ok(false),
-        };
-        let mut done = 0;
-        while done < buffer.len() {
-            match sys::read_nowait(&file, offset + done as u64, &mut buffer[done..]) {
-                Ok(0) => break,
-                Ok(more) => done += more,
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    // What the disk cannot read `read` will say.
-                    Some(libc::EAGAIN | libc::EIO) => return Ok(false),
-                    // This file system cannot tell: better to wait than never to answer from here.
-                    Some(libc::EOPNOTSUPP) => {
-                        return self.read(ino, generation, offset, buffer);
-                    }
-                    _ => return Err(self.failed("read", ino, generation, error)),
-                },
-            }
-        }
-        buffer[done..].fill(0);
-        Ok(true)
     }
 
     /// 512-byte blocks that a file occupies here; 0 where it does not exist.
@@ -470,7 +446,7 @@ impl Files {
     /// Where the backing file of a generation is, whether it exists or not.
     #[must_use]
     pub fn path_of(&self, ino: Ino, generation: Generation) -> PathBuf {
-        self.path.join(format!("{:02x}/{ino}.{generation}", ino.0 >> 8 & 0xff))
+        path_below(&self.path, (ino, generation))
     }
 
     /// The backing file, or nothing where there is none.
@@ -483,8 +459,7 @@ impl Files {
         if let Some(file) = open.get(&(ino, generation)) {
             return Ok(Some(Arc::clone(file)));
         }
-        let opened = OpenOptions::new().read(true).write(true).open(self.path_of(ino, generation));
-        match opened {
+        match self.open_existing((ino, generation)) {
             Ok(file) => {
                 let file = Arc::new(file);
                 open.insert((ino, generation), Arc::clone(&file));
@@ -529,27 +504,18 @@ impl Files {
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
     }
 
-    /// The backing file where neither a lock nor a disk has to be waited for.
-    pub(super) fn file_nowait(&self, ino: Ino, generation: Generation) -> io::Result<Arc<File>> {
-        let mut open = self.shard(ino).try_lock().ok_or(ErrorKind::WouldBlock)?;
-        if let Some(file) = open.get(&(ino, generation)) {
-            return Ok(Arc::clone(file));
-        }
-        let file = Arc::new(sys::open_nowait(&self.path_of(ino, generation))?);
-        open.insert((ino, generation), Arc::clone(&file));
-        Ok(file)
-    }
-
     /// The backing file becomes that of the file's next generation.
     pub(super) fn rename(&self, key: Key, next: Generation) -> Result<(), StoreError> {
         let mut open = self.shard(key.0).lock();
         open.remove(&key);
+        self.hide(key);
         self.checksums.forget(key)?;
         let (from, to) = (self.path_of(key.0, key.1), self.path_for((key.0, next))?);
         std::fs::rename(&from, &to).map_err(StoreError::io("rename", &to))
     }
 
     fn remove(&self, ino: Ino, generation: Generation) -> Result<(), StoreError> {
+        self.hide((ino, generation));
         self.checksums.forget((ino, generation))?;
         let mut open = self.shard(ino).lock();
         let path = self.path_of(ino, generation);
@@ -568,7 +534,12 @@ impl Files {
         }
     }
 
-    fn shard(&self, ino: Ino) -> &Shard {
+    /// Closes the descriptor that is kept of a file, which is going to be another one.
+    pub(super) fn close(&self, key: Key) {
+        self.shard(key.0).lock().remove(&key);
+    }
+
+    pub(super) fn shard(&self, ino: Ino) -> &Shard {
         &self.open[usize::from(ino.0.to_le_bytes()[0]) % SHARDS]
     }
 
@@ -581,6 +552,11 @@ impl Files {
     ) -> StoreError {
         StoreError::Io { action, path: self.path_of(ino, generation), source }
     }
+}
+
+/// Where the backing file of a generation is, below the directory of all.
+pub(super) fn path_below(dir: &Path, (ino, generation): Key) -> PathBuf {
+    dir.join(format!("{:02x}/{ino}.{generation}", ino.0 >> 8 & 0xff))
 }
 
 #[cfg(test)]

@@ -1,20 +1,22 @@
 //! The record that every member of a cluster starts from: a snapshot file of the empty tree at index 1.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use prost::Message;
 use raft::eraftpb::ConfState;
 
 use super::datadir::DataDir;
 use super::identity::Identity;
 use super::snapshot::{SnapshotHeader, read_snapshot, write_snapshot};
 use super::{StoreError, durable};
-use crate::fs::{self, Overlay, Position, proto};
+use crate::fs::{self, Digest, Overlay, Position, keys, proto};
 use crate::types::{LogIndex, Term, Timestamp, VolumeId};
 
 /// The entry that the record stands for; logs begin after it.
 const AT: Position = Position { index: LogIndex(1), term: Term(1) };
-const FEATURE_LEVEL: u32 = 1;
+pub(super) const FEATURE_LEVEL: u32 = 1;
 
 /// Makes the first data directory of a new cluster; `path` must be empty or absent.
 ///
@@ -28,7 +30,7 @@ pub fn found_cluster(
     refuse_replica(path)?;
     let snapshots = path.join("snapshots");
     let time = proto::Time { seconds: created.seconds, nanos: created.nanos };
-    let mut overlay = Overlay::new(std::collections::BTreeMap::new());
+    let mut overlay = Overlay::new(BTreeMap::new());
     fs::genesis(&mut overlay, AT, &time, &identity.address, identity.nonce);
     let batch = overlay.finish().map_err(StoreError::from)?;
     let header = SnapshotHeader {
@@ -63,6 +65,33 @@ pub fn join_cluster(
     let (header, pairs) = read_snapshot(&record)?;
     write_snapshot(&path.join("snapshots"), &header, pairs)?;
     DataDir::create(path, identity)
+}
+
+/// The record becomes that of another cluster, which begins with one member: newcomers must know whom to answer. What
+/// else is in it they have from a snapshot.
+pub(super) fn change_genesis(path: &Path, identity: &Identity) -> Result<(), StoreError> {
+    let record = genesis_path(path);
+    let (header, pairs) = read_snapshot(&record)?;
+    let mut pairs: BTreeMap<_, _> = pairs.collect::<Result<_, _>>()?;
+    let members = keys::members();
+    pairs.retain(|key, _| *key < members.from || *key >= members.to);
+    let (node, address) = (identity.node, identity.address.clone());
+    let nonce = identity.nonce;
+    let member = proto::Member { node: node.0, address, nonce, learner: false };
+    pairs.insert(keys::member(node), member.encode_to_vec());
+    let next = (node.0 + 1).encode_to_vec();
+    pairs.insert(keys::counter(keys::Counter::NextNode), next);
+    let mut digest = Digest::default();
+    for (key, value) in &pairs {
+        digest.add(key, value);
+    }
+    let conf_state = ConfState::from((vec![node.0], vec![]));
+    let header = SnapshotHeader { cluster: identity.cluster, conf_state, digest, ..header };
+    let beside = path.join("genesis.new");
+    let file = write_snapshot(&beside, &header, pairs.into_iter().map(Ok))?;
+    let bytes = std::fs::read(&file).map_err(StoreError::io("read", &file))?;
+    durable::replace(&record, &bytes)?;
+    std::fs::remove_dir_all(&beside).map_err(StoreError::io("remove", &beside))
 }
 
 impl DataDir {

@@ -61,6 +61,8 @@ pub(super) struct Layouts {
     carried: File,
     /// Effects below are carried out.
     resume: LogIndex,
+    /// The last entry whose effects an earlier process is known to have begun.
+    begun: LogIndex,
     /// All effects up to here are carried out.
     done: AtomicU64,
     /// All bytes up to here are here, and durable.
@@ -141,6 +143,7 @@ impl Layouts {
             notes: Mutex::new(Notes { file, number, imaged, regained, retired: Vec::new() }),
             carried,
             resume,
+            begun: begun.max(synced),
             done: AtomicU64::new(resume.0.saturating_sub(1)),
             held: AtomicU64::new(held),
             synced: AtomicU64::new(imaged),
@@ -301,6 +304,11 @@ impl Layouts {
     /// The same of any file.
     pub(super) fn have_regained(&self) -> bool {
         !self.notes.lock().regained.is_empty()
+    }
+
+    /// The last entry whose effects an earlier process is known to have begun: it was committed.
+    pub(super) fn begun(&self) -> LogIndex {
+        self.begun
     }
 
     /// All effects up to here are carried out.

@@ -19,7 +19,7 @@ use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// Marks a file that was lent once: somebody may have it mapped.
-const MARK: &str = "user.quorumfs.lent";
+pub(super) const MARK: &str = "user.quorumfs.lent";
 
 /// Whether somebody may have a mapping of a file, from when it was lent.
 pub(super) fn was_lent(file: &File) -> bool {

@@ -549,7 +549,7 @@ impl Files {
         Ok(self.layouts().lock(key.0).parts(key, range) == parts)
     }
 
-    fn lost_stage(&self, index: LogIndex) -> StoreError {
+    pub(super) fn lost_stage(&self, index: LogIndex) -> StoreError {
         StoreError::Corrupt {
             path: self.stages().written_path(index),
             offset: None,
@@ -560,7 +560,7 @@ impl Files {
 }
 
 /// The extended attribute of a backing file that was a stage: the index of the entry that wrote it.
-const MARK: &str = "user.quorumfs.stage";
+pub(super) const MARK: &str = "user.quorumfs.stage";
 
 /// Marks a stage as written by an entry; false where this file system cannot.
 fn mark(stage: &File, index: LogIndex) -> bool {

@@ -7,7 +7,9 @@
 
 mod adopt;
 mod ahead;
+mod beneath;
 mod blocks;
+mod cached;
 mod checksums;
 mod datadir;
 mod durable;
@@ -27,13 +29,19 @@ mod point;
 mod recent;
 mod records;
 mod recover;
+mod refound;
+mod replay;
 mod room;
+mod scratch;
 mod snapshot;
 mod space;
 mod spares;
 mod stages;
 mod state;
+mod sweep;
 mod sys;
+#[cfg(test)]
+pub(crate) mod test_replica;
 mod unfinished;
 
 pub use adopt::Adopted;
@@ -50,8 +58,11 @@ pub use log::{LogOptions, RaftLog};
 pub use mount_list::{record_mounts, recorded_mounts};
 pub use point::AppliedPoint;
 pub use recover::{Rebuilt, Received, Recovered, rebuild_state, recover};
+pub use refound::{Leaving, is_refounded, refound};
+pub use scratch::Scratch;
 pub use snapshot::{SnapshotHeader, SnapshotPairs, latest_snapshot, read_snapshot, write_snapshot};
 pub use space::Seek;
 pub use stages::checksum_blocks;
 pub use state::{InMemory, NotInMemory, State, StateRead};
+pub use sweep::{Swept, Unreferenced};
 pub use sys::run_idly;

@@ -174,6 +174,11 @@ impl Pins {
         Ok(true)
     }
 
+    /// Whether a replay may need a file, named or not.
+    pub(super) fn has(&self, key: Key) -> bool {
+        self.inner.lock().files.contains_key(&key)
+    }
+
     /// A snapshot at `index` is durable. Answers which files can go now.
     pub(super) fn forget(&self, index: LogIndex) -> Result<Vec<Key>, StoreError> {
         let _nobody_saves = self.saving.lock();

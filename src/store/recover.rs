@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use super::adopt::Adopted;
+use super::beneath::Beneath;
 use super::datadir::DataDir;
 use super::files::Files;
 use super::log::{LogOptions, RaftLog};
@@ -56,6 +57,15 @@ pub enum Rebuilt {
 /// When something that must be true is damaged or missing: the snapshot file, the log, or the log's
 /// last entries where the state shows that they were there.
 pub fn recover(dir: &DataDir, options: LogOptions) -> Result<Recovered, StoreError> {
+    recover_over(dir, options, None)
+}
+
+/// The same where the backing files are those of another data directory, which stays as it is.
+pub(super) fn recover_over(
+    dir: &DataDir,
+    options: LogOptions,
+    beneath: Option<Beneath>,
+) -> Result<Recovered, StoreError> {
     let snapshot = verify_snapshot(dir)?;
     let log = RaftLog::open_with(&dir.log_dir(), options)?;
     fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
@@ -71,7 +81,7 @@ pub fn recover(dir: &DataDir, options: LogOptions) -> Result<Recovered, StoreErr
         tracing::info!(%error, "an old state stays until the next start");
     }
     raise_commit(&log, &state)?;
-    let files = Files::open(&dir.files_dir(), &dir.stages_dir(), dir.same_boot())?;
+    let files = Files::open_over(&dir.files_dir(), &dir.stages_dir(), dir.same_boot(), beneath)?;
     if rebuilt.is_none() {
         // What a state says has reached the files before.
         files.pass(state.applied());

@@ -188,6 +188,12 @@ impl RaftLog {
         self.read(low.0, end).map_err(cut_meanwhile)
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
     /// The first entry that the log holds, or will hold.
     #[must_use]
     pub fn first_index(&self) -> LogIndex {

@@ -87,8 +87,8 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     tracing::info!(node = identity.node.0, cluster = %identity.cluster, "starting");
 
     let peers = Arc::new(Peers::new(
-        identity.cluster,
-        identity.node,
+        (identity.cluster, identity.node),
+        identity.address.clone(),
         streams.clone(),
         tokio::runtime::Handle::current(),
     ));

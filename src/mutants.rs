@@ -36,12 +36,6 @@ pub enum Mutant {
     FillAnother,
     /// A lock is granted whatever is in its way.
     GrantAnyLock,
-    /// A snapshot leaves the read gate as it was.
-    KeepLeaseOverSnapshot,
-    /// Numbers of writes begin again with a snapshot.
-    NumbersBeginAgain,
-    /// Whoever was removed is renewed for as long as it asks.
-    RenewTheRemoved,
 }
 
 #[cfg(feature = "mutants")]

@@ -5,7 +5,6 @@ use raft::eraftpb::{Message, MessageType};
 
 use super::Effect;
 use super::core::{Boot, Core, CoreError};
-use crate::mutants::{self, Mutant};
 use crate::types::{LogIndex, NodeId};
 
 impl<S: Storage> Core<S> {
@@ -21,12 +20,7 @@ impl<S: Storage> Core<S> {
         let before = std::mem::replace(self, anew);
         self.now = before.now;
         self.ticks = before.ticks;
-        if !mutants::is(Mutant::NumbersBeginAgain) {
-            self.numbers_before = before.numbers_before + before.last_ready;
-        }
-        if mutants::is(Mutant::KeepLeaseOverSnapshot) {
-            self.lease = before.lease;
-        }
+        self.numbers_before = before.numbers_before + before.last_ready;
         self.heard = before.heard;
         self.stable = before.stable;
         self.gate = before.gate;

@@ -16,7 +16,6 @@ use super::roster::Roster;
 use super::{
     Claim, CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, SessionChange, SessionInfo,
 };
-use crate::mutants::{self, Mutant};
 use crate::types::{LogIndex, Monotonic, NodeId, Position, SessionId, Suffrage, Term};
 
 /// A batch of proposals goes out in messages of about this many bytes.
@@ -278,6 +277,12 @@ impl<S: Storage> Core<S> {
         LogIndex(self.raft.raft.raft_log.committed)
     }
 
+    /// What it knows to be applied: Raft may still ask for what comes after, so the log must not be cut there.
+    #[must_use]
+    pub fn applied(&self) -> LogIndex {
+        self.applied.index
+    }
+
     /// The last index of the log, durable or not.
     #[must_use]
     pub fn last_index(&self) -> LogIndex {
@@ -351,7 +356,7 @@ impl<S: Storage> Core<S> {
             PeerMessage::Heartbeat { session, number, visible } => {
                 self.roster.shows(session, visible);
                 // Who was removed lives no longer than its last lease.
-                if self.members.contains_key(&from) || mutants::is(Mutant::RenewTheRemoved) {
+                if self.members.contains_key(&from) {
                     self.keeper.beat(Beat { from, session, number, received: self.now });
                 }
             }

@@ -278,6 +278,7 @@ impl Driver {
                 .collect(),
             sessions: self.core.sessions().collect(),
             needed: self.core.needed_by_peers(),
+            applied: self.core.applied(),
         }
     }
 }

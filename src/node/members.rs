@@ -53,6 +53,14 @@ impl Handle {
         Ok(query::is_removed(&self.state(), node)?)
     }
 
+    /// A node has said where it listens. What the table of members says counts more; a newcomer has only a part of it.
+    pub fn meet(&self, node: NodeId, address: &str) {
+        let known = query::members(&self.state());
+        if known.is_ok_and(|known| known.iter().all(|member| member.node != node.0)) {
+            self.0.transport.learn(node, address);
+        }
+    }
+
     /// Whether the Raft group does not follow the table of members yet.
     pub(super) fn is_membership_moving(&self) -> bool {
         let placed = self.0.state.conf_state();

@@ -108,7 +108,7 @@ fn needed(shared: &Shared) -> LogIndex {
         known.and_then(|(_, _, matched)| *matched).unwrap_or_default()
     };
     let lent = shared.lent.wanted(holds).filter(|_| size <= 2 * max);
-    let needed = if size > max { LogIndex(u64::MAX) } else { status.needed };
+    let needed = if size > max { status.applied } else { status.needed };
     lent.map_or(needed, |lent| lent.min(needed))
 }
 

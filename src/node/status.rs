@@ -22,4 +22,6 @@ pub struct RaftStatus {
     pub sessions: Vec<(SessionInfo, LogIndex)>,
     /// The log from here on may still be needed by a member.
     pub needed: LogIndex,
+    /// What the core knows to be applied.
+    pub applied: LogIndex,
 }

@@ -64,6 +64,7 @@ impl Peer for PeerService {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };
         let from = admit(self.cluster, &self.handle, &hello)?;
+        self.handle.meet(from, &hello.address);
         let mut members = self.handle.members_changed();
         tracing::info!(peer = from.0, "peer connected");
         // It has probably lost what it was sent on the last connection.

@@ -59,16 +59,16 @@ impl std::fmt::Debug for Peers {
 }
 
 impl Peers {
-    /// No peers yet; [`Transport::learn`] makes them known. Bulk data is sent on a runtime of its own, `bulk`.
+    /// No peers yet of a node that listens at `address`; [`Transport::learn`] makes them known. Bulk data is sent on a runtime of its own, `bulk`.
     #[must_use]
     pub fn new(
-        cluster: ClusterId,
-        node: NodeId,
+        (cluster, node): (ClusterId, NodeId),
+        address: String,
         runtime: tokio::runtime::Handle,
         bulk: tokio::runtime::Handle,
     ) -> Self {
         let cluster = cluster.0.to_vec().into();
-        let hello = Hello { format: FORMAT, cluster, node: node.0, to: 0 };
+        let hello = Hello { format: FORMAT, cluster, node: node.0, to: 0, address };
         let handle = Arc::new(OnceLock::new());
         let stages = StageLanes::new(bulk, hello.clone(), handle.clone());
         Self { hello, node, runtime, handle, links: RwLock::new(HashMap::new()), stages }

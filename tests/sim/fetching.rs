@@ -225,10 +225,11 @@ impl World {
         if let Some(state) = state.filter(|state| state.applied >= newest) {
             let target = &mut self.nodes[node];
             target.snapshot = state;
-            let needed = target.daemon.as_ref().expect("it writes them").core.needed_by_peers();
+            let core = &target.daemon.as_ref().expect("it writes them").core;
+            let (needed, applied) = (core.needed_by_peers(), core.applied());
             let covered = target.snapshot.applied.index;
             // Now and then the log is too large, whoever needs it.
-            let needed = if self.stormy && self.random.chance(150) { covered } else { needed };
+            let needed = if self.stormy && self.random.chance(150) { applied } else { needed };
             target.disk.cut(needed.min(covered));
             self.coverage.count("snapshots");
         }

@@ -241,6 +241,28 @@ fn seeds_150_to_199() {
     run_seeds(150..200);
 }
 
+#[test]
+fn seeds_200_to_249() {
+    run_seeds(200..250);
+}
+
+#[test]
+fn seeds_250_to_299() {
+    run_seeds(250..300);
+}
+
+#[test]
+#[ignore = "long"]
+fn seeds_300_to_649() {
+    run_seeds(300..650);
+}
+
+#[test]
+#[ignore = "long"]
+fn seeds_650_to_999() {
+    run_seeds(650..1000);
+}
+
 /// Any number of seeds, such as `QUORUMFS_SEEDS=1000..3000`, for those who have time.
 #[test]
 fn more_seeds() {

@@ -48,8 +48,6 @@ fn mutants_of_leases_are_caught() {
         Mutant::LeaseWithoutQuorum,
         Mutant::ExpireAtOnce,
         Mutant::ExpireEarly,
-        Mutant::RenewTheRemoved,
-        Mutant::KeepLeaseOverSnapshot,
     ]);
 }
 
@@ -60,7 +58,6 @@ fn mutants_of_the_log_are_caught() {
         Mutant::StableBeforeOwnTerm,
         Mutant::StableWithoutOne,
         Mutant::ClaimOfAnotherTerm,
-        Mutant::NumbersBeginAgain,
         Mutant::ServeReceivedNames,
     ]);
 }

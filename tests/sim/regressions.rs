@@ -67,3 +67,9 @@ fn stages_of_sessions_that_are_over_go() {
 fn what_a_power_loss_took_is_carried_out_again() {
     pinned(&[1, 22]);
 }
+
+/// A log that was too large was cut behind a snapshot, of which the core had not heard that it was applied.
+#[test]
+fn the_log_is_not_cut_beyond_what_the_core_has_applied() {
+    pinned(&[211]);
+}

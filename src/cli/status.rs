@@ -93,6 +93,9 @@ struct Member {
     connected: bool,
     matched: u64,
     lag: u64,
+    suspicion: f64,
+    silent_ms: u64,
+    stalled_ms: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,13 +157,14 @@ fn print(status: &Status) {
     }
     for member in &status.members {
         println!(
-            "member {} {} at {} ({}), matched {}, lag {}",
+            "member {} {} at {} ({}), matched {}, lag {}, suspicion {:.1}",
             member.node,
             member.kind,
             member.address,
             if member.connected { "connected" } else { "not connected" },
             member.matched,
-            member.lag
+            member.lag,
+            member.suspicion
         );
     }
     for session in &status.sessions {
@@ -253,8 +257,18 @@ impl From<StatusReply> for Status {
 
 impl From<MemberStatus> for Member {
     fn from(member: MemberStatus) -> Self {
-        let MemberStatus { node, address, kind, connected, matched, lag } = member;
-        Self { node, address, kind, connected, matched, lag }
+        let MemberStatus {
+            node,
+            address,
+            kind,
+            connected,
+            matched,
+            lag,
+            suspicion,
+            silent_ms,
+            stalled_ms,
+        } = member;
+        Self { node, address, kind, connected, matched, lag, suspicion, silent_ms, stalled_ms }
     }
 }
 

@@ -13,6 +13,7 @@ use super::log_view::LogView;
 use super::membership::Moves;
 use super::proposals::Proposals;
 use super::roster::Roster;
+use super::suspicion::Suspicions;
 use super::{
     Claim, CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, SessionChange, SessionInfo,
 };
@@ -23,7 +24,7 @@ pub(super) const MESSAGE_BYTES: usize = 1 << 20;
 /// A disk that took no longer for the last write is not worth a message of its own to those who wait.
 const QUICK_DISK: Duration = Duration::from_millis(1);
 /// What a node shows is said again every so many ticks, for those who missed it.
-const REPEAT_TICKS: u64 = 4;
+pub(super) const REPEAT_TICKS: u64 = 4;
 
 /// Why a core cannot go on. The replica must stop.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,7 @@ pub struct Core<S: Storage> {
     /// What each peer has said that it has applied.
     pub(super) heard: BTreeMap<NodeId, LogIndex>,
 
+    pub(super) suspicions: Suspicions,
     pub(super) roster: Roster,
     pub(super) lease: Lease,
     pub(super) keeper: Keeper,
@@ -160,6 +162,7 @@ impl<S: Storage> Core<S> {
             members: boot.members.into_iter().collect(),
             moves: Moves::default(),
             heard: BTreeMap::new(),
+            suspicions: Suspicions::default(),
             roster: Roster::new(boot.sessions),
             lease: Lease::default(),
             keeper: Keeper::new(config.session_ttl, config.expiry()),
@@ -342,10 +345,12 @@ impl<S: Storage> Core<S> {
             self.reconcile_membership();
             self.yield_if_stuck();
         }
+        self.tell_stall();
         self.tell_log_cut();
     }
 
     fn hear(&mut self, from: NodeId, message: PeerMessage) {
+        self.suspicions.heard(from, self.now);
         match message {
             PeerMessage::Raft(message) => self.step_and_verify(*message),
             PeerMessage::Visible { session, index, invalidated } => {
@@ -363,6 +368,7 @@ impl<S: Storage> Core<S> {
             PeerMessage::HeartbeatAck { session, number } => {
                 self.lease.renewed(self.now, session, number, self.config.session_ttl);
             }
+            PeerMessage::Stalled { stalled } => self.suspicions.stalls(from, stalled, self.now),
             PeerMessage::Ask { index } => self.asked(from, index),
             PeerMessage::Commit { durable, commit } => self.hear_commit(from, durable, commit),
             PeerMessage::LogCut { first_index } => self.log_was_cut(from, first_index),
@@ -512,19 +518,6 @@ impl<S: Storage> Core<S> {
             .map(|(_, id)| id);
         if let Some(to) = to.map(|node| node.0).or(best) {
             self.raft.transfer_leader(to);
-        }
-    }
-
-    /// Hands leadership over where this node does not apply what was committed half a TTL ago and
-    /// another does: a leader that is stuck renews nobody, so everybody would wait for it.
-    fn yield_if_stuck(&mut self) {
-        let must_show = self.keeper.must_show(self.now);
-        if self.applied.index >= must_show {
-            return;
-        }
-        let ahead = self.roster.iter().filter(|(_, shown)| *shown >= must_show);
-        if let Some((info, _)) = ahead.max_by_key(|(_, shown)| *shown) {
-            self.transfer(Some(info.node));
         }
     }
 

@@ -1,5 +1,7 @@
 //! What the core wants done.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState, Message};
 
@@ -125,6 +127,11 @@ pub enum PeerMessage {
         session: SessionId,
         /// Which heartbeat this answers.
         number: u64,
+    },
+    /// The sender's disk has had a write for so long; zero: it works again.
+    Stalled {
+        /// How long.
+        stalled: Duration,
     },
     /// The sender has a read that waits until the receiver shows an index.
     Ask {

@@ -23,6 +23,7 @@ mod membership;
 mod proposals;
 mod roster;
 mod settle;
+mod suspicion;
 
 pub use config::CoreConfig;
 pub use core::{Boot, Core, CoreError};
@@ -31,3 +32,4 @@ pub use gate::ReadGate;
 pub use input::{Input, SessionChange, Wait};
 pub use raft::Storage as LogReader;
 pub use roster::SessionInfo;
+pub use suspicion::Suspicion;

@@ -276,6 +276,12 @@ impl Driver {
                 .membership()
                 .map(|(node, votes)| (node, votes, self.core.matched(node)))
                 .collect(),
+            suspicions: self
+                .core
+                .membership()
+                .filter(|(node, _)| *node != self.shared.node)
+                .map(|(node, _)| (node, self.core.suspicion(node)))
+                .collect(),
             sessions: self.core.sessions().collect(),
             needed: self.core.needed_by_peers(),
             applied: self.core.applied(),

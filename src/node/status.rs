@@ -1,6 +1,6 @@
 //! What a node says of itself.
 
-use crate::consensus::{Role, SessionInfo};
+use crate::consensus::{Role, SessionInfo, Suspicion};
 use crate::types::{LogIndex, NodeId, Term};
 
 /// The core's part of a node's status.
@@ -18,6 +18,8 @@ pub struct RaftStatus {
     pub last_index: LogIndex,
     /// Members: id, whether it votes, and on a leader what it is known to hold.
     pub members: Vec<(NodeId, bool, Option<LogIndex>)>,
+    /// What is known of the others' health.
+    pub suspicions: Vec<(NodeId, Suspicion)>,
     /// Open sessions, and what each is known to show.
     pub sessions: Vec<(SessionInfo, LogIndex)>,
     /// The log from here on may still be needed by a member.

@@ -101,11 +101,7 @@ impl AdminService {
                     .to_owned(),
             );
         }
-        for (node, _, _) in &raft.members {
-            if *node != self.handle.node() && !self.handle.is_connected(*node) {
-                problems.push(format!("node {node} is out of reach"));
-            }
-        }
+        problems.extend(membership::problems(&self.handle, raft));
         let missing = self.handle.missing();
         let nowhere = missing.nowhere.len() as u64 + missing.nowhere_more;
         if nowhere > 0 {

@@ -1,10 +1,12 @@
 //! Between the core's messages and what goes over the wire.
 
+use std::time::Duration;
+
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
 use super::peer::{
-    Ask, Commit, Envelope, Heartbeat, HeartbeatAck, LogCut, Space, Visible, envelope::Body,
+    Ask, Commit, Envelope, Heartbeat, HeartbeatAck, LogCut, Space, Stalled, Visible, envelope::Body,
 };
 use crate::consensus::{Claim, PeerMessage};
 use crate::node::{self, SpaceReport};
@@ -50,6 +52,10 @@ fn body_of_core(message: PeerMessage) -> Body {
         PeerMessage::HeartbeatAck { session, number } => {
             Body::HeartbeatAck(HeartbeatAck { session: session.0, number })
         }
+        PeerMessage::Stalled { stalled } => {
+            let milliseconds = u64::try_from(stalled.as_millis()).unwrap_or(u64::MAX);
+            Body::Stalled(Stalled { milliseconds })
+        }
         PeerMessage::Ask { index } => Body::Ask(Ask { index: index.0 }),
         PeerMessage::Commit { durable, commit } => Body::Commit(Commit {
             term: durable.term.0,
@@ -86,6 +92,9 @@ pub(super) fn decode(envelope: Envelope) -> Result<node::ToPeer, EnvelopeError> 
         },
         Body::HeartbeatAck(HeartbeatAck { session, number }) => {
             PeerMessage::HeartbeatAck { session: SessionId(session), number }
+        }
+        Body::Stalled(Stalled { milliseconds }) => {
+            PeerMessage::Stalled { stalled: Duration::from_millis(milliseconds) }
         }
         Body::Ask(Ask { index }) => PeerMessage::Ask { index: LogIndex(index) },
         Body::Commit(Commit { term, durable, commit }) => PeerMessage::Commit {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::admin::{AddMemberRequest, MemberStatus, RemoveMemberRequest};
+use crate::consensus::Suspicion;
 use crate::fs::{proto, query};
 use crate::node::{Handle, MemberRefusal, NodeError, RaftStatus};
 use crate::store::StoreError;
@@ -21,6 +22,8 @@ pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Result<Vec<MemberStatu
     let status = |node: u64, address: &str, kind: &str| {
         let matched = place(node).and_then(|(_, _, matched)| *matched);
         let node = NodeId(node);
+        let health = raft.suspicions.iter().find(|(other, _)| *other == node);
+        let health = health.map_or(Suspicion::default(), |(_, health)| *health);
         MemberStatus {
             node: node.0,
             address: address.to_owned(),
@@ -28,6 +31,9 @@ pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Result<Vec<MemberStatu
             connected: node == handle.node() || handle.is_connected(node),
             matched: matched.map_or(0, |index| index.0),
             lag: matched.map_or(0, |index: LogIndex| raft.last_index.0.saturating_sub(index.0)),
+            suspicion: health.phi,
+            silent_ms: milliseconds(health.silent),
+            stalled_ms: milliseconds(health.stalled),
         }
     };
     let mut members: Vec<_> = known
@@ -42,6 +48,29 @@ pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Result<Vec<MemberStatu
     members.extend(leaving.map(|(node, ..)| status(node.0, "", "leaving")));
     members.sort_unstable_by_key(|member| member.node);
     Ok(members)
+}
+
+/// What is wrong with the others, as sentences.
+pub(super) fn problems(handle: &Handle, raft: &RaftStatus) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (node, health) in &raft.suspicions {
+        let Suspicion { phi, silent, stalled } = health;
+        if !handle.is_connected(*node) {
+            problems.push(format!("node {node} is out of reach"));
+        } else if !stalled.is_zero() {
+            problems
+                .push(format!("the disk of node {node} has not done a write for {stalled:.1?}"));
+        } else if health.is_suspected() {
+            problems.push(format!(
+                "node {node} is connected and has said nothing for {silent:.1?} (suspicion {phi:.1})"
+            ));
+        }
+    }
+    problems
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn kind(member: &proto::Member, votes: bool) -> &'static str {

@@ -276,6 +276,7 @@ fn size_of_message(message: &ToPeer) -> usize {
         }
         ToPeer::Core(
             PeerMessage::Visible { .. }
+            | PeerMessage::Stalled { .. }
             | PeerMessage::Ask { .. }
             | PeerMessage::Heartbeat { .. }
             | PeerMessage::HeartbeatAck { .. }

@@ -70,12 +70,7 @@ fn cluster_on_small_disks(nodes: u16, bytes: u64) -> (Cluster, Vec<SmallDisk>) {
         }
     });
     cluster.down();
-    for node in 1..=nodes {
-        let config = cluster.dir().join(format!("n{node}/quorumfs.toml"));
-        let text = fs::read_to_string(&config).expect("its configuration");
-        let small = "reserve = \"48MiB\"\nsnapshot_min_log = \"8MiB\"\n";
-        fs::write(&config, format!("{text}{small}")).expect("write");
-    }
+    cluster.configure("reserve = \"48MiB\"\nsnapshot_min_log = \"8MiB\"\n");
     cluster.up_again();
     (cluster, disks)
 }
@@ -285,4 +280,38 @@ fn a_disk_that_hangs_fails_nobody_elses_writes() {
     }
     cluster.down();
     drop(disk);
+}
+
+/// Leadership moves off a disk that does not answer, and the others say what is wrong.
+#[test]
+fn a_leader_whose_disk_hangs_hands_over() {
+    const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+    let (cluster, disks) = cluster_on_small_disks(3, 320 * MIB);
+    let stuck = cluster.leader();
+    let other = (1..=3).find(|node| *node != stuck).expect("there are two");
+    let address = cluster.address(other);
+    let file = open(&cluster.mount(other).join("file"));
+    file.write_all_at(b"before", 0).and_then(|()| file.sync_all()).expect("all is well");
+    let frozen = Frozen::freeze(&disks[usize::try_from(stuck).expect("small") - 1]);
+    let began = std::time::Instant::now();
+    let (mut written, mut longest) = (0, std::time::Duration::ZERO);
+    while began.elapsed() < LIMIT {
+        let since = std::time::Instant::now();
+        file.write_all_at(b"meanwhile", 0)
+            .and_then(|()| file.sync_all())
+            .expect("two are a quorum");
+        longest = longest.max(since.elapsed());
+        written += 1;
+    }
+    println!("{written} writes, the longest took {longest:?}");
+    assert!(longest < LIMIT, "it took {longest:?} to go on");
+    assert_ne!(cluster.leader_other_than(stuck), stuck);
+    let status = succeed(support::quorumfs().args(["status", "--addr", &address]));
+    let status = support::text(&status.stdout);
+    assert!(status.contains(&format!("the disk of node {stuck} has not done a write")), "{status}");
+    drop(frozen);
+    cluster.settle();
+    assert_eq!(fs::read(cluster.mount(stuck).join("file")).expect("read"), b"meanwhile");
+    cluster.down();
+    drop(disks);
 }

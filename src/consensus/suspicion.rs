@@ -1,0 +1,189 @@
+//! Who is silent for longer than it used to be, and whose disk stands still.
+//!
+//! Suspicion is phi of the phi-accrual failure detector (Hayashibara and others, 2004), with exponentially distributed
+//! times between messages: at phi, one silence in 10^phi is a false alarm.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use raft::Storage;
+
+use super::core::{Core, REPEAT_TICKS};
+use super::{Effect, PeerMessage};
+use crate::types::{Monotonic, NodeId};
+
+/// Times between messages that are remembered of each peer.
+const REMEMBERED: usize = 64;
+/// Nobody is expected to say something more often than this.
+const SHORTEST: Duration = Duration::from_millis(50);
+/// Whom to suspect: one false alarm in 10^8 silences.
+const SUSPECTED: f64 = 8.0;
+/// A disk that takes longer for one write stands still.
+const STANDS_STILL: Duration = Duration::from_millis(500);
+
+/// What is known of a peer's health.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Suspicion {
+    /// How sure it is that the peer is gone.
+    pub phi: f64,
+    /// Since it was last heard.
+    pub silent: Duration,
+    /// How long its disk has had the write that it has not done; zero where it works.
+    pub stalled: Duration,
+}
+
+impl Suspicion {
+    /// Whether nothing should depend on it that could depend on another.
+    #[must_use]
+    pub fn is_suspected(&self) -> bool {
+        self.phi >= SUSPECTED || !self.stalled.is_zero()
+    }
+}
+
+/// What peers have said, and when.
+#[derive(Debug, Default)]
+pub(super) struct Suspicions {
+    peers: BTreeMap<NodeId, Peer>,
+    /// The others know that this disk stands still.
+    told: bool,
+}
+
+#[derive(Debug)]
+struct Peer {
+    heard: Monotonic,
+    /// The last times between two messages, as far as they came apart.
+    between: VecDeque<Duration>,
+    /// What it has said of its disk, and when.
+    stalled: (Duration, Monotonic),
+}
+
+impl Suspicions {
+    pub(super) fn heard(&mut self, from: NodeId, now: Monotonic) {
+        let fresh =
+            || Peer { heard: now, between: VecDeque::new(), stalled: (Duration::ZERO, now) };
+        let peer = self.peers.entry(from).or_insert_with(fresh);
+        let since = now.since(peer.heard);
+        // What comes together is one sign of life.
+        if since >= SHORTEST {
+            peer.between.push_back(since);
+            if peer.between.len() > REMEMBERED {
+                peer.between.pop_front();
+            }
+            peer.heard = now;
+        }
+    }
+
+    pub(super) fn stalls(&mut self, from: NodeId, stalled: Duration, now: Monotonic) {
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.stalled = (stalled, now);
+        }
+    }
+
+    pub(super) fn of(&self, node: NodeId, now: Monotonic, patience: Duration) -> Suspicion {
+        let Some(peer) = self.peers.get(&node) else { return Suspicion::default() };
+        let silent = now.since(peer.heard);
+        let count = u32::try_from(peer.between.len()).expect("few are remembered");
+        let sum: Duration = peer.between.iter().sum();
+        let mean = if count == 0 { patience } else { (sum / count).max(SHORTEST) };
+        let phi = silent.as_secs_f64() / mean.as_secs_f64() * std::f64::consts::LOG10_E;
+        // Whoever says nothing more of its disk may be well again.
+        let (stalled, said) = peer.stalled;
+        let stalled = if now.since(said) < patience { stalled } else { Duration::ZERO };
+        Suspicion { phi, silent, stalled }
+    }
+}
+
+impl<S: Storage> Core<S> {
+    /// What is known of a peer's health.
+    #[must_use]
+    pub fn suspicion(&self, node: NodeId) -> Suspicion {
+        self.suspicions.of(node, self.now, self.config.session_ttl)
+    }
+
+    /// How long this disk has had the oldest write that it has not done.
+    fn stalled(&self) -> Duration {
+        self.persisting.front().map_or(Duration::ZERO, |(_, since)| self.now.since(*since))
+    }
+
+    /// A disk that stands still is no reason for silence: the others are told.
+    pub(super) fn tell_stall(&mut self) {
+        let stalled = self.stalled();
+        let stands_still = stalled >= STANDS_STILL;
+        if !self.suspicions.told && !stands_still {
+            return;
+        }
+        if stands_still && self.suspicions.told && !self.ticks.is_multiple_of(REPEAT_TICKS) {
+            return;
+        }
+        self.suspicions.told = stands_still;
+        let stalled = if stands_still { stalled } else { Duration::ZERO };
+        let members: Vec<_> = self.membership().map(|(node, _)| node).collect();
+        let others = members.into_iter().filter(|node| *node != self.config.node);
+        let tell = |to| Effect::Send { to, message: PeerMessage::Stalled { stalled } };
+        self.effects.extend(others.map(tell));
+    }
+
+    /// Hands leadership over where this node does not apply what was committed half a TTL ago, or its disk has had a
+    /// write for as long, and another does: a leader that is stuck renews nobody, so everybody would wait for it.
+    pub(super) fn yield_if_stuck(&mut self) {
+        let must_show = self.keeper.must_show(self.now);
+        let stands_still = self.stalled() >= self.config.session_ttl / 2;
+        if self.applied.index >= must_show && !stands_still {
+            return;
+        }
+        let own = self.config.node;
+        let ahead = self.roster.iter().filter(|(info, shown)| {
+            info.node != own && *shown >= must_show && !self.suspicion(info.node).is_suspected()
+        });
+        if let Some((info, _)) = ahead.max_by_key(|(_, shown)| *shown) {
+            self.transfer(Some(info.node));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, Monotonic, NodeId, Suspicions};
+
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const NODE: NodeId = NodeId(2);
+
+    /// The same silence says more of a peer that talks often.
+    #[test]
+    fn suspicion_adapts() {
+        let phi_of = |between: u64| {
+            let mut known = Suspicions::default();
+            let mut now = Monotonic(0);
+            for _ in 0..100 {
+                now = now + Duration::from_millis(between);
+                known.heard(NODE, now);
+            }
+            known.of(NODE, now + Duration::from_secs(4), PATIENCE)
+        };
+        let (often, seldom) = (phi_of(100), phi_of(2000));
+        assert!(often.is_suspected() && (often.phi - 17.4).abs() < 0.1, "{often:?}");
+        assert!(!seldom.is_suspected() && (seldom.phi - 0.87).abs() < 0.01, "{seldom:?}");
+        assert_eq!(often.silent, Duration::from_secs(4));
+    }
+
+    #[test]
+    fn nobody_is_suspected_before_it_was_heard() {
+        let known = Suspicions::default();
+        assert!(!known.of(NODE, Monotonic(u64::MAX / 2), PATIENCE).is_suspected());
+    }
+
+    /// What a peer has said of its disk counts for as long as it goes on saying it.
+    #[test]
+    fn a_disk_that_stands_still_is_suspected() {
+        let mut known = Suspicions::default();
+        let start = Monotonic(0) + Duration::from_secs(10);
+        known.heard(NODE, start);
+        known.stalls(NODE, Duration::from_secs(1), start);
+        assert!(known.of(NODE, start, PATIENCE).is_suspected());
+        known.stalls(NODE, Duration::ZERO, start);
+        assert!(!known.of(NODE, start, PATIENCE).is_suspected());
+        known.stalls(NODE, Duration::from_secs(1), start);
+        let later = start + PATIENCE;
+        assert_eq!(known.of(NODE, later, PATIENCE).stalled, Duration::ZERO);
+    }
+}

@@ -265,7 +265,7 @@ fn a_learner_votes_once_it_is_promoted() {
     until_is(&address, 2, "learner");
     assert_eq!(fs::read(daemon.mount().join("file")).expect("read").len(), 1 << 20);
     let refused = refusal(quorumfs().args(["member", "remove", "1", "--addr", &address]));
-    assert!(refused.contains("promote another member first"), "{refused}");
+    assert!(refused.contains("nobody else votes yet"), "{refused}");
     member(&address, &["promote", "2"]);
     until_is(&address, 2, "voter");
     let refused = refusal(quorumfs().args(["member", "remove", "9", "--addr", &address]));
@@ -327,4 +327,24 @@ fn a_node_moves_and_a_copy_of_it_is_refused() {
     copy.until_mounted();
     write_and_sync(&copy.mount().join("file"), b"moved").expect("it serves");
     assert_eq!(fs::read(cluster.mount(other).join("file")).expect("read"), b"moved");
+}
+
+/// Two members become one, whichever goes, and a member that is not yet ready is not left alone.
+#[test]
+fn the_last_but_one_goes() {
+    for leaves_leader in [false, true] {
+        let cluster = Cluster::up(2);
+        let leader = cluster.leader();
+        let leaves = if leaves_leader { leader } else { 3 - leader };
+        let stays = 3 - leaves;
+        let address = cluster.address(stays);
+        write_and_sync(&cluster.mount(leaves).join("file"), b"before").expect("write");
+        member(&address, &["remove", &leaves.to_string()]);
+        write_and_sync(&cluster.mount(stays).join("file"), b"after").expect("it is a quorum");
+        assert_eq!(members(&address).len(), 1);
+        wait_until(PATIENCE, "the daemon to end", || {
+            let node = cluster.status().nodes.into_iter().find(|node| node.id == leaves)?;
+            (node.role == "down").then_some(())
+        });
+    }
 }

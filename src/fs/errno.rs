@@ -35,7 +35,7 @@ errnos! {
     EAGAIN = 11,
     /// Only directories have what is inherited.
     EACCES = 13,
-    /// Nobody else has a vote.
+    /// Nobody else is to have a vote.
     EBUSY = 16,
     /// The name exists.
     EEXIST = 17,

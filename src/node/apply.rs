@@ -90,8 +90,6 @@ struct Round {
     commands: Vec<(ProposalKey, LogIndex)>,
     sessions: Vec<SessionChange>,
     members: Vec<(NodeId, Option<Suffrage>)>,
-    /// Where they listen; nothing of those that were removed.
-    addresses: Vec<(NodeId, Option<String>)>,
     /// Index, mount that proposed it, changes.
     changes: Vec<(LogIndex, Option<MountId>, Vec<Change>)>,
 }
@@ -175,7 +173,9 @@ fn apply_round(
         shared.cuts.end();
     }
     tell_mounts(shared, &round);
-    meet_members(shared, &round);
+    if !round.members.is_empty() || conf_state.is_some() {
+        shared.meet_members()?;
+    }
     let answered = shown_by_others && round.sessions.is_empty();
     if answered {
         answer(shared, index, &round.commands);
@@ -197,19 +197,6 @@ fn apply_round(
         shared.look_at_late();
     }
     Ok(())
-}
-
-fn meet_members(shared: &Shared, round: &Round) {
-    for (node, address) in &round.addresses {
-        match address {
-            Some(address) => shared.transport.learn(*node, address),
-            None if *node == shared.node => shared.removed(),
-            None => shared.transport.forget(*node),
-        }
-    }
-    if !round.addresses.is_empty() {
-        shared.members_changed.send_replace(());
-    }
 }
 
 /// Answers those who wait for these commands: the core has said that it would, in its turn.
@@ -274,14 +261,8 @@ impl Round {
             Change::SessionEnded { session, .. } => {
                 self.sessions.push(SessionChange::Ended(*session));
             }
-            Change::MemberChanged { node, address, suffrage } => {
-                self.members.push((*node, *suffrage));
-                self.addresses.push((*node, Some(address.clone())));
-            }
-            Change::MemberRemoved { node } => {
-                self.members.push((*node, None));
-                self.addresses.push((*node, None));
-            }
+            Change::MemberChanged { node, suffrage, .. } => self.members.push((*node, *suffrage)),
+            Change::MemberRemoved { node } => self.members.push((*node, None)),
             Change::Attributes { .. }
             | Change::SomeAttributes
             | Change::Bytes { .. }

@@ -23,7 +23,7 @@ use super::transport::ToPeer;
 use crate::consensus::{Core, CoreError, Effect, Input, Role};
 use crate::fs::proto::{Command, SessionEnd, Time, command::Op};
 use crate::store::RaftLog;
-use crate::types::{NodeId, SessionId, Term, VolumeId};
+use crate::types::{NodeId, ProposalKey, SessionId, Term, VolumeId};
 
 /// As many inputs are taken in before effects are carried out, so that what comes together is
 /// proposed, persisted and sent together.
@@ -41,6 +41,8 @@ pub(super) struct Driver {
     pub(super) due: Sender<Due>,
     /// Who wants everything to stand still for a moment.
     pub(super) pausing: Option<oneshot::Sender<Paused>>,
+    /// Proposals that nobody waits for any more, of which the core has not heard.
+    pub(super) given_up: Vec<ProposalKey>,
     pub(super) role: (Role, Term, NodeId),
     pub(super) lease_was_live: bool,
 }
@@ -84,14 +86,16 @@ impl Driver {
                 }
             }
             self.carry_out().await?;
-            if let Some(pausing) = self.pausing.take() {
-                self.pause(pausing).await?;
+            if let Some(pausing) = self.pausing.take()
+                && !self.pause(pausing).await?
+            {
+                return Ok(());
             }
         }
     }
 
-    /// Waits until nothing is under way, and for the word how to go on.
-    async fn pause(&mut self, pausing: oneshot::Sender<Paused>) -> Result<(), CoreError> {
+    /// Waits until nothing is under way, and for the word how to go on; false where this replica cannot.
+    async fn pause(&mut self, pausing: oneshot::Sender<Paused>) -> Result<bool, CoreError> {
         loop {
             let (written, log) = oneshot::channel();
             let (applied, apply) = oneshot::channel();
@@ -99,24 +103,39 @@ impl Driver {
             let _ = self.apply.send(Work::Barrier(applied));
             if log.await.is_err() || apply.await.is_err() {
                 // A thread has ended, and has said why.
-                return Ok(());
+                return Ok(false);
             }
             self.take_late()?;
             if !self.carry_out().await? {
                 break;
             }
         }
-        let (go_on, word) = oneshot::channel();
+        let (go_on, mut word) = oneshot::channel();
         if pausing.send(go_on).is_err() {
-            return Ok(());
+            return Ok(true);
         }
-        // Whoever gives no word has failed, and the daemon ends.
-        if let Ok(Some(boot)) = word.await {
+        let word = loop {
+            tokio::select! {
+                word = &mut word => break word,
+                () = tokio::time::sleep(self.shared.config.core.tick) => {
+                    // Whoever waits may still miss its deadline.
+                    let late = self.shared.mutations.give_up(self.shared.config.op_timeout);
+                    self.given_up.extend(late);
+                    self.shared.gate.look_again();
+                }
+            }
+        };
+        // Whoever gives no word has failed: what is here is neither the old nor the new.
+        let Ok(boot) = word else { return Ok(false) };
+        if let Some(boot) = boot {
             let logger = crate::telemetry::raft_logger();
             self.core.install(self.shared.log.clone(), boot, &logger)?;
-            self.carry_out().await?;
         }
-        Ok(())
+        for key in std::mem::take(&mut self.given_up) {
+            self.core.handle(clock::monotonic(), Input::Abandon { key })?;
+        }
+        self.carry_out().await?;
+        Ok(true)
     }
 
     /// What came later than it could have is older than what is taken in after it.

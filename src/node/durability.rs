@@ -208,11 +208,20 @@ pub(super) fn voters(shared: &Shared) -> Vec<NodeId> {
 /// Brings everything to the disk that has waited for long enough. Runs for ever.
 pub(super) async fn write_back(handle: Handle) {
     let mut age = Duration::ZERO;
+    // What is to be there of everything, while members come and go, and since when that is known.
+    let mut target: Option<(LogIndex, Instant)> = None;
     loop {
         tokio::time::sleep(MOVING_AGE).await;
         age += MOVING_AGE;
         let shared = handle.0.clone();
-        let is_awaited = handle.is_membership_moving() && has_more(&shared);
+        target = handle.is_membership_moving().then(|| match target {
+            Some((index, since)) if !holds(&shared, index) || since.elapsed() < AGE => {
+                (index, since)
+            }
+            _ => (shared.state.applied(), Instant::now()),
+        });
+        let is_awaited =
+            target.is_some_and(|(index, _)| !holds(&shared, index)) && has_all(&shared);
         let is_due = age >= AGE && shared.files.needs_sync(shared.durability.newest());
         age = if age >= AGE { Duration::ZERO } else { age };
         if !is_awaited && !is_due {
@@ -231,9 +240,15 @@ pub(super) async fn write_back(handle: Handle) {
     }
 }
 
-/// Whether everything is here, and more of it than is known to be on the disk.
-fn has_more(shared: &Shared) -> bool {
-    shared.files.missing_in_all() == (0, 0) && shared.files.durable() < shared.state.applied()
+/// Whether everything is here that is anywhere.
+pub(super) fn has_all(shared: &Shared) -> bool {
+    let (_, bytes) = shared.files.missing_in_all();
+    bytes == 0 || bytes == shared.fetching.bytes_nowhere(&shared.files)
+}
+
+/// Whether all that came up to an entry, and is anywhere, is on this disk.
+fn holds(shared: &Shared, index: LogIndex) -> bool {
+    shared.files.durable() >= index || (has_all(shared) && shared.files.imaged() >= index)
 }
 
 #[cfg(test)]

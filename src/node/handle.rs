@@ -15,7 +15,7 @@ use super::look::Look;
 use super::mutations::{Answer, Number};
 use super::observers::Observer;
 use super::shared::{Shared, ToDriver};
-use super::space::SpaceReport;
+use super::space::{OnDisk, SpaceReport};
 use super::status::RaftStatus;
 use super::transport::ToPeer;
 use crate::consensus::{Input, Wait};
@@ -371,10 +371,10 @@ impl Handle {
     pub fn deliver(&self, from: NodeId, message: ToPeer) {
         match message {
             ToPeer::Core(message) => self.0.input(Input::Peer { from, message }),
-            ToPeer::Disk(report, synced) => {
+            ToPeer::Disk(report, OnDisk { synced, holds }) => {
                 self.0.space.heard(from, report);
                 self.0.durability.heard(from, synced, &voters(&self.0));
-                self.0.input_later(Input::Holds { node: from, index: synced });
+                self.0.input_later(Input::Holds { node: from, index: holds });
             }
         }
     }

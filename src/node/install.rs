@@ -9,13 +9,13 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::shared::{Shared, ToDriver};
 use super::start::boot;
 use crate::consensus::Boot;
-use crate::fs::query;
 use crate::store::{Received, StoreError};
 use crate::types::{LogIndex, NodeId, SessionId};
 
@@ -40,9 +40,6 @@ pub(super) fn install(
     let started = std::time::Instant::now();
     let Some(received) = receive(shared, leader)? else { return Ok(()) };
     let index = received.index();
-    if index <= shared.state.applied() {
-        return Ok(());
-    }
     let (paused, waiting) = oneshot::channel();
     let asked = shared.driver.send(ToDriver::Pause(paused));
     // Otherwise the daemon is stopping.
@@ -71,7 +68,7 @@ fn receive(shared: &Shared, leader: NodeId) -> Result<Option<Received>, StoreErr
     let (pieces, coming) = mpsc::channel(PIECES);
     let sending = shared.transport.fetch_snapshot(leader, pieces);
     let sent = shared.runtime.spawn(sending);
-    let written = write(&path, coming)?;
+    let written = write(&path, coming, &shared.runtime, shared.config.op_timeout)?;
     let is_whole = shared.runtime.block_on(sent).ok().flatten().is_some();
     if !is_whole {
         tracing::info!(
@@ -92,10 +89,20 @@ fn receive(shared: &Shared, leader: NodeId) -> Result<Option<Received>, StoreErr
 }
 
 /// Writes what comes to a file and makes it durable. Answers how many bytes that is.
-fn write(path: &Path, mut coming: mpsc::Receiver<bytes::Bytes>) -> Result<usize, StoreError> {
+fn write(
+    path: &Path,
+    mut coming: mpsc::Receiver<bytes::Bytes>,
+    runtime: &tokio::runtime::Handle,
+    patience: Duration,
+) -> Result<usize, StoreError> {
     let mut file = File::create(path).map_err(StoreError::io("create", path))?;
     let (mut written, mut unsynced) = (0, 0);
-    while let Some(piece) = coming.blocking_recv() {
+    // A peer whose disk hangs must not keep this node from its own snapshots.
+    let next = |coming: &mut mpsc::Receiver<bytes::Bytes>| {
+        runtime
+            .block_on(async { tokio::time::timeout(patience, coming.recv()).await.ok().flatten() })
+    };
+    while let Some(piece) = next(&mut coming) {
         file.write_all(&piece).map_err(StoreError::io("write", path))?;
         written += piece.len();
         unsynced += piece.len();
@@ -127,8 +134,9 @@ fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
     for (_, observer) in shared.observers.all().iter() {
         observer.state_replaced();
     }
-    for member in query::members(&shared.state.read())? {
-        shared.transport.learn(NodeId(member.node), &member.address);
+    shared.meet_members()?;
+    if let Err(error) = shared.config.directory.remove_other_states() {
+        tracing::info!(%error, "an old state stays until the next start");
     }
     // It may be open there still, but what it holds is not known any more.
     if session != SessionId::CLUSTER {

@@ -45,12 +45,13 @@ impl Handle {
         Ok(judged(self.mutate_cluster(op).await?.errno))
     }
 
-    /// Whether a node was a member once, and is none any more, as far as is known here.
+    /// Whether a node was a member once, and is none any more, nor has a place in the Raft group, as far as is known
+    /// here.
     ///
     /// # Errors
     /// When this replica cannot read its own state.
     pub fn is_removed(&self, node: NodeId) -> Result<bool, NodeError> {
-        Ok(query::is_removed(&self.state(), node)?)
+        Ok(self.0.is_removed(node)?)
     }
 
     /// A node has said where it listens. What the table of members says counts more; a newcomer has only a part of it.

@@ -55,7 +55,7 @@ pub use look::Look;
 pub use members::MemberRefusal;
 pub use observers::Observer;
 pub use scrub::{ScrubFinding, ScrubOptions, ScrubReport};
-pub use space::SpaceReport;
+pub use space::{OnDisk, SpaceReport};
 pub use staging::{OpenStage, StageError, Weighed};
 pub use start::{Node, NodeConfig, run_promptly};
 pub use status::RaftStatus;

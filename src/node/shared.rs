@@ -23,8 +23,8 @@ use super::status::RaftStatus;
 use super::touches::Touches;
 use super::{NodeConfig, Transport};
 use crate::consensus::{Input, ReadGate};
-use crate::fs::Unapplied;
-use crate::store::{Files, RaftLog, State};
+use crate::fs::{Unapplied, query};
+use crate::store::{Files, RaftLog, State, StoreError};
 use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
 
 /// A message to the driver.
@@ -120,6 +120,34 @@ impl Shared {
         self.input(Input::OwnSession { session: None });
         self.locks.begin(SessionId::CLUSTER);
         self.session.send_replace(None);
+    }
+
+    /// Whether a node was a member once, and is none any more. It votes for as long as it has a place in the Raft group:
+    /// who takes that away may need it.
+    pub(super) fn is_removed(&self, node: NodeId) -> Result<bool, StoreError> {
+        let placed = self.state.conf_state();
+        let all = placed.voters.iter().chain(&placed.voters_outgoing);
+        let is_placed =
+            all.chain(&placed.learners).chain(&placed.learners_next).any(|id| *id == node.0);
+        Ok(!is_placed && query::is_removed(&self.state.read(), node)?)
+    }
+
+    /// Those who have joined are known by their addresses, those who are removed no more; and this node, where it is
+    /// itself, ends.
+    pub(super) fn meet_members(&self) -> Result<(), StoreError> {
+        for member in query::members(&self.state.read())? {
+            self.transport.learn(NodeId(member.node), &member.address);
+        }
+        for node in self.transport.peers() {
+            if self.is_removed(node)? {
+                self.transport.forget(node);
+            }
+        }
+        if self.is_removed(self.node)? {
+            self.removed();
+        }
+        self.members_changed.send_replace(());
+        Ok(())
     }
 
     /// This node is no member any more.

@@ -17,7 +17,8 @@ use crate::types::{LogIndex, NodeId, VolumeId};
 
 /// How records are encoded.
 const FEATURE_LEVEL: u32 = 1;
-/// The log behind a snapshot that is sent to a peer is kept for so long, so that the peer finds it there afterwards.
+/// The log behind a snapshot that is sent to a peer is kept for so long, after its last piece, so that the peer
+/// finds it there afterwards.
 const LENT_FOR: Duration = Duration::from_secs(600);
 
 /// What the thread is to do.
@@ -36,6 +37,12 @@ pub(super) struct Lent(Mutex<HashMap<NodeId, (LogIndex, Instant)>>);
 impl Lent {
     fn lend(&self, to: NodeId, index: LogIndex) {
         self.0.lock().insert(to, (index, Instant::now()));
+    }
+
+    fn lends_on(&self, to: NodeId) {
+        if let Some((_, since)) = self.0.lock().get_mut(&to) {
+            *since = Instant::now();
+        }
     }
 
     /// The log from here on is wanted by somebody who takes a snapshot and is not known to hold more.
@@ -126,5 +133,10 @@ impl Handle {
         tracing::info!(peer = to.0, index = header.index.0, "a snapshot goes to a peer");
         self.0.lent.lend(to, header.index);
         Ok(Some(file))
+    }
+
+    /// It is still on its way.
+    pub fn lends_on(&self, to: NodeId) {
+        self.0.lent.lends_on(to);
     }
 }

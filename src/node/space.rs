@@ -8,12 +8,12 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Handle;
-use super::durability::voters;
+use super::durability::{has_all, voters};
 use super::transport::ToPeer;
 use crate::consensus::Input;
 use crate::fs::query;
 use crate::store::StoreError;
-use crate::types::NodeId;
+use crate::types::{LogIndex, NodeId};
 
 /// How often a node looks at its disk, and tells the others.
 const EVERY: Duration = Duration::from_millis(500);
@@ -25,6 +25,15 @@ pub struct SpaceReport {
     pub free_bytes: u64,
     /// If there was nothing on it.
     pub total_bytes: u64,
+}
+
+/// What a node has on its disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OnDisk {
+    /// All that came up to this entry.
+    pub synced: LogIndex,
+    /// All of it that any connected node has.
+    pub holds: LogIndex,
 }
 
 /// What is known of the disks.
@@ -130,12 +139,14 @@ pub(super) async fn watch(handle: Handle) {
             // Applies wait while the state is read.
             let members = query::members(&shared.state.read())?;
             let synced = shared.files.durable();
+            let holds = if has_all(&shared) { shared.files.imaged().max(synced) } else { synced };
+            let on_disk = OnDisk { synced, holds };
             for member in members {
-                shared.transport.send(NodeId(member.node), ToPeer::Disk(own, synced));
+                shared.transport.send(NodeId(member.node), ToPeer::Disk(own, on_disk));
             }
             let voters = voters(&shared);
             shared.durability.heard(shared.node, synced, &voters);
-            shared.input_later(Input::Holds { node: shared.node, index: synced });
+            shared.input_later(Input::Holds { node: shared.node, index: holds });
             let is_connected = |node| shared.transport.is_connected(node);
             shared.space.look(&voters, is_connected, own);
             let available = space.f_bavail * space.f_frsize;

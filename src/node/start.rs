@@ -142,6 +142,7 @@ impl Node {
             core,
             due: due.clone(),
             pausing: None,
+            given_up: Vec::new(),
             shared: shared.clone(),
             inbox,
             log,

@@ -8,18 +8,18 @@ use tokio::sync::mpsc;
 use super::blocks::{Block, Examined};
 use super::durability::Synced;
 use super::fetch::{Fetched, Wanted};
-use super::space::SpaceReport;
+use super::space::{OnDisk, SpaceReport};
 use super::staging::Weighed;
 use crate::consensus::PeerMessage;
-use crate::types::{LogIndex, NodeId, StageId};
+use crate::types::{NodeId, StageId};
 
 /// What daemons say to each other.
 #[derive(Clone, Debug)]
 pub enum ToPeer {
     /// What their cores do.
     Core(PeerMessage),
-    /// What the sender's disk has room for, and up to which entry it has everything.
-    Disk(SpaceReport, LogIndex),
+    /// What the sender's disk has room for, and what is on it.
+    Disk(SpaceReport, OnDisk),
 }
 
 /// What a node tells a peer of a stage of its own.
@@ -85,6 +85,9 @@ pub trait Transport: Send + Sync {
 
     /// A node is no peer any more.
     fn forget(&self, node: NodeId);
+
+    /// All peers.
+    fn peers(&self) -> Vec<NodeId>;
 
     /// A peer listens at this address from now on.
     fn learn(&self, node: NodeId, address: &str);

@@ -128,7 +128,7 @@ impl Bulk for BulkService {
         let (pieces, sent) = mpsc::channel(PIECES);
         tokio::task::spawn_blocking(move || {
             let whole = match handle.lend_snapshot(to) {
-                Ok(Some(file)) => send_pieces(file, &pieces),
+                Ok(Some(file)) => send_pieces(file, &pieces, || handle.lends_on(to)),
                 Ok(None) => Err(Status::not_found("there is no snapshot here yet")),
                 Err(error) => Err(Status::internal(error.to_string())),
             };
@@ -157,8 +157,10 @@ impl Bulk for BulkService {
 fn send_pieces(
     mut file: File,
     pieces: &mpsc::Sender<Result<SnapshotPiece, Status>>,
+    sends_on: impl Fn(),
 ) -> Result<(), Status> {
     loop {
+        sends_on();
         let mut data = Vec::with_capacity(PIECE_BYTES);
         let read = Read::by_ref(&mut file).take(PIECE_BYTES as u64).read_to_end(&mut data);
         read.map_err(|error| Status::internal(error.to_string()))?;

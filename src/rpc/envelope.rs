@@ -9,7 +9,7 @@ use super::peer::{
     Ask, Commit, Envelope, Heartbeat, HeartbeatAck, LogCut, Space, Stalled, Visible, envelope::Body,
 };
 use crate::consensus::{Claim, PeerMessage};
-use crate::node::{self, SpaceReport};
+use crate::node::{self, OnDisk, SpaceReport};
 use crate::types::{LogIndex, SessionId, Term, VolumeId};
 
 /// A message that makes no sense: of another volume, or not decodable.
@@ -26,8 +26,9 @@ pub(super) enum EnvelopeError {
 pub(super) fn encode(message: node::ToPeer) -> Envelope {
     let body = match message {
         node::ToPeer::Core(message) => body_of_core(message),
-        node::ToPeer::Disk(SpaceReport { free_bytes, total_bytes }, synced) => {
-            Body::Space(Space { free_bytes, total_bytes, synced: synced.0 })
+        node::ToPeer::Disk(SpaceReport { free_bytes, total_bytes }, on_disk) => {
+            let OnDisk { synced, holds } = on_disk;
+            Body::Space(Space { free_bytes, total_bytes, synced: synced.0, holds: holds.0 })
         }
     };
     Envelope { volume: VolumeId::FIRST.0, body: Some(body) }
@@ -71,9 +72,10 @@ pub(super) fn decode(envelope: Envelope) -> Result<node::ToPeer, EnvelopeError> 
         return Err(EnvelopeError::Volume(envelope.volume));
     }
     Ok(node::ToPeer::Core(match envelope.body.ok_or(EnvelopeError::Empty)? {
-        Body::Space(Space { free_bytes, total_bytes, synced }) => {
+        Body::Space(Space { free_bytes, total_bytes, synced, holds }) => {
             let report = SpaceReport { free_bytes, total_bytes };
-            return Ok(node::ToPeer::Disk(report, LogIndex(synced)));
+            let on_disk = OnDisk { synced: LogIndex(synced), holds: LogIndex(holds) };
+            return Ok(node::ToPeer::Disk(report, on_disk));
         }
         Body::Raft(bytes) => {
             let mut message = Message::default();

@@ -127,24 +127,33 @@ pub(super) async fn remove(handle: &Handle, request: RemoveMemberRequest) -> Res
     };
     tokio::time::timeout(PLACE_GOES, gone).await.unwrap_or_else(|_| {
         Err(Status::unavailable(format!(
-            "node {node} is no member any more, but still has its place in the Raft group: it goes as soon as a \
-             leader has a quorum"
+            "node {node} is no member any more, but still has its place in the Raft group: it goes as soon as \
+             most of the others hold all bytes on their disks, and a leader has a quorum"
         )))
     })
 }
 
-/// Whoever is left must be able to agree.
+/// Those who vote now must be able to agree on it, and those who are left on everything afterwards.
 fn refuse_without_quorum(handle: &Handle, raft: &RaftStatus, node: NodeId) -> Result<(), Status> {
-    let left = raft.members.iter().filter(|(other, votes, _)| *votes && *other != node);
-    let left: Vec<_> = left.map(|(other, ..)| *other).collect();
-    let is_reached = |other: &&NodeId| **other == handle.node() || handle.is_connected(**other);
-    let reached = left.iter().filter(is_reached).count();
-    if !left.is_empty() && reached <= left.len() / 2 {
+    let voters = raft.members.iter().filter(|(_, votes, _)| *votes).map(|(node, ..)| *node);
+    let voters: Vec<_> = voters.collect();
+    let left: Vec<_> = voters.iter().copied().filter(|other| *other != node).collect();
+    if left.is_empty() {
         return Err(Status::failed_precondition(format!(
-            "without node {node} there are {} voters, of which only {reached} are in reach: no quorum. Bring them back \
-             first, or say --force",
-            left.len()
+            "nobody else votes yet: wait until another member holds everything (quorumfs member list says voter), then \
+             remove node {node}"
         )));
+    }
+    let is_reached = |other: &&NodeId| **other == handle.node() || handle.is_connected(**other);
+    for (voters, when) in [(&voters, "now"), (&left, "without it")] {
+        let reached = voters.iter().filter(is_reached).count();
+        if reached <= voters.len() / 2 {
+            return Err(Status::failed_precondition(format!(
+                "to remove node {node} needs a quorum: of {} voters {when} only {reached} are in reach. Bring them back \
+                 first, or say --force",
+                voters.len()
+            )));
+        }
     }
     Ok(())
 }

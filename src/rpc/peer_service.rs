@@ -35,10 +35,15 @@ impl PeerService {
             .map_err(|error| Status::internal(error.to_string()))?;
         let same = |member: &Member| member.node == node.0 && member.nonce == nonce;
         let Some(member) = members.into_iter().find(same) else {
-            return Err(Status::failed_precondition(format!(
-                "node {node} was removed from this cluster: empty its data directory to have the machine join as a new \
-                 member"
-            )));
+            let is_removed = self.handle.is_removed(node);
+            if is_removed.map_err(|error| Status::unavailable(error.to_string()))? {
+                return Err(Status::failed_precondition(format!(
+                    "node {node} was removed from this cluster: empty its data directory to have the machine join as a \
+                     new member"
+                )));
+            }
+            // This one may lag behind.
+            return Err(Status::unavailable(format!("node {node} is not known here yet")));
         };
         if member.address != address
             && (node == self.handle.node() || self.handle.is_connected(node))

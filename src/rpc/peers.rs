@@ -134,6 +134,10 @@ impl Transport for Peers {
         }
     }
 
+    fn peers(&self) -> Vec<NodeId> {
+        self.links.read().keys().copied().collect()
+    }
+
     fn stage_lane(&self, node: NodeId) -> Option<u64> {
         self.stages.number(node)
     }

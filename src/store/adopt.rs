@@ -42,6 +42,12 @@ impl Files {
     pub fn adopt(&self, state: &State) -> Result<Adopted, StoreError> {
         let (index, before) = (state.applied(), self.carried_out());
         let mut adopted = Adopted::default();
+        for key in self.all_known()? {
+            // What began later comes again with the log.
+            if key.1.0 <= index.0 && self.follow_life(state, index, key)? {
+                adopted.removed += 1;
+            }
+        }
         let mut after = Ino(0);
         loop {
             let inodes = query::inodes(&state.read(), after, CHUNK)?;
@@ -49,16 +55,9 @@ impl Files {
             after = *last;
             for (ino, inode) in inodes {
                 if inode.kind() == proto::Kind::Regular && inode.data_version > before.0 {
-                    self.renew_bytes(ino, &inode)?;
+                    self.renew_bytes(index, ino, &inode)?;
                     adopted.missing += u64::from(inode.size > 0);
                 }
-            }
-        }
-        for key in self.all_known()? {
-            // What began later comes again with the log.
-            if key.1.0 <= index.0 && !is_named(state, key)? {
-                self.discard(key)?;
-                adopted.removed += 1;
             }
         }
         self.forget(index)?;
@@ -67,23 +66,40 @@ impl Files {
         Ok(adopted)
     }
 
-    /// All bytes of a file are other ones than it has here.
-    fn renew_bytes(&self, ino: Ino, inode: &proto::Inode) -> Result<(), StoreError> {
+    /// Ends a life of a file's bytes that the state does not know any more. Whoever reads the file by itself goes on
+    /// with the life that it has now.
+    fn follow_life(&self, state: &State, at: LogIndex, key: Key) -> Result<bool, StoreError> {
+        let inode = state.read().record::<proto::Inode>(&keys::inode(key.0))?;
+        let life = inode.map(|inode| Generation(inode.generation));
+        if life == Some(key.1) {
+            return Ok(false);
+        }
+        self.checksums().changing(key.0, at);
+        match life {
+            Some(next) if !self.path_of(key.0, next).exists() => self.renew(key, next)?,
+            _ => self.discard(key)?,
+        }
+        Ok(true)
+    }
+
+    /// All bytes of a file are other ones than it has here. Whoever reads it by itself finds nothing, until they come,
+    /// rather than a mixture.
+    fn renew_bytes(&self, at: LogIndex, ino: Ino, inode: &proto::Inode) -> Result<(), StoreError> {
         let key = (ino, Generation(inode.generation));
+        self.checksums().changing(ino, at);
         let mut layouts = self.layouts().lock(ino);
         layouts.clear(key, ByteRange::from(0))?;
         let all = ByteRange { start: 0, end: inode.size };
         layouts.set(key, all, Away::Missing { version: LogIndex(inode.data_version) })?;
         self.checksums().forget(key)?;
         self.bring_up_file(key)?;
-        // Beyond the end there is nothing to be fetched. It grows again with the bytes that come.
-        if let Some(file) = self.file(key.0, key.1)?
-            && file.metadata().is_ok_and(|found| found.len() > inode.size)
-        {
-            let cut = file.set_len(inode.size);
-            cut.map_err(|source| self.failed("truncate", key.0, key.1, source))?;
+        match self.file(key.0, key.1)? {
+            None => Ok(()),
+            Some(file) => {
+                let cut = file.set_len(0);
+                cut.map_err(|source| self.failed("truncate", key.0, key.1, source))
+            }
         }
-        Ok(())
     }
 
     /// Every file of which there is anything here, in no order.
@@ -103,12 +119,6 @@ impl Files {
         keys.dedup();
         Ok(keys)
     }
-}
-
-/// Whether the state has that life of that inode.
-fn is_named(state: &State, (ino, generation): Key) -> Result<bool, StoreError> {
-    let inode = state.read().record::<proto::Inode>(&keys::inode(ino))?;
-    Ok(inode.is_some_and(|inode| inode.generation == generation.0))
 }
 
 #[cfg(test)]

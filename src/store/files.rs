@@ -421,6 +421,12 @@ impl Files {
         self.layouts.held()
     }
 
+    /// The same, whatever is missing.
+    #[must_use]
+    pub fn imaged(&self) -> LogIndex {
+        self.layouts.synced()
+    }
+
     /// Whether a sync would make anything durable of what came up to here, or of what was missing since the last.
     #[must_use]
     pub fn needs_sync(&self, index: LogIndex) -> bool {

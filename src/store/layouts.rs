@@ -144,7 +144,8 @@ impl Layouts {
             carried,
             resume,
             begun: begun.max(synced),
-            done: AtomicU64::new(resume.0.saturating_sub(1)),
+            // Also where nothing had effects since: what a snapshot covers was in the image before.
+            done: AtomicU64::new(resume.0.saturating_sub(1).max(imaged)),
             held: AtomicU64::new(held),
             synced: AtomicU64::new(imaged),
         };

@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::{ConfState, Entry, HardState};
 
 use super::{LogOptions, Rebuilt, Recovered, recover};
-use crate::fs::{Overlay, View, ViewMut, keys, proto};
+use crate::fs::{FileEffect, Overlay, View, ViewMut, keys, proto};
 use crate::store::snapshot::{SnapshotHeader, write_snapshot};
 use crate::store::{AppliedPoint, BootIdentity, DataDir, Identity, RaftLog, State, StoreError};
-use crate::types::{ClusterId, Ino, LogIndex, NodeId, Term, VolumeId};
+use crate::types::{ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, Term, VolumeId};
 
 const OPTIONS: LogOptions =
     LogOptions { file_bytes: 1 << 20, purge_bytes: 1 << 20, prefill: false };
@@ -223,4 +224,49 @@ fn a_damaged_or_foreign_snapshot_is_an_error_and_stays() {
     std::fs::write(&identity, text).unwrap();
     let error = start(dir.path(), "another boot").unwrap_err().to_string();
     assert!(error.contains("another data directory"), "{error}");
+}
+
+/// A process that is killed soon after it has taken a snapshot leaves a state that is older, and files that are not.
+#[test]
+fn a_snapshot_of_ones_own_leaves_no_file_behind() {
+    let dir = replica();
+    let older = tempfile::tempdir().unwrap();
+    {
+        let started = start(dir.path(), "boot").unwrap();
+        let data = Bytes::from_static(b"acknowledged");
+        let (ino, generation) = (Ino(7), Generation(3));
+        let write = FileEffect::Write { ino, generation, offset: 0, data };
+        started.files.carry_out_all(LogIndex(11), &[write]).unwrap();
+        apply_up_to(&started.state, 11);
+        copy_dir(&started.state.path(), older.path());
+        let mut overlay = Overlay::new(&started.state);
+        let inode = proto::Inode {
+            kind: proto::Kind::Regular.into(),
+            size: 12,
+            generation: 3,
+            data_version: 11,
+            ..proto::Inode::default()
+        };
+        overlay.put(keys::inode(ino), inode.encode_to_vec());
+        let at = AppliedPoint { index: LogIndex(12), term: Term(1), conf_state: None };
+        started.state.commit(overlay.finish().unwrap(), at).unwrap();
+        started.files.pass(LogIndex(12));
+        started.files.sync().unwrap();
+        snapshot(dir.path(), &started.state);
+        started.state.flush().unwrap();
+    }
+    let current = DataDir::open_under(dir.path(), BootIdentity::named("boot")).unwrap();
+    let path = current.current_state().unwrap().unwrap();
+    drop(current);
+    std::fs::remove_dir_all(&path).unwrap();
+    copy_dir(older.path(), &path);
+    let recovered = start(dir.path(), "boot").unwrap();
+    assert_eq!(recovered.rebuilt, Some(Rebuilt::BehindTheSnapshot));
+    let missing = recovered.files.missing((Ino(7), Generation(3)), ByteRange::from(0));
+    assert_eq!(missing, []);
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("-aT").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
 }

@@ -94,7 +94,7 @@ impl Files {
         } else {
             self.resume = self.begun;
         }
-        self.done = LogIndex(self.resume.0.saturating_sub(1));
+        self.done = LogIndex(self.resume.0.saturating_sub(1)).max(self.image.synced);
         self.note_placed();
         let needed = self.needed();
         let written = self.drive.names().filter_map(|name| match name {

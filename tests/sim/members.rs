@@ -82,7 +82,11 @@ impl World {
         let newest = self.members().max_by_key(|node| node.state.applied.index);
         let newest = newest.expect("somebody stays");
         let (has_left, has_come) = (!says(newest, old), says(newest, new));
-        if has_left && !replacing.is_noticing {
+        // It votes for as long as it has a place.
+        let places = &newest.state.membership;
+        let is_placed =
+            places.get_voters().iter().chain(places.get_voters_outgoing()).any(|id| *id == old.0);
+        if has_left && !is_placed && !replacing.is_noticing {
             self.replacing = Some(Replacing { is_noticing: true, ..replacing });
             let delay = self.random.within(MILLI, 5 * SECOND);
             self.schedule(delay, Event::Retire { node: leaves });

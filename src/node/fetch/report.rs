@@ -66,7 +66,25 @@ impl Nowhere {
     }
 }
 
+impl Nowhere {
+    /// How many bytes of it are still missing.
+    fn bytes(&self, files: &Files) -> u64 {
+        let known = self.0.lock();
+        let missing = known.iter().flat_map(|(key, ranges)| {
+            ranges.iter().flat_map(|range| {
+                files.missing(*key, ByteRange { start: range.start, end: range.end })
+            })
+        });
+        missing.map(|(range, _)| range.len()).sum()
+    }
+}
+
 impl Fetching {
+    /// How many bytes are missing that no connected peer has.
+    pub(in crate::node) fn bytes_nowhere(&self, files: &Files) -> u64 {
+        self.nowhere.bytes(files)
+    }
+
     pub(super) fn came(&self, key: Key, range: ByteRange) {
         self.meter.lock().add(monotonic(), range.len());
         self.nowhere.remove(key, range);

@@ -33,8 +33,8 @@ impl Files {
                 self.clear(key, ByteRange::from(0));
                 let version = LogIndex(inode.data_version);
                 self.set(key, ByteRange { start: 0, end: inode.size }, Away::Missing { version });
-                if self.drive.len(Name::Backing(key)) > inode.size {
-                    self.drive.resize(Name::Backing(key), inode.size);
+                if self.drive.has(Name::Backing(key)) {
+                    self.drive.resize(Name::Backing(key), 0);
                 }
             }
         }

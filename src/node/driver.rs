@@ -129,7 +129,7 @@ impl Driver {
 
     fn tick(&mut self) -> Result<(), CoreError> {
         self.core.handle(clock::monotonic(), Input::Tick)?;
-        for key in self.shared.mutations.give_up(self.shared.config.op_timeout) {
+        for key in self.shared.mutations.give_up(|deadline| self.shared.check(deadline)) {
             self.core.handle(clock::monotonic(), Input::Abandon { key })?;
         }
         // Time alone closes the gate, and lets waiting reads miss their deadline.

@@ -74,6 +74,31 @@ impl Program {
         self.answer()
     }
 
+    /// Sends it SIGKILL, and does not wait.
+    pub fn begin_to_kill(&mut self) {
+        self.child.kill().expect("it runs");
+    }
+
+    /// Whether it has ended within the time, together with its children, all of which print where it does.
+    pub fn is_gone_within(&mut self, limit: Duration) -> bool {
+        let deadline = std::time::Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            match self.answers.recv_timeout(left) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        while std::time::Instant::now() <= deadline {
+            if self.child.try_wait().expect("it is ours").is_some() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
     /// Kills it and waits until it is gone: not before a system call that it is in has ended.
     pub fn kill(mut self) {
         self.child.kill().expect("it runs");

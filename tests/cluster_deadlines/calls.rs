@@ -96,7 +96,7 @@ fn calls_that_wait_for_a_quorum_can_be_killed() {
     for (name, written) in [("fsync", "round 0"), ("flush", "round 0"), ("close", "closed")] {
         let file = if name == "close" { "closed-0" } else { "file" };
         let path = cluster.mount(others[0]).join(name).join(file);
-        wait_until(PATIENCE, "what was written before", || {
+        wait_until(PATIENCE, &format!("what {name} had written"), || {
             fs::read(&path).expect("read").starts_with(written.as_bytes()).then_some(())
         });
     }

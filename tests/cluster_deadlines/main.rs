@@ -38,7 +38,8 @@ fn nodes(cluster: &Cluster) -> (u64, [u64; 2]) {
 fn all_calls(mount: &Path) -> Vec<Call> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/operations.py");
     let names = succeed(Command::new("python3").arg(&script).arg("--list")).stdout;
-    let calls = text(&names).lines().map(|name| {
+    let names = text(&names);
+    let calls = names.lines().map(|name| {
         let program = Program::spawn(Command::new("python3").arg(&script).arg(name).arg(mount));
         Call { name: name.to_owned(), program }
     });

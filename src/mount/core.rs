@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use super::errors::OpError;
 use super::kernel_cache::{AttributeGrant, KernelCache, LATE_REPLY, outlives_lease};
 use super::kernel_names::{NameGrant, Removal, Removing};
+use super::late::Late;
 use super::names::Place;
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
@@ -40,6 +41,7 @@ pub(super) struct Core {
     pub(super) in_flight: AtomicUsize,
     /// Those that could not be answered at once.
     pub(super) waiting: Waiting,
+    pub(super) late: Late,
     /// What the buffers of the whole mount weigh.
     pub(super) buffered: AtomicUsize,
     /// The most bytes of one flush that travel inside a command.
@@ -73,6 +75,7 @@ impl Core {
             passthrough: Arc::default(),
             in_flight: AtomicUsize::new(0),
             waiting: Waiting::new(),
+            late: Late::default(),
             buffered: AtomicUsize::new(0),
             inline_max,
             kernel: OnceLock::new(),

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Instant;
 
 use fuser::Errno;
 use parking_lot::Mutex;
@@ -104,10 +105,11 @@ where
 {
     // The kernel may hold locks for it until it is answered.
     core.in_flight.fetch_add(1, Ordering::AcqRel);
+    let began = core.late.began(call.thread, Instant::now).unwrap_or_else(node::monotonic);
     let request = Request {
         core: core.clone(),
         call,
-        began: node::monotonic(),
+        began,
         left: AtomicU8::new(0),
         was_late: AtomicBool::new(false),
         number: AtomicU64::new(0),
@@ -135,6 +137,9 @@ where
             Err(error) => {
                 if let OpError::Node(error) = &error {
                     tracing::warn!(%error, "an operation failed");
+                }
+                if matches!(error, OpError::Node(node::NodeError::Deadline)) {
+                    self.core.late.failed(self.call.thread, self.began, Instant::now());
                 }
                 reply.refuse((&error).into());
             }

@@ -81,6 +81,8 @@ fn mounts_come_and_go_without_a_quorum() {
     let [used, unused] = ["used", "unused"].map(|name| mount(&cluster, &address, name));
     let [mut waits, mut waits_until_the_end] = [&used, &first].map(|mount| blocked(mount));
     let mut writer = Program::with(&first.join("file"));
+    // Before the first write the kernel asks for the file's capabilities.
+    assert_eq!(writer.ask("write f 0 first"), "ok");
     others.iter().for_each(|other| cluster.kill(*other, "KILL"));
     until_alone(&address);
     assert_eq!(writer.ask("write f 0 bytes"), "ok", "taken in");

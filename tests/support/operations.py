@@ -148,13 +148,18 @@ def in_child(touch):
     child = os.fork()
     if child == 0:
         libc.prctl(1, signal.SIGKILL)
-        touch()
+        try:
+            touch()
+        except OSError as error:
+            os._exit(error.errno)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS:
         raise OSError(errno.EIO, "SIGBUS")
-    if status != 0:
-        raise RuntimeError(f"the child ended with {status}")
+    if os.WIFSIGNALED(status):
+        raise RuntimeError(f"the child was ended by signal {os.WTERMSIG(status)}")
+    if number := os.WEXITSTATUS(status):
+        raise OSError(number, os.strerror(number))
 
 
 def mapped_read(bench):
@@ -170,9 +175,12 @@ def mapped_write(bench):
     def change():
         pages[0] = pages[0] ^ 1
 
-    change()
-    pages.flush()
-    return pages.flush, change
+    def operate():
+        change()
+        pages.flush()
+
+    operate()
+    return lambda: in_child(operate)
 
 
 def xattr(bench, kind="r"):
@@ -223,7 +231,7 @@ def faccess(bench):
 
 def unknown_ioctl(bench):
     try:
-        fcntl.ioctl(bench.file, 0x80086601, b"\0" * 8)
+        fcntl.ioctl(bench.file, 0x5101)
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise

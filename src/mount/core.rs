@@ -221,7 +221,7 @@ impl Core {
     /// The session is over: what is still buffered is committed, if that can be done in time, and nothing is held
     /// any more.
     pub(super) async fn end(self: &Arc<Self>) {
-        self.commit_all().await;
+        self.commit_all(tokio::time::Instant::now() + self.node.op_timeout()).await;
         self.unlock_everything();
         self.node.ignore();
         self.passthrough.close();

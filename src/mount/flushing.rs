@@ -291,9 +291,8 @@ impl Core {
         }
     }
 
-    /// Commits every buffer; when the mount stops. What takes longer than `op_timeout` goes on for as long as the
-    /// daemon lives.
-    pub(super) async fn commit_all(self: &Arc<Self>) {
+    /// Commits every buffer; when the mount stops. What takes longer goes on for as long as the daemon lives.
+    pub(super) async fn commit_all(self: &Arc<Self>, until: tokio::time::Instant) {
         let mut commits: FuturesUnordered<_> = self
             .open
             .buffers()
@@ -305,10 +304,10 @@ impl Core {
             })
             .collect();
         let all = async { while commits.next().await.is_some() {} };
-        if tokio::time::timeout(self.node.op_timeout(), all).await.is_err() {
+        if tokio::time::timeout_at(until, all).await.is_err() {
             tracing::error!(
                 files = commits.len(),
-                "no quorum takes what was written to these files: it is lost where none is back before                  this daemon ends"
+                "no quorum takes what was written: it is lost where none is back before this daemon ends"
             );
         }
     }

@@ -24,8 +24,11 @@ pub(super) struct Late {
 }
 
 impl Late {
-    /// A call of a thread that began then has failed now.
+    /// A call of a thread that began then has failed now. Nothing where that is not known (0).
     pub(super) fn failed(&self, thread: u32, began: Monotonic, now: Instant) {
+        if thread == 0 {
+            return;
+        }
         let mut threads = self.threads.lock();
         threads.retain(|_, (_, failed)| now < *failed + SAME_CALL);
         // Further requests of it make it last no longer.
@@ -64,6 +67,7 @@ mod tests {
         assert_eq!(late.began(7, || later), None, "counted from the first failure");
         assert_eq!(late.began(8, || later), Some(Monotonic(80)));
         assert_eq!(late.began(8, || later + SAME_CALL), None);
+        late.failed(0, Monotonic(90), later);
         assert!(!late.any.load(Ordering::Relaxed), "requests have nothing to look for");
     }
 }

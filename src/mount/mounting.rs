@@ -169,6 +169,14 @@ impl Mount {
     /// # Errors
     /// [`MountError::Busy`] where programs use it, unless `lazily`.
     pub async fn unmount(&self, lazily: bool) -> Result<(), MountError> {
+        self.unmount_until(lazily, self.patience()).await
+    }
+
+    async fn unmount_until(
+        &self,
+        lazily: bool,
+        until: tokio::time::Instant,
+    ) -> Result<(), MountError> {
         if self.is_attached() {
             let point = self.point.clone();
             let unmounting = spawn_blocking(move || {
@@ -183,7 +191,7 @@ impl Mount {
             })?;
         }
         if !lazily {
-            self.core.commit_all().await;
+            self.core.commit_all(until).await;
             self.until_ended().await;
         }
         Ok(())
@@ -195,10 +203,11 @@ impl Mount {
     /// # Errors
     /// When the mount cannot be taken away.
     pub async fn stop(&self) -> Result<(), MountError> {
-        self.core.commit_all().await;
+        let until = self.patience();
+        self.core.commit_all(until).await;
         // Politely first: what is written until then still arrives.
         let busy = self.is_attached()
-            && match self.unmount(false).await {
+            && match self.unmount_until(false, until).await {
                 Err(MountError::Busy { .. }) => true,
                 result => result.map(|()| false)?,
             };
@@ -214,6 +223,11 @@ impl Mount {
         aborted.map_err(|source| MountError::Unmount { path: self.point.clone(), source })?;
         self.until_ended().await;
         Ok(())
+    }
+
+    /// Until when what was written is waited for.
+    fn patience(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now() + self.core.node.op_timeout()
     }
 
     fn has_ended(&self) -> bool {

@@ -55,7 +55,7 @@ pub(super) struct Call<T> {
     /// It may wait for ever for what others have.
     is_long: bool,
     /// Takes back what it has got where nobody is told of that any more.
-    unsent: fn(&Arc<Core>, T),
+    unsent: fn(&Arc<Core>, &T),
 }
 
 impl<T> Call<T> {
@@ -72,7 +72,7 @@ impl<T> Call<T> {
         Self { is_long, ..self }
     }
 
-    pub(super) fn unsent(self, unsent: fn(&Arc<Core>, T)) -> Self {
+    pub(super) fn unsent(self, unsent: fn(&Arc<Core>, &T)) -> Self {
         Self { unsent, ..self }
     }
 }
@@ -164,7 +164,7 @@ where
         let unanswered = self.unanswered.lock().take();
         match (unanswered, result) {
             (Some(unanswered), result) => self.answer(unanswered, result),
-            (None, Ok(value)) => (self.call.unsent)(&self.core, value),
+            (None, Ok(value)) => (self.call.unsent)(&self.core, &value),
             (None, Err(error)) => {
                 tracing::debug!(%error, "an operation failed that was answered before");
             }

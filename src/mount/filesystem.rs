@@ -509,7 +509,11 @@ impl Filesystem for QuorumFs {
                 _ => core.lock(asker, wanted, mode).await.map(Some),
             }
         };
-        let call = Call::of(req).long(sleep).unsent(Core::unsent_lock);
+        let call = Call::of(req).long(sleep).unsent(|core, granted: &Option<_>| {
+            if let Some(granted) = granted {
+                core.unsent_lock(granted);
+            }
+        });
         run(&self.0, call, reply, work, |_, reply, _| reply.ok());
     }
 

@@ -225,10 +225,8 @@ impl Core {
     }
 
     /// Nobody was told that a lock was granted: nobody would unlock it.
-    pub(super) fn unsent_lock(self: &Arc<Self>, granted: Option<Granted>) {
-        if let Some(Granted { buffer, owner }) = granted {
-            self.take_back(&buffer, owner);
-        }
+    pub(super) fn unsent_lock(self: &Arc<Self>, granted: &Granted) {
+        self.take_back(&granted.buffer, granted.owner);
     }
 
     /// An owner does not hear of a lock that it was granted: it has none any more.

@@ -82,7 +82,7 @@ impl Core {
     }
 
     /// The kernel was not told of a name.
-    pub(super) fn unsent_entry(self: &Arc<Self>, entry: Entry) {
+    pub(super) fn unsent_entry(self: &Arc<Self>, entry: &Entry) {
         if entry.is_alias {
             self.forgotten(self.root.ino(entry.attr.ino), Some(1));
         }

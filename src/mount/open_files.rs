@@ -124,7 +124,7 @@ impl Core {
     }
 
     /// The kernel was not told that it may open a file.
-    pub(super) fn unsent_opening(self: &Arc<Self>, opening: Opening) {
+    pub(super) fn unsent_opening(self: &Arc<Self>, opening: &Opening) {
         let ino = opening.buffer.ino;
         if let Some(way) = opening.way {
             self.passthrough.leave(ino, way, Instant::now());
@@ -133,10 +133,10 @@ impl Core {
     }
 
     /// The kernel was not told of a file that was created for it: it will not close it.
-    pub(super) fn unsent_created(self: &Arc<Self>, (_, opened): (FileAttr, Opened)) {
-        let core = self.clone();
+    pub(super) fn unsent_created(self: &Arc<Self>, (_, opened): &(FileAttr, Opened)) {
+        let (core, handle) = (self.clone(), opened.handle);
         self.runtime.spawn(async move {
-            if let Err(error) = core.release(opened.handle).await {
+            if let Err(error) = core.release(handle).await {
                 tracing::warn!(%error, "a file that nobody opened stays open");
             }
         });

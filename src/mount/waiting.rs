@@ -205,7 +205,9 @@ mod tests {
         assert_eq!(one_answered.recv_timeout(PATIENCE), Ok(Left::Killed));
         unknown.is_late.store(true, Ordering::Relaxed);
         assert_eq!(unknown_answered.recv_timeout(PATIENCE), Ok(Left::Late));
-        numbers.into_iter().for_each(|number| waiting.leave(number));
+        for number in numbers {
+            waiting.leave(number);
+        }
         drop(waiting);
         assert!(two_answered.try_recv().is_err(), "it lives, and is not late");
         assert!(one_answered.try_recv().is_err() && unknown_answered.try_recv().is_err(), "once");

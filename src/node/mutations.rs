@@ -216,7 +216,9 @@ impl Mutations {
             .waiting
             .extract_if(|_, waiting| is_over(&waiting.deadline, &waiting.answer))
             .collect();
-        given_up.iter().for_each(|(key, _)| inner.answered(*key));
+        for (key, _) in &given_up {
+            inner.answered(*key);
+        }
         // Whoever is answered may go on at once, on this thread, and submit more.
         drop(inner);
         let queued = late.into_iter().map(|queued| (queued.submission.deadline, queued.answer));

@@ -49,7 +49,9 @@ async fn open(handle: &Handle) -> Result<SessionId, NodeError> {
     let waited = shared.mutations.begin(session, granted, || shared.clock.next());
     shared.locks.begin(session);
     shared.input(Input::OwnSession { session: Some(session) });
-    waited.into_iter().for_each(|input| shared.input(input));
+    for input in waited {
+        shared.input(input);
+    }
     shared.session.send_replace(Some(session));
     release_unheld(handle, session)?;
     for (_, observer) in shared.observers.all().iter() {

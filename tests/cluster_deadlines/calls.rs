@@ -70,9 +70,13 @@ fn calls_that_wait_for_a_quorum_can_be_killed() {
     let (node, others) = nodes(&cluster);
     let mut calls = all_calls(&cluster.mount(node));
     let address = cluster.address(node);
-    others.iter().for_each(|other| cluster.kill(*other, "KILL"));
+    for other in others {
+        cluster.kill(other, "KILL");
+    }
     until_alone(&address);
-    calls.iter_mut().for_each(|call| call.program.tell("go"));
+    for call in &mut calls {
+        call.program.tell("go");
+    }
     std::thread::sleep(SHORT_OP_TIMEOUT + SLACK);
     let mut answered: Vec<_> = calls
         .iter_mut()
@@ -84,7 +88,9 @@ fn calls_that_wait_for_a_quorum_can_be_killed() {
     let (mut staying, mut killed): (Vec<_>, Vec<_>) = calls
         .into_iter()
         .partition(|call| ["mkdir", "read", "rename"].contains(&call.name.as_str()));
-    killed.iter_mut().for_each(|call| call.program.begin_to_kill());
+    for call in &mut killed {
+        call.program.begin_to_kill();
+    }
     let stuck: Vec<_> = killed
         .iter_mut()
         .filter(|call| !FREE.contains(&call.name.as_str()))
@@ -92,7 +98,9 @@ fn calls_that_wait_for_a_quorum_can_be_killed() {
         .collect();
     assert_eq!(stuck, Vec::<String>::new(), "killed, and not gone");
 
-    others.iter().for_each(|other| cluster.start(*other));
+    for other in others {
+        cluster.start(other);
+    }
     for call in &mut staying {
         let answer = call.program.answer_within(PATIENCE).expect("the quorum is back");
         assert!(answer.starts_with("ok"), "{}: {answer}", call.name);

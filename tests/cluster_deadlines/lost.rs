@@ -17,11 +17,15 @@ fn lost_bytes_are_reported_once_to_each_open_file() {
     let [mut writer, mut witness, mut closing] = [(); 3].map(|()| Program::with(&path));
     assert_eq!(witness.ask("read f 0 9"), "old-bytes");
     // The one that remains does not lead: nobody has its proposals, so they never happen.
-    others.iter().for_each(|other| cluster.kill(*other, "KILL"));
+    for other in others {
+        cluster.kill(other, "KILL");
+    }
     assert_eq!(writer.ask("write f 0 new"), "ok", "taken in");
     assert_eq!(witness.ask("read f 0 9"), "new-bytes", "as on any mount");
     assert_eq!(writer.ask("sync f"), "EIO");
-    others.iter().for_each(|other| cluster.start(*other));
+    for other in others {
+        cluster.start(other);
+    }
     cluster.settle();
 
     let mut late = Program::with(&path);

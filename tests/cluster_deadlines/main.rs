@@ -56,14 +56,18 @@ fn all_calls(mount: &Path) -> Vec<Call> {
 
 /// Has all of them done at once. What came of each, and after how many seconds.
 fn do_all(calls: &mut [Call]) -> Vec<(String, String, f64)> {
-    calls.iter_mut().for_each(|call| call.program.tell("go"));
+    for call in &mut *calls {
+        call.program.tell("go");
+    }
     let answers = calls.iter_mut().map(|call| {
         let answer = call.program.answer();
         let (result, seconds) = answer.split_once(' ').expect("a result and a time");
         (call.name.clone(), result.to_owned(), seconds.parse().expect("seconds"))
     });
     let answers = answers.collect();
-    calls.iter_mut().for_each(|call| call.program.tell("undo"));
+    for call in &mut *calls {
+        call.program.tell("undo");
+    }
     answers
 }
 

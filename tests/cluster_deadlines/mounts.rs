@@ -83,7 +83,9 @@ fn mounts_come_and_go_without_a_quorum() {
     let mut writer = Program::with(&first.join("file"));
     // Before the first write the kernel asks for the file's capabilities.
     assert_eq!(writer.ask("write f 0 first"), "ok");
-    others.iter().for_each(|other| cluster.kill(*other, "KILL"));
+    for other in others {
+        cluster.kill(other, "KILL");
+    }
     until_alone(&address);
     assert_eq!(writer.ask("write f 0 bytes"), "ok", "taken in");
     waits.begins("os.mkdir('new')");

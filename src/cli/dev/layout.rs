@@ -176,9 +176,10 @@ peers = {peers:?}
             "data = \"data\"
 mount = \"mnt\"
 listen = \"{}\"
-{membership}{}",
+{membership}{}
+",
             self.address,
-            settings.iter().map(|line| format!("{line}\n")).collect::<String>()
+            settings.join("\n")
         );
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
     }

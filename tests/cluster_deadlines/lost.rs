@@ -4,13 +4,13 @@ use std::fs;
 
 use super::support::program::Program;
 use super::support::{Cluster, write_and_sync};
-use super::{OP_TIMEOUT_SETTING, nodes};
+use super::{FAILING_SOON, nodes};
 
 /// As Linux does it for a disk that fails: an error of writing is told to each open file once, at its next fsync or
 /// close, and to none that was opened later.
 #[test]
 fn lost_bytes_are_reported_once_to_each_open_file() {
-    let cluster = Cluster::up_with(3, &[OP_TIMEOUT_SETTING]);
+    let cluster = Cluster::up_with(3, &FAILING_SOON);
     let (node, others) = nodes(&cluster);
     let path = cluster.mount(node).join("file");
     write_and_sync(&path, b"old-bytes").expect("write");

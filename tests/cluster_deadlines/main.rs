@@ -18,9 +18,10 @@ use support::{Cluster, PATIENCE, quorumfs, succeed, text, wait_until};
 /// Calls fail after this time.
 const OP_TIMEOUT: Duration = Duration::from_secs(4);
 const OP_TIMEOUT_SETTING: &str = "op_timeout = \"4s\"";
-/// For tests in which no call is to fail: all that takes time takes half as long.
+/// For tests that measure no deadline: all that takes time takes half as long.
 const WAITING: [&str; 3] =
     ["op_timeout = \"2s\"", "session_ttl = \"1s\"", "on_quorum_loss = \"block\""];
+const FAILING_SOON: [&str; 2] = ["op_timeout = \"2s\"", "session_ttl = \"1s\""];
 const SHORT_OP_TIMEOUT: Duration = Duration::from_secs(2);
 /// What there may be between a deadline and the answer.
 const SLACK: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
@@ -79,24 +79,26 @@ impl Program {
         self.child.kill().expect("it runs");
     }
 
-    /// Whether it has ended within the time, together with its children, all of which print where it does.
-    pub fn is_gone_within(&mut self, limit: Duration) -> bool {
-        let deadline = std::time::Instant::now() + limit;
+    /// Whether it has ended by then, together with its children, all of which print where it does.
+    pub fn is_gone_by(&mut self, deadline: Instant) -> bool {
         loop {
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             match self.answers.recv_timeout(left) {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => return false,
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        while std::time::Instant::now() <= deadline {
+        // It has closed its output, so it is about to.
+        loop {
             if self.child.try_wait().expect("it is ours").is_some() {
                 return true;
             }
+            if Instant::now() > deadline {
+                return false;
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
-        false
     }
 
     /// Kills it and waits until it is gone: not before a system call that it is in has ended.

@@ -72,6 +72,12 @@ pub struct Config {
     #[serde(default = "default_op_timeout", deserialize_with = "duration")]
     pub op_timeout: Duration,
 
+    /// What calls do that need a quorum while there is none: `"error"` has them fail with EIO once
+    /// `op_timeout` is over, `"block"` has them wait until it is back (a process that is killed goes all
+    /// the same). Default: error.
+    #[serde(default)]
+    pub on_quorum_loss: OnQuorumLoss,
+
     /// Allows addresses that other machines can reach although there is no TLS yet. Default false.
     /// Whoever reaches the port can then read and change everything.
     #[serde(default)]
@@ -107,6 +113,17 @@ pub struct Config {
     /// as they are. What others send is understood whatever is set here.
     #[serde(default)]
     pub compression: Compression,
+}
+
+/// What calls do while there is no quorum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnQuorumLoss {
+    /// They fail at their deadline.
+    #[default]
+    Error,
+    /// They wait.
+    Block,
 }
 
 /// What is done to bulk data on the wire.
@@ -433,7 +450,7 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Compression, Config, Mistake, ReadMode, host};
+    use super::{Compression, Config, Mistake, OnQuorumLoss, ReadMode, host};
     use std::time::Duration;
 
     const LEAST: &str = "data = '/var/d'\nmount = '/mnt/q'\nlisten = '127.0.0.1:7401'\n";
@@ -452,6 +469,7 @@ mod tests {
         assert_eq!(config.validate(), Ok(()));
         assert_eq!(config.session_ttl, Duration::from_secs(2));
         assert_eq!(config.op_timeout, Duration::from_secs(30));
+        assert_eq!(config.on_quorum_loss, OnQuorumLoss::Error);
         assert_eq!((config.snapshot_min_log, config.inline_max), (64 << 20, 64 << 10));
         assert_eq!(config.reserve, 256 << 20);
         assert_eq!((config.heal_rate, config.compression), (0, Compression::Off));
@@ -483,6 +501,13 @@ mod tests {
             assert_eq!(config.compression, wanted);
         }
         assert!(parse("compression = 'gzip'").expect_err("not known").contains("zstd"));
+    }
+
+    #[test]
+    fn without_a_quorum_calls_fail_or_wait() {
+        let config = parse("on_quorum_loss = 'block'").expect("it parses");
+        assert_eq!(config.on_quorum_loss, OnQuorumLoss::Block);
+        assert!(parse("on_quorum_loss = 'panic'").expect_err("not known").contains("block"));
     }
 
     #[test]

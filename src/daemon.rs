@@ -3,12 +3,13 @@
 mod mounts;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::Rng;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, ReadMode};
+use crate::config::{Config, OnQuorumLoss, ReadMode};
 use crate::consensus::CoreConfig;
 use crate::node::{Node, NodeConfig};
 use crate::rpc::{self, AdminService, BulkService, PeerService, Peers};
@@ -17,6 +18,9 @@ use crate::telemetry;
 use crate::types::{ClusterId, NodeId};
 
 use self::mounts::MountTable;
+
+/// How often it is looked whether a quorum still answers.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What `cluster init` made, and what the others need to join.
 #[derive(Clone, Debug)]
@@ -63,7 +67,7 @@ pub fn run(config: &Config) -> Result<()> {
     let result = runtime.block_on(serve(config, &streams.handle));
     drop(streams);
     // Reads of a disk that does not answer must not keep the daemon from ending.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
@@ -109,22 +113,12 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
         let _ = server_stopped.await;
     }));
 
-    telemetry::notify_status("waiting for a quorum");
-    let serving = tokio::select! {
-        () = node.until_serving() => {
-            mounts.mount_configured().await?;
-            telemetry::notify_ready();
-            tracing::info!("serving");
-            true
-        }
-        () = &mut stopping => false,
-        _ = fatal.wait_for(Option::is_some) => false,
-    };
-    if serving {
-        tokio::select! {
-            () = &mut stopping => {}
-            _ = fatal.wait_for(Option::is_some) => {}
-        }
+    // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
+    mounts.mount_configured().await?;
+    tokio::select! {
+        () = report(&node, config.on_quorum_loss) => {}
+        () = &mut stopping => {}
+        _ = fatal.wait_for(Option::is_some) => {}
     }
 
     telemetry::notify_stopping();
@@ -142,6 +136,31 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     // Streams of peers end with the process.
     server.abort();
     Ok(())
+}
+
+/// Tells the service manager, and the log, whether a quorum answers: that the daemon is ready once one does, and how
+/// it fares from then on. Runs for ever.
+async fn report(node: &Node, on_quorum_loss: OnQuorumLoss) {
+    let without = match on_quorum_loss {
+        OnQuorumLoss::Error => "no quorum answers: calls fail at their deadline",
+        OnQuorumLoss::Block => "no quorum answers: calls wait until one does",
+    };
+    let mut was_ready = false;
+    loop {
+        if !node.handle().has_quorum() {
+            telemetry::notify_status(without);
+            tracing::warn!("{without}");
+        }
+        node.until_serving().await;
+        if !std::mem::replace(&mut was_ready, true) {
+            telemetry::notify_ready();
+        }
+        telemetry::notify_status("serving");
+        tracing::info!("serving");
+        while node.handle().has_quorum() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
 }
 
 /// The thread of the core and its streams to the peers. Nothing on it ever waits for a disk or a
@@ -176,6 +195,7 @@ fn node_config(config: &Config, identity: &Identity, directory: &Arc<DataDir>) -
         directory: directory.clone(),
         core: CoreConfig::new(identity.node, config.session_ttl),
         op_timeout: config.op_timeout,
+        on_quorum_loss: config.on_quorum_loss,
         snapshot_min_log: config.snapshot_min_log,
         max_log: config.max_log,
         reserve: config.reserve,

@@ -167,7 +167,7 @@ pub(crate) fn parse_spec(spec: &str) -> Result<(String, String)> {
 /// The daemon has another working directory.
 fn absolute(dir: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(dir).context("cannot find the working directory")?;
-    let is_link = fs::symlink_metadata(&absolute).is_ok_and(|metadata| metadata.is_symlink());
+    let is_link = fs::read_link(&absolute).is_ok();
     if is_link {
         return fs::canonicalize(&absolute)
             .with_context(|| format!("cannot follow {}", dir.display()));

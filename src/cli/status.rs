@@ -53,6 +53,7 @@ struct Status {
     missing: Missing,
     plain_bytes: u64,
     sent_bytes: u64,
+    has_quorum: bool,
 }
 
 /// File bytes that the node lacks; see `proto/admin.proto`.
@@ -251,6 +252,7 @@ impl From<StatusReply> for Status {
             missing: reply.missing.map(Missing::from).unwrap_or_default(),
             plain_bytes: reply.plain_bytes,
             sent_bytes: reply.sent_bytes,
+            has_quorum: reply.has_quorum,
         }
     }
 }

@@ -75,6 +75,8 @@ impl MountTable {
 
     /// Commits what is buffered, and unmounts everything.
     pub(super) async fn stop(&self) -> Result<(), MountError> {
+        // It ends within a deadline, whatever calls wait for.
+        self.0.node.stop_waiting();
         // A mount that is being made is waited for; one that takes longer takes itself away again.
         let _turn = tokio::time::timeout(STOP_PATIENCE, self.0.turn.acquire()).await;
         self.0.turn.close();

@@ -46,7 +46,7 @@ impl Core {
         let grant = self.give_attributes(ino);
         self.settle_appends(ino).await;
         let seen = self.seen(ino).await?;
-        self.until_pages_fit(ino).await;
+        self.until_pages_fit(ino).await?;
         Ok((self.file_attr(&seen)?, grant))
     }
 
@@ -142,8 +142,8 @@ impl Core {
 
     /// To be called between reading a size and telling the kernel of it: where a page ended at a smaller
     /// size, the kernel would show zeros instead of what another mount has written behind that.
-    pub(super) async fn until_pages_fit(&self, ino: Ino) {
-        self.kernel().until_pages_dropped(ino).await;
+    pub(super) async fn until_pages_fit(&self, ino: Ino) -> Result<(), OpError> {
+        Ok(self.node.within(self.kernel().until_pages_dropped(ino)).await?)
     }
 
     /// The attributes of an inode, with the blocks that it takes here.

@@ -426,6 +426,11 @@ impl State {
         self.settled >= accepted
     }
 
+    /// Whether all that was taken in is settled.
+    pub(super) fn is_clean(&self) -> bool {
+        self.is_settled(self.accepted)
+    }
+
     /// The highest index at which something of this buffer was committed.
     pub(super) fn committed(&self) -> LogIndex {
         self.committed

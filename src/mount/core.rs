@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use super::errors::OpError;
 use super::kernel_cache::{AttributeGrant, KernelCache, LATE_REPLY, outlives_lease};
 use super::kernel_names::{NameGrant, Removal, Removing};
+use super::late::Late;
 use super::names::Place;
 use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
@@ -17,9 +18,10 @@ use super::options::MountFlags;
 use super::passthrough::Passthrough;
 use super::root::Root;
 use super::times;
+use super::waiting::Waiting;
 use crate::config::ReadMode;
 use crate::fs::proto;
-use crate::node::{Handle, Look, NodeError};
+use crate::node::{Deadline, Handle, Look, NodeError};
 use crate::store::StateRead;
 use crate::types::{Ino, LogIndex, SessionId};
 
@@ -37,6 +39,9 @@ pub(super) struct Core {
     pub(super) passthrough: Arc<Passthrough>,
     /// Requests that are not answered yet.
     pub(super) in_flight: AtomicUsize,
+    /// Those that could not be answered at once.
+    pub(super) waiting: Waiting,
+    pub(super) late: Late,
     /// What the buffers of the whole mount weigh.
     pub(super) buffered: AtomicUsize,
     /// The most bytes of one flush that travel inside a command.
@@ -69,6 +74,8 @@ impl Core {
             cache: KernelCache::default(),
             passthrough: Arc::default(),
             in_flight: AtomicUsize::new(0),
+            waiting: Waiting::new(),
+            late: Late::default(),
             buffered: AtomicUsize::new(0),
             inline_max,
             kernel: OnceLock::new(),
@@ -93,12 +100,14 @@ impl Core {
     }
 
     /// Waits until reads of this mount may look at the state: where they are bounded, until it is fresh
-    /// enough.
+    /// enough; in any case until it has come to what the files are.
     pub(super) async fn until_fresh(&self) -> Result<(), OpError> {
         let read = self.flags.read().read;
         match read {
             ReadMode::Bounded(age) => Ok(self.node.until_fresh(age).await?),
-            ReadMode::Strong | ReadMode::Eventual => Ok(()),
+            ReadMode::Strong => Ok(()),
+            ReadMode::Eventual if self.node.session() != SessionId::CLUSTER => Ok(()),
+            ReadMode::Eventual => Ok(self.node.until_session().await.map(drop)?),
         }
     }
 
@@ -134,7 +143,7 @@ impl Core {
         &self,
         read: impl Fn(&Look<'_>) -> Result<(T, LogIndex), OpError>,
     ) -> Result<T, OpError> {
-        let deadline = Instant::now() + self.node.op_timeout();
+        let deadline = Deadline::current();
         let since = self.node.received();
         loop {
             self.until_fresh().await?;
@@ -149,9 +158,7 @@ impl Core {
             if is_servable {
                 return Ok(answer);
             }
-            if Instant::now() >= deadline {
-                return Err(NodeError::Deadline.into());
-            }
+            self.node.check(&deadline)?;
             self.node.until_servable(mod_index).await?;
         }
     }
@@ -211,9 +218,10 @@ impl Core {
         error.into()
     }
 
-    /// The session is over: what is still buffered is committed, and nothing is held any more.
-    pub(super) async fn end(&self) {
-        self.commit_all().await;
+    /// The session is over: what is still buffered is committed, if that can be done in time, and nothing is held
+    /// any more.
+    pub(super) async fn end(self: &Arc<Self>) {
+        self.commit_all(tokio::time::Instant::now() + self.node.op_timeout()).await;
         self.unlock_everything();
         self.node.ignore();
         self.passthrough.close();

@@ -3,11 +3,14 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
-use fuser::{INodeNo, ReplyDirectory};
+use fuser::{Errno, INodeNo, ReplyDirectory};
+use parking_lot::Mutex;
 
 use super::attributes::file_type;
 use super::core::Core;
+use super::dispatch::Refuse;
 use super::errors::OpError;
 use super::root::Root;
 use crate::fs::proto::Kind;
@@ -20,6 +23,37 @@ const BATCH: usize = 128;
 /// Cookies of the two names that no dentry stands for.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
+
+/// A reply that is being filled; whoever takes it answers.
+#[derive(Clone)]
+pub(super) struct Filling(Arc<Mutex<Option<ReplyDirectory>>>);
+
+impl Filling {
+    pub(super) fn new(reply: ReplyDirectory) -> Self {
+        Self(Arc::new(Mutex::new(Some(reply))))
+    }
+
+    /// Adds an entry; true where there is no room for it, or the reply was sent.
+    fn add(&self, entry: &DirEntry) -> bool {
+        let name = OsStr::from_bytes(&entry.name);
+        let (ino, kind) = (INodeNo(entry.ino.0), file_type(entry.kind));
+        self.0.lock().as_mut().is_none_or(|reply| reply.add(ino, entry.cookie, kind, name))
+    }
+
+    pub(super) fn finish(self) {
+        if let Some(reply) = self.0.lock().take() {
+            reply.ok();
+        }
+    }
+}
+
+impl Refuse for Filling {
+    fn refuse(self, errno: Errno) {
+        if let Some(reply) = self.0.lock().take() {
+            reply.error(errno);
+        }
+    }
+}
 
 impl Core {
     /// OPENDIR.
@@ -37,24 +71,21 @@ impl Core {
         &self,
         ino: Ino,
         mut cookie: u64,
-        mut reply: ReplyDirectory,
-    ) -> Result<ReplyDirectory, (ReplyDirectory, OpError)> {
+        filling: &Filling,
+    ) -> Result<(), OpError> {
         loop {
             let entries =
-                match self.read_stable(|look| names_after(look, self.root, ino, cookie)).await {
-                    Ok(Some(entries)) => entries,
-                    Ok(None) => return Err((reply, OpError::Errno(libc::ENOENT))),
-                    Err(error) => return Err((reply, error)),
-                };
+                self.read_stable(|look| names_after(look, self.root, ino, cookie)).await?;
+            let entries = entries.ok_or(OpError::Errno(libc::ENOENT))?;
             let is_last = entries.is_empty();
-            for DirEntry { cookie: next, name, ino, kind } in entries {
-                if reply.add(INodeNo(ino.0), next, file_type(kind), OsStr::from_bytes(&name)) {
-                    return Ok(reply);
+            for entry in &entries {
+                if filling.add(entry) {
+                    return Ok(());
                 }
-                cookie = next;
+                cookie = entry.cookie;
             }
             if is_last {
-                return Ok(reply);
+                return Ok(());
             }
         }
     }

@@ -1,27 +1,33 @@
-//! Running operations: each is polled once on the session thread and goes to the runtime only if it
-//! has to wait, so that what memory can answer costs no thread hop.
+//! Running requests of the kernel: each has one deadline, and one answer.
+//!
+//! The answer is not the operation's alone to give. A request that has waited for a while is looked at by
+//! [`super::waiting`]; where its process is being killed, or its deadline is over and something here is stuck, it is
+//! answered *early*. The operation is not dropped then, for it may be in the middle of committing what others wrote,
+//! too: its waits end, by its [`Deadline`], and it ends as after any other error.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Wake, Waker};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Instant;
 
+use fuser::Errno;
 use parking_lot::Mutex;
 
 use super::core::Core;
 use super::errors::OpError;
-use crate::node;
+use super::operation::{Ending, Operation, start};
+use super::waiting::WaitingCall;
+use crate::node::{self, Caller, Deadline, Left};
+use crate::types::Monotonic;
 
 /// A reply that can be refused with an errno.
 pub(super) trait Refuse: Send + 'static {
-    fn refuse(self, errno: fuser::Errno);
+    fn refuse(self, errno: Errno);
 }
 
 macro_rules! refuse {
     ($($reply:ident),*) => {
         $(impl Refuse for fuser::$reply {
-            fn refuse(self, errno: fuser::Errno) {
+            fn refuse(self, errno: Errno) {
                 self.error(errno);
             }
         })*
@@ -32,7 +38,6 @@ refuse!(
     ReplyAttr,
     ReplyCreate,
     ReplyData,
-    ReplyDirectory,
     ReplyEmpty,
     ReplyEntry,
     ReplyLock,
@@ -43,130 +48,173 @@ refuse!(
     ReplyXattr
 );
 
-/// A request that is not answered yet: the kernel may hold locks for it.
-pub(super) struct InFlight(Arc<Core>);
+/// What there is to know of a request, whatever it asks for.
+pub(super) struct Call<T> {
+    /// The thread that made it; 0 where it is not known here.
+    thread: u32,
+    /// It may wait for ever for what others have.
+    is_long: bool,
+    /// Takes back what it has got where nobody is told of that any more.
+    unsent: fn(&Arc<Core>, &T),
+}
 
-impl InFlight {
-    pub(super) fn new(core: &Arc<Core>) -> Self {
-        core.in_flight.fetch_add(1, Ordering::AcqRel);
-        Self(core.clone())
+impl<T> Call<T> {
+    pub(super) fn of(request: &fuser::Request) -> Self {
+        Self { thread: request.pid(), is_long: false, unsent: |_, _| {} }
+    }
+
+    /// One that nobody waits for.
+    pub(super) fn of_nobody() -> Self {
+        Self { thread: 0, is_long: false, unsent: |_, _| {} }
+    }
+
+    pub(super) fn long(self, is_long: bool) -> Self {
+        Self { is_long, ..self }
+    }
+
+    pub(super) fn unsent(self, unsent: fn(&Arc<Core>, &T)) -> Self {
+        Self { unsent, ..self }
     }
 }
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
-    }
+/// A request that may not be answered yet.
+struct Request<R, T, A> {
+    core: Arc<Core>,
+    call: Call<T>,
+    began: Monotonic,
+    /// Whether it was answered early: 0, or the number of a [`Left`].
+    left: AtomicU8,
+    /// It was late already when it was looked at last.
+    was_late: AtomicBool,
+    /// Its number among those that wait; 0 where it does not.
+    number: AtomicU64,
+    /// Whoever takes this answers.
+    unanswered: Mutex<Option<(R, A)>>,
 }
+
+const LEFT_LATE: u8 = 1;
+const LEFT_KILLED: u8 = 2;
 
 /// Runs an operation and sends its answer.
-pub(super) fn run<R, T, F>(
-    core: &Arc<Core>,
-    reply: R,
-    work: F,
-    answer: impl FnOnce(&Core, R, T) + Send + 'static,
-) where
+pub(super) fn run<R, T, F, A>(core: &Arc<Core>, call: Call<T>, reply: R, work: F, answer: A)
+where
     R: Refuse,
     T: Send + 'static,
     F: Future<Output = Result<T, OpError>> + Send + 'static,
+    A: FnOnce(&Core, R, T) + Send + 'static,
 {
-    let in_flight = InFlight::new(core);
-    poll_first(&core.runtime, async move {
-        match work.await {
-            Ok(value) => answer(&in_flight.0, reply, value),
+    // The kernel may hold locks for it until it is answered.
+    core.in_flight.fetch_add(1, Ordering::AcqRel);
+    let began = core.late.began(call.thread, Instant::now).unwrap_or_else(node::monotonic);
+    let request = Request {
+        core: core.clone(),
+        call,
+        began,
+        left: AtomicU8::new(0),
+        was_late: AtomicBool::new(false),
+        number: AtomicU64::new(0),
+        unanswered: Mutex::new(Some((reply, answer))),
+    };
+    start(&core.runtime, request, |operation| {
+        let caller: Arc<dyn Caller> = operation.clone();
+        let deadline = if operation.ending.call.is_long {
+            Deadline::of_long_call(caller)
+        } else {
+            Deadline::of_call(operation.ending.began, caller)
+        };
+        deadline.covers(work)
+    });
+}
+
+impl<R, T, A> Request<R, T, A>
+where
+    R: Refuse,
+    A: FnOnce(&Core, R, T) + Send,
+{
+    fn answer(&self, (reply, answer): (R, A), result: Result<T, OpError>) {
+        match result {
+            Ok(value) => answer(&self.core, reply, value),
             Err(error) => {
                 if let OpError::Node(error) = &error {
                     tracing::warn!(%error, "an operation failed");
                 }
+                if matches!(error, OpError::Node(node::NodeError::Deadline)) {
+                    self.core.late.failed(self.call.thread, self.began, Instant::now());
+                }
                 reply.refuse((&error).into());
             }
         }
-        drop(in_flight);
-    });
-}
-
-/// Polls once here; what is not ready goes on in the runtime when it is woken.
-pub(super) fn poll_first(
-    runtime: &tokio::runtime::Handle,
-    work: impl Future<Output = ()> + Send + 'static,
-) {
-    let waiting = Arc::new(Waiting { runtime: runtime.clone(), work: Mutex::new(None) });
-    let waker = Waker::from(waiting.clone());
-    // Held until the work is back in its place: who is woken meanwhile waits for it here.
-    let mut place = waiting.work.lock();
-    let mut work = Box::pin(work);
-    // Timers and blocking tasks want to know their runtime already in the first poll.
-    let _entered = runtime.enter();
-    if work.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-        *place = Some(work);
+        self.core.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// An operation that was polled once and waits. Its answer goes on where it comes; any other wake-up gives
-/// it to the runtime, and not before, which would be one more.
-struct Waiting {
-    runtime: tokio::runtime::Handle,
-    work: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
-}
-
-impl Waiting {
-    /// Goes on here as far as it gets without waiting.
-    fn poll_here(self: &Arc<Self>) {
-        let waker = Waker::from(self.clone());
-        let mut place = self.work.lock();
-        let Some(mut work) = place.take() else { return };
-        let _entered = self.runtime.enter();
-        if work.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-            *place = Some(work);
-        }
+impl<R, T, A> Ending<Result<T, OpError>> for Request<R, T, A>
+where
+    R: Refuse,
+    T: Send + 'static,
+    A: FnOnce(&Core, R, T) + Send + 'static,
+{
+    fn waits(operation: &Arc<Operation<Self, Result<T, OpError>>>) {
+        let request = &operation.ending;
+        request.number.store(request.core.waiting.enter(operation.clone()), Ordering::Release);
     }
-}
 
-impl Wake for Waiting {
-    fn wake(self: Arc<Self>) {
-        if node::answers_here() {
-            // What it wakes in turn, perhaps itself, it does not wait for.
-            node::without_answering(|| self.poll_here());
-            return;
-        }
-        let runtime = self.runtime.clone();
-        runtime.spawn(async move {
-            let work = self.work.lock().take();
-            // Woken twice: the first one has it.
-            if let Some(work) = work {
-                work.await;
+    fn ended(&self, result: Result<T, OpError>) {
+        self.core.waiting.leave(self.number.load(Ordering::Acquire));
+        let unanswered = self.unanswered.lock().take();
+        match (unanswered, result) {
+            (Some(unanswered), result) => self.answer(unanswered, result),
+            (None, Ok(value)) => (self.call.unsent)(&self.core, &value),
+            (None, Err(error)) => {
+                tracing::debug!(%error, "an operation failed that was answered before");
             }
-        });
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::thread::{self, ThreadId};
+impl<R, T, A> Caller for Operation<Request<R, T, A>, Result<T, OpError>>
+where
+    R: Refuse,
+    T: Send + 'static,
+    A: FnOnce(&Core, R, T) + Send + 'static,
+{
+    fn has_left(&self) -> Option<Left> {
+        match self.ending.left.load(Ordering::Acquire) {
+            LEFT_LATE => Some(Left::Late),
+            LEFT_KILLED => Some(Left::Killed),
+            _ => None,
+        }
+    }
+}
 
-    use super::{Future, poll_first};
-
-    fn thread_of(work: impl Future<Output = ()> + Send + 'static) -> ThreadId {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_time()
-            .build()
-            .expect("a runtime");
-        let (send, receive) = crossbeam_channel::bounded(1);
-        poll_first(runtime.handle(), async move {
-            work.await;
-            send.send(thread::current().id()).expect("the test waits");
-        });
-        receive.recv_timeout(std::time::Duration::from_secs(30)).expect("finished")
+impl<R, T, A> WaitingCall for Operation<Request<R, T, A>, Result<T, OpError>>
+where
+    R: Refuse,
+    T: Send + 'static,
+    A: FnOnce(&Core, R, T) + Send + 'static,
+{
+    fn thread(&self) -> u32 {
+        self.ending.call.thread
     }
 
-    /// What is ready is answered on the session thread; what waits does not block it.
-    #[test]
-    fn only_what_waits_changes_threads() {
-        assert_eq!(thread_of(async {}), thread::current().id());
-        let waits = tokio::task::yield_now();
-        assert_ne!(thread_of(waits), thread::current().id());
-        let sleeps = async { tokio::time::sleep(std::time::Duration::from_millis(1)).await };
-        assert_ne!(thread_of(sleeps), thread::current().id());
+    /// The operation sees its deadline by itself, unless it is stuck: it has the time between two looks.
+    fn is_late(&self) -> bool {
+        let request = &self.ending;
+        !request.call.is_long
+            && request.core.node.is_late(request.began)
+            && request.was_late.swap(true, Ordering::Relaxed)
+    }
+
+    fn answer_early(&self, why: Left) {
+        let request = &self.ending;
+        let (left, error) = match why {
+            Left::Late => (LEFT_LATE, node::NodeError::Deadline),
+            Left::Killed => (LEFT_KILLED, node::NodeError::Interrupted),
+        };
+        request.left.store(left, Ordering::Release);
+        let unanswered = request.unanswered.lock().take();
+        if let Some(unanswered) = unanswered {
+            request.answer(unanswered, Err(error.into()));
+        }
     }
 }

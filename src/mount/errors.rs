@@ -9,7 +9,7 @@ pub(super) enum OpError {
     /// An outcome: the program gets exactly this.
     #[error("errno {0}")]
     Errno(i32),
-    /// The node could not answer: EIO, whatever the reason.
+    /// The node could not answer: EIO, whatever the reason, unless nobody waits for it.
     #[error(transparent)]
     Node(#[from] NodeError),
 }
@@ -19,6 +19,7 @@ impl OpError {
     pub(super) fn errno(&self) -> i32 {
         match self {
             Self::Errno(errno) => *errno,
+            Self::Node(NodeError::Interrupted) => libc::EINTR,
             Self::Node(_) => libc::EIO,
         }
     }

@@ -1,7 +1,7 @@
 //! READ, WRITE, FLUSH and FSYNC.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::attributes::Seen;
 use super::buffer::{NewBytes, Patch};
@@ -10,7 +10,7 @@ use super::errors::OpError;
 use super::extents;
 use super::open_table::OpenFile;
 use crate::fs::limits::SIZE_MAX;
-use crate::node::NodeError;
+use crate::node::{Deadline, Left, NodeError};
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
@@ -36,7 +36,7 @@ impl Core {
     ) -> Result<Vec<u8>, OpError> {
         let file = self.file(handle)?;
         self.settle_appends(file.buffer.ino).await;
-        let deadline = Instant::now() + self.node.op_timeout();
+        let deadline = Deadline::current();
         loop {
             self.until_fresh().await?;
             let session = self.node.session();
@@ -59,9 +59,7 @@ impl Core {
                     return Ok(bytes);
                 }
             }
-            if Instant::now() >= deadline {
-                return Err(NodeError::Deadline.into());
-            }
+            self.node.check(&deadline)?;
             tokio::task::yield_now().await;
         }
     }
@@ -85,7 +83,7 @@ impl Core {
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
         self.open.go_on_writing(&file);
-        self.buffer_bytes(&file.buffer, new).await;
+        self.buffer_bytes(&file.buffer, new).await?;
         if self.passthrough.reads(file.buffer.ino) {
             // They read the backing file, where it is not yet.
             self.commit(&file.buffer).await;
@@ -98,7 +96,7 @@ impl Core {
         }
         if flags & libc::O_DSYNC != 0 {
             self.commit_durably(&file.buffer).await?;
-            return report_failure(&file).map(|()| written);
+            return self.report_failure(&file).await.map(|()| written);
         }
         if kill && self.has_suid_sgid(file.buffer.ino)? {
             // The kernel goes on believing in the bits until the change is applied.
@@ -115,7 +113,7 @@ impl Core {
         let flushed = async {
             let file = self.file(handle)?;
             let acknowledged = self.commit_and_acknowledge(&file.buffer).await;
-            report_failure(&file)?;
+            self.report_failure(&file).await?;
             acknowledged
         };
         let flushed = flushed.await;
@@ -127,8 +125,21 @@ impl Core {
     pub(super) async fn fsync(&self, handle: u64) -> Result<(), OpError> {
         let file = self.file(handle)?;
         let acknowledged = self.commit_durably(&file.buffer).await;
-        report_failure(&file)?;
+        self.report_failure(&file).await?;
         acknowledged
+    }
+
+    /// EIO, or whatever it was, where bytes were lost since this file was opened: once. They are gone from the kernel's
+    /// pages then, too. Whoever was told already that nothing is known of them hears no more of it; whoever was
+    /// killed leaves it to others who have the file open.
+    async fn report_failure(&self, file: &OpenFile) -> Result<(), OpError> {
+        if Deadline::current().has_left() == Some(Left::Killed) {
+            return Ok(());
+        }
+        let Some(errno) = file.unreported_failure() else { return Ok(()) };
+        // Where they are locked for too long, they go in any case.
+        let _ = self.until_pages_fit(file.buffer.ino).await;
+        Err(OpError::Errno(errno))
     }
 
     /// An open file that is to be used. EIO where its programs believe in locks that others may have.
@@ -225,7 +236,7 @@ impl Core {
             self.node.has_read((ino, generation), range);
             return Ok(bytes);
         }
-        let deadline = Instant::now() + self.node.op_timeout();
+        let deadline = Deadline::current();
         loop {
             let node = self.node.clone();
             let read = tokio::task::spawn_blocking(move || {
@@ -239,11 +250,12 @@ impl Core {
             }
             bytes = read;
             if self.node.files().is_full() {
-                match self.node.read_around((ino, generation), range).await? {
-                    Some(whole) => return Ok(whole),
-                    None if Instant::now() >= deadline => return Err(NodeError::Deadline.into()),
-                    None => tokio::time::sleep(AGAIN).await,
+                let around = self.node.read_around((ino, generation), range);
+                if let Some(whole) = self.node.within(around).await?? {
+                    return Ok(whole);
                 }
+                self.node.check(&deadline)?;
+                tokio::time::sleep(AGAIN).await;
                 continue;
             }
             // What comes may find no room: then it is read past the disk.
@@ -264,8 +276,4 @@ impl Core {
         let seen = self.query(|state| self.see(state, ino))?;
         Ok(seen.is_some_and(|seen| seen.inode.mode & SUID_SGID != 0))
     }
-}
-
-fn report_failure(file: &OpenFile) -> Result<(), OpError> {
-    file.unreported_failure().map_or(Ok(()), |errno| Err(OpError::Errno(errno)))
 }

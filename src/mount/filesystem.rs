@@ -21,7 +21,8 @@ use fuser::{
 use super::attributes::{AttributeChange, NAME_MAX};
 use super::buffer::NewBytes;
 use super::core::Core;
-use super::dispatch::{InFlight, poll_first, run};
+use super::directories::Filling;
+use super::dispatch::{Call, Refuse, run};
 use super::errors::OpError;
 use super::names::{NewInode, Place, kind_of_mode};
 use super::requests::{
@@ -65,6 +66,16 @@ impl QuorumFs {
         self.0.root.ino(node)
     }
 
+    fn run<R: Refuse, T: Send + 'static>(
+        &self,
+        req: &Request,
+        reply: R,
+        work: impl Future<Output = Result<T, OpError>> + Send + 'static,
+        answer: impl FnOnce(&Core, R, T) + Send + 'static,
+    ) {
+        run(&self.0, Call::of(req), reply, work, answer);
+    }
+
     fn place(&self, parent: INodeNo, name: &OsStr) -> Result<Place, OpError> {
         Place::new(self.ino(parent), name.as_bytes())
     }
@@ -79,17 +90,18 @@ impl QuorumFs {
     ) {
         let (core, caller) = (self.0.clone(), caller(req));
         let work = async move { core.make(caller, place?, new?).await };
-        run(&self.0, reply, work, send_entry);
+        self.run(req, reply, work, send_entry);
     }
 
     /// GETXATTR, LISTXATTR.
     fn xattr(
         &self,
+        req: &Request,
         size: u32,
         reply: ReplyXattr,
         work: impl Future<Output = Result<Vec<u8>, OpError>> + Send + 'static,
     ) {
-        run(&self.0, reply, work, move |_, reply, value| {
+        self.run(req, reply, work, move |_, reply, value| {
             let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
             match size {
                 0 => reply.size(len),
@@ -117,17 +129,18 @@ impl Filesystem for QuorumFs {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (core, thread, place) = (self.0.clone(), req.pid(), self.place(parent, name));
-        run(&self.0, reply, async move { core.lookup(thread, place?).await }, send_entry);
+        let call = Call::of(req).unsent(Core::unsent_entry);
+        run(&self.0, call, reply, async move { core.lookup(thread, place?).await }, send_entry);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         self.0.forgotten(self.ino(ino), Root::is_alias(ino).then_some(nlookup));
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
         let work = async move { core.getattr(ino).await };
-        run(&self.0, reply, work, move |core, reply, (attr, grant)| {
+        self.run(req, reply, work, move |core, reply, (attr, grant)| {
             let ttl = core.attribute_ttl(&grant);
             reply.attr(&ttl, &attr);
             core.gave_attributes(ino, ttl);
@@ -162,15 +175,15 @@ impl Filesystem for QuorumFs {
         let by = (self.ino(ino), Root::is_alias(ino));
         let handle = fh.map(|fh| fh.0);
         let work = async move { core.setattr(caller, handle, by, change).await };
-        run(&self.0, reply, work, |_, reply, attr: FileAttr| {
+        self.run(req, reply, work, |_, reply, attr: FileAttr| {
             reply.attr(&Duration::ZERO, &attr);
         });
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
         let work = async move { core.readlink(ino).await };
-        run(&self.0, reply, work, |_, reply, target| reply.data(&target));
+        self.run(req, reply, work, |_, reply, target| reply.data(&target));
     }
 
     fn mknod(
@@ -223,17 +236,17 @@ impl Filesystem for QuorumFs {
         let (core, thread) = (self.0.clone(), req.pid());
         let (ino, place) = (self.ino(ino), self.place(parent, name));
         let work = async move { core.link(thread, ino, place?).await };
-        run(&self.0, reply, work, send_entry);
+        self.run(req, reply, work, send_entry);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (core, thread, place) = (self.0.clone(), req.pid(), self.place(parent, name));
-        run(&self.0, reply, async move { core.unlink(thread, place?).await }, send_removed);
+        self.run(req, reply, async move { core.unlink(thread, place?).await }, send_removed);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (core, thread, place) = (self.0.clone(), req.pid(), self.place(parent, name));
-        run(&self.0, reply, async move { core.rmdir(thread, place?).await }, send_removed);
+        self.run(req, reply, async move { core.rmdir(thread, place?).await }, send_removed);
     }
 
     fn rename(
@@ -249,7 +262,7 @@ impl Filesystem for QuorumFs {
         let (from, to) = (self.place(parent, name), self.place(new_parent, new_name));
         let (core, thread) = (self.0.clone(), req.pid());
         let work = async move { core.rename(thread, from?, to?, flags.bits()).await };
-        run(&self.0, reply, work, send_removed);
+        self.run(req, reply, work, send_removed);
     }
 
     fn create(
@@ -264,7 +277,8 @@ impl Filesystem for QuorumFs {
     ) {
         let (core, caller, place) = (self.0.clone(), caller(req), self.place(parent, name));
         let work = async move { core.create(caller, place?, (mode, umask), flags).await };
-        run(&self.0, reply, work, |_, reply, (attr, opened)| {
+        let call = Call::of(req).unsent(Core::unsent_created);
+        run(&self.0, call, reply, work, |_, reply, (attr, opened)| {
             // fuser has one TTL for name and attributes here, and attributes must have none.
             let handle = FileHandle(opened.handle);
             reply.created(&Duration::ZERO, &attr, GENERATION, handle, opened.flags);
@@ -275,12 +289,12 @@ impl Filesystem for QuorumFs {
         let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(node));
         let by_alias = Root::is_alias(node);
         let work = async move { core.open_file(caller, ino, by_alias, flags.0).await };
-        run(&self.0, reply, work, send_opened);
+        run(&self.0, Call::of(req).unsent(Core::unsent_opening), reply, work, send_opened);
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -291,12 +305,12 @@ impl Filesystem for QuorumFs {
     ) {
         let core = self.0.clone();
         let work = async move { core.read(fh.0, offset, size).await };
-        run(&self.0, reply, work, |_, reply, bytes| reply.data(&bytes));
+        self.run(req, reply, work, |_, reply, bytes| reply.data(&bytes));
     }
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -318,12 +332,12 @@ impl Filesystem for QuorumFs {
         };
         let core = self.0.clone();
         let work = async move { core.write(fh.0, new, flags.0).await };
-        run(&self.0, reply, work, |_, reply, written| reply.written(written));
+        self.run(req, reply, work, |_, reply, written| reply.written(written));
     }
 
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         lock_owner: LockOwner,
@@ -331,19 +345,19 @@ impl Filesystem for QuorumFs {
     ) {
         let core = self.0.clone();
         let work = async move { core.flush(fh.0, lock_owner.0).await };
-        run(&self.0, reply, work, send_ok);
+        self.run(req, reply, work, send_ok);
     }
 
     fn fsync(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
         let core = self.0.clone();
-        run(&self.0, reply, async move { core.fsync(fh.0).await }, send_ok);
+        self.run(req, reply, async move { core.fsync(fh.0).await }, send_ok);
     }
 
     fn release(
@@ -357,20 +371,20 @@ impl Filesystem for QuorumFs {
         reply: ReplyEmpty,
     ) {
         let core = self.0.clone();
-        run(&self.0, reply, async move { core.release(fh.0).await }, send_ok);
+        run(&self.0, Call::of_nobody(), reply, async move { core.release(fh.0).await }, send_ok);
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
         let work = async move { core.opendir(ino, flags.0).await };
-        run(&self.0, reply, work, |_, reply, ()| {
+        self.run(req, reply, work, |_, reply, ()| {
             reply.opened(FileHandle(0), fuser::FopenFlags::empty());
         });
     }
 
     fn readdir(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -378,14 +392,10 @@ impl Filesystem for QuorumFs {
     ) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
         core.cache.names.listed(ino, Instant::now());
-        let in_flight = InFlight::new(&core);
-        poll_first(&self.0.runtime, async move {
-            match core.readdir(ino, offset, reply).await {
-                Ok(reply) => reply.ok(),
-                Err((reply, error)) => reply.error((&error).into()),
-            }
-            drop(in_flight);
-        });
+        let filling = Filling::new(reply);
+        let filled = filling.clone();
+        let work = async move { core.readdir(ino, offset, &filling).await };
+        self.run(req, filled, work, |_, filled, ()| filled.finish());
     }
 
     fn releasedir(
@@ -434,23 +444,23 @@ impl Filesystem for QuorumFs {
         let (name, value) = (bytes_of(name), Bytes::copy_from_slice(value));
         let flags = u32::try_from(flags).unwrap_or(0);
         let work = async move { core.setxattr(caller, ino, name, value, flags).await };
-        run(&self.0, reply, work, send_ok);
+        self.run(req, reply, work, send_ok);
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (core, ino, name) = (self.0.clone(), self.ino(ino), bytes_of(name));
-        self.xattr(size, reply, async move { core.getxattr(ino, name).await });
+        self.xattr(req, size, reply, async move { core.getxattr(ino, name).await });
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let (core, caller, ino) = (self.0.clone(), caller(req), self.ino(ino));
-        self.xattr(size, reply, async move { core.listxattr(caller, ino).await });
+        self.xattr(req, size, reply, async move { core.listxattr(caller, ino).await });
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (core, ino, name) = (self.0.clone(), self.ino(ino), bytes_of(name));
         let work = async move { core.removexattr(ino, name).await };
-        run(&self.0, reply, work, send_ok);
+        self.run(req, reply, work, send_ok);
     }
 
     fn getlk(
@@ -468,7 +478,7 @@ impl Filesystem for QuorumFs {
         let (core, asker) = (self.0.clone(), asker(req, fh, lock_owner));
         let wanted = wanted_lock(lock_owner, (start, end), typ, pid);
         let work = async move { core.test_lock(asker, wanted).await };
-        run(&self.0, reply, work, move |_, reply, conflict| match conflict {
+        self.run(req, reply, work, move |_, reply, conflict| match conflict {
             Some(lock) => {
                 let typ = if lock.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
                 reply.locked(lock.start, lock.end.min(i64::MAX.cast_unsigned()), typ, lock.pid);
@@ -495,11 +505,16 @@ impl Filesystem for QuorumFs {
         let mode = if sleep { LockMode::Wait } else { LockMode::Try };
         let work = async move {
             match typ {
-                libc::F_UNLCK => core.unlock(asker, wanted.start, wanted.end).await,
-                _ => core.lock(asker, wanted, mode).await,
+                libc::F_UNLCK => core.unlock(asker, wanted.start, wanted.end).await.map(|()| None),
+                _ => core.lock(asker, wanted, mode).await.map(Some),
             }
         };
-        run(&self.0, reply, work, send_ok);
+        let call = Call::of(req).long(sleep).unsent(|core, granted: &Option<_>| {
+            if let Some(granted) = granted {
+                core.unsent_lock(granted);
+            }
+        });
+        run(&self.0, call, reply, work, |_, reply, _| reply.ok());
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -508,7 +523,7 @@ impl Filesystem for QuorumFs {
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: i64,
@@ -517,7 +532,7 @@ impl Filesystem for QuorumFs {
     ) {
         let core = self.0.clone();
         let work = async move { core.lseek(fh.0, offset, whence).await };
-        run(&self.0, reply, work, |_, reply, offset| reply.offset(offset));
+        self.run(req, reply, work, |_, reply, offset| reply.offset(offset));
     }
 
     fn fallocate(
@@ -534,7 +549,7 @@ impl Filesystem for QuorumFs {
         let work = async move {
             core.fallocate(caller, fh.0, ByteRange::at(offset, length), mode.cast_unsigned()).await
         };
-        run(&self.0, reply, work, send_ok);
+        self.run(req, reply, work, send_ok);
     }
 
     fn copy_file_range(
@@ -553,7 +568,7 @@ impl Filesystem for QuorumFs {
         let (core, caller) = (self.0.clone(), caller(req));
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
         let work = async move { core.copy_file_range(caller, from, to, len).await };
-        run(&self.0, reply, work, |_, reply, copied| reply.written(copied));
+        self.run(req, reply, work, |_, reply, copied| reply.written(copied));
     }
 
     fn ioctl(

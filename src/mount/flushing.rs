@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
 use super::buffer::{Batch, Buffer, NewBytes, SetTimes};
 use super::core::Core;
 use super::errors::OpError;
 use super::times;
 use crate::fs::proto;
 use crate::fs::proto::command::Op;
-use crate::node::{NodeError, OpenStage, Pending};
+use crate::node::{Deadline, NodeError, OpenStage, Pending};
 use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 /// An inode with this many buffered bytes is committed in the background.
@@ -49,9 +51,16 @@ enum Kept {
 
 impl Core {
     /// Takes a WRITE into the buffer, and keeps the buffer small.
-    pub(super) async fn buffer_bytes(self: &Arc<Self>, buffer: &Arc<Buffer>, new: NewBytes) {
+    pub(super) async fn buffer_bytes(
+        self: &Arc<Self>,
+        buffer: &Arc<Buffer>,
+        new: NewBytes,
+    ) -> Result<(), OpError> {
+        let deadline = Deadline::current();
         while !self.accept(buffer, &new) {
             self.commit(buffer).await;
+            // Others may have written since it was answered.
+            self.node.check(&deadline)?;
         }
         let bytes = buffer.lock().weight();
         if bytes > INODE_MAX_BYTES || self.buffered.load(Ordering::Relaxed) > MOUNT_MAX_BYTES {
@@ -59,6 +68,7 @@ impl Core {
         } else if bytes >= START_BYTES {
             self.drain_soon(buffer);
         }
+        Ok(())
     }
 
     /// Moves what is pending out of memory: to the stage, or appended bytes to the log.
@@ -117,11 +127,11 @@ impl Core {
         }
         let mut open = buffer.open_stage.lock().await;
         if open.is_none() {
-            *open = Some(self.node.begin_stage()?);
+            *open = Some(Deadline::of_bytes().covers(self.node.begin_stage()).await?);
         }
         let stage = open.as_mut().expect("just opened");
         for piece in pieces {
-            stage.add(piece.offset, piece.data).await?;
+            Deadline::of_bytes().covers(stage.add(piece.offset, piece.data)).await?;
         }
         if !stage.is_kept_here() {
             return Ok(Kept::Elsewhere);
@@ -195,7 +205,8 @@ impl Core {
         let Some(batch) = batch else { return };
         let stage = if batch.is_staged { buffer.open_stage.lock().await.take() } else { None };
         let stage = stage.map(|stage| (stage, disks));
-        let result = self.propose(buffer.ino, batch, stage).await;
+        // It may have been brought by others than the one who waits here.
+        let result = Deadline::of_bytes().covers(self.propose(buffer.ino, batch, stage)).await;
         self.settle(buffer, result);
     }
 
@@ -208,12 +219,15 @@ impl Core {
         only_in: Option<SessionId>,
     ) -> Result<proto::Outcome, OpError> {
         let turn = buffer.turn.acquire().await.expect("a turn is never closed");
+        self.node.check(&Deadline::current())?;
         let batch = buffer.lock().take_carried(buffer.ino, self.inline_max);
         if let Some(batch) = batch {
             let mut carrying = set.clone();
             batch.clone().put_into(&mut carrying);
             let only_in = batch.only_in.or(only_in);
-            match self.node.mutate_here(only_in, Op::SetAttr(carrying), times::now()).await {
+            let carried =
+                async { self.node.mutate_here(only_in, Op::SetAttr(carrying), times::now()).await };
+            match Deadline::of_bytes().covers(carried).await {
                 Ok(outcome) if outcome.errno == 0 => {
                     let index = mod_index(&outcome);
                     self.settle(buffer, Ok(index));
@@ -225,7 +239,8 @@ impl Core {
                 // It left nothing behind: the bytes and the change go by themselves, and each has
                 // an outcome of its own.
                 Ok(_) => {
-                    let result = self.propose(buffer.ino, batch, None).await;
+                    let proposed = self.propose(buffer.ino, batch, None);
+                    let result = Deadline::of_bytes().covers(proposed).await;
                     self.settle(buffer, result);
                 }
                 Err(error) => {
@@ -276,10 +291,24 @@ impl Core {
         }
     }
 
-    /// Commits every buffer; when the mount stops.
-    pub(super) async fn commit_all(&self) {
-        for buffer in self.open.buffers() {
-            self.commit(&buffer).await;
+    /// Commits every buffer; when the mount stops. What takes longer goes on for as long as the daemon lives.
+    pub(super) async fn commit_all(self: &Arc<Self>, until: tokio::time::Instant) {
+        let mut commits: FuturesUnordered<_> = self
+            .open
+            .buffers()
+            .into_iter()
+            .filter(|buffer| !buffer.lock().is_clean())
+            .map(|buffer| {
+                let core = self.clone();
+                self.runtime.spawn(async move { core.commit(&buffer).await })
+            })
+            .collect();
+        let all = async { while commits.next().await.is_some() {} };
+        if tokio::time::timeout_at(until, all).await.is_err() {
+            tracing::error!(
+                files = commits.len(),
+                "no quorum takes what was written: it is lost where none is back before this daemon ends"
+            );
         }
     }
 

@@ -6,6 +6,7 @@
 //! goes at the latest with that handle. The locks of a session end with it: the handles that were used
 //! to take them fail from then on, since others may have them by now.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use super::buffer::Buffer;
 use super::core::Core;
 use super::errors::OpError;
 use super::open_table::OpenFile;
+use super::signals::is_interrupted;
 use crate::fs::WHOLE_FILE;
 use crate::fs::proto::{Lock, LockAnswer, LockMode};
 use crate::node::NodeError;
@@ -169,6 +171,13 @@ pub(super) struct Asker {
     pub(super) thread: u32,
 }
 
+/// A lock that was granted.
+#[derive(Debug)]
+pub(super) struct Granted {
+    buffer: Arc<Buffer>,
+    owner: u64,
+}
+
 impl Core {
     /// SETLK and SETLKW of a lock.
     pub(super) async fn lock(
@@ -176,7 +185,7 @@ impl Core {
         asker: Asker,
         wanted: Lock,
         mode: LockMode,
-    ) -> Result<(), OpError> {
+    ) -> Result<Granted, OpError> {
         let file = self.file(asker.handle)?;
         let (ino, lockers) = (file.buffer.ino, &file.buffer.lockers);
         if !wanted.exclusive && lockers.knows(asker.owner) {
@@ -199,14 +208,31 @@ impl Core {
             return Err(OpError::Errno(errno_of(locked.answer)));
         }
         // What the one before wrote must be seen.
-        self.kernel().until_pages_dropped(ino).await;
-        self.show_to_passthrough(ino).await?;
+        let shown = async {
+            self.until_pages_fit(ino).await?;
+            self.show_to_passthrough(ino).await
+        };
+        if let Err(error) = shown.await {
+            self.take_back(&file.buffer, asker.owner);
+            return Err(error);
+        }
         let kept = self.file(asker.handle);
         if self.open_file_of(asker.handle).is_err() {
             // Nobody is left who could unlock it.
             self.unlock_all(&file.buffer, asker.owner).await?;
         }
-        kept.map(drop)
+        kept.map(|file| Granted { buffer: file.buffer.clone(), owner: asker.owner })
+    }
+
+    /// Nobody was told that a lock was granted: nobody would unlock it.
+    pub(super) fn unsent_lock(self: &Arc<Self>, granted: &Granted) {
+        self.take_back(&granted.buffer, granted.owner);
+    }
+
+    /// An owner does not hear of a lock that it was granted: it has none any more.
+    fn take_back(&self, buffer: &Buffer, owner: u64) {
+        buffer.lockers.doubt(owner);
+        self.node.unlock_later(buffer.ino, owner);
     }
 
     /// GETLK: the lock that is in the way of this one.
@@ -281,8 +307,7 @@ impl Core {
         if unlocked.is_ok() {
             buffer.lockers.leave(owner, session, grants);
         } else {
-            buffer.lockers.doubt(owner);
-            self.node.unlock_later(buffer.ino, owner);
+            self.take_back(buffer, owner);
         }
         unlocked
     }
@@ -310,47 +335,12 @@ fn errno_of(answer: LockAnswer) -> i32 {
     }
 }
 
-/// Whether a thread that waits has a signal to handle, or is gone. The kernel would have told us, but
-/// fuser does not: `/proc` does (proc(5): `SigPnd`, `ShdPnd`, less what is blocked or ignored).
-fn is_interrupted(thread: u32) -> bool {
-    if thread == 0 {
-        return false;
-    }
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{thread}/status")) else { return true };
-    has_signal(&status)
-}
-
-fn has_signal(status: &str) -> bool {
-    let mask = |name: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
-        value.and_then(|value| u64::from_str_radix(value.trim(), 16).ok()).unwrap_or_default()
-    };
-    let pending = mask("SigPnd") | mask("ShdPnd");
-    pending & !(mask("SigBlk") | mask("SigIgn")) != 0
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Lockers, SessionId, has_signal};
+    use super::{Lockers, SessionId};
 
     const ONE: SessionId = SessionId(1);
     const TWO: SessionId = SessionId(2);
-
-    /// Signals count unless they are blocked or ignored, whether sent to the thread or to the process.
-    #[test]
-    fn signals() {
-        let status = |pending, shared, blocked, ignored| {
-            format!(
-                "Name:\tx\nSigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\n\
-                 SigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\n"
-            )
-        };
-        assert!(!has_signal(&status(0, 0, 0, 0)));
-        assert!(has_signal(&status(0x100, 0, 0, 0)));
-        assert!(has_signal(&status(0, 0x4000, 0x100, 0)));
-        assert!(!has_signal(&status(0x100, 0, 0x100, 0)));
-        assert!(!has_signal(&status(0, 0x100, 0, 0x100)));
-    }
 
     /// Whoever had locks in a session that ended finds out with whichever handle it used, until that is
     /// closed; others don't, nor does whoever only asked.

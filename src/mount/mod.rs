@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `mounting`, `options`, `mount_point`, `mount_error`, `sys` | mounting, remounting, unmounting, and what can be wrong |
 //! | `root` | which directory the mount shows as its root |
-//! | `filesystem`, `requests`, `dispatch` | fuser's trait: decodes a request, runs it, sends the reply |
+//! | `filesystem`, `requests`, `dispatch`, `operation` | fuser's trait: decodes a request, runs it, sends the reply |
+//! | `waiting`, `signals`, `late` | who waits for long: answered when killed, and at the deadline at the latest |
 //! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `space`, `xattrs`, `locks` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
@@ -32,6 +33,7 @@ mod filesystem;
 mod flushing;
 mod kernel_cache;
 mod kernel_names;
+mod late;
 mod locks;
 mod mount_error;
 mod mount_point;
@@ -41,13 +43,16 @@ mod notify;
 mod observer;
 mod open_files;
 mod open_table;
+mod operation;
 mod options;
 mod passthrough;
 mod requests;
 mod root;
+mod signals;
 mod space;
 mod sys;
 mod times;
+mod waiting;
 mod xattrs;
 
 pub use mount_error::MountError;

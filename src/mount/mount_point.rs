@@ -90,7 +90,8 @@ impl MountLine {
 /// # Errors
 /// When its parent cannot be found.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
-    let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+    // Its attributes would be those of what is mounted there.
+    let is_link = fs::read_link(path).is_ok();
     match (path.file_name(), path.parent()) {
         (Some(name), Some(parent)) if !is_link => {
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };

@@ -21,7 +21,10 @@ use super::options::MountFlags;
 use super::root::Root;
 use super::{mount_point, sys};
 use crate::fs::proto::Kind;
-use crate::node::{Handle, Observer};
+use crate::fs::query;
+use crate::node::{Deadline, Handle, Observer};
+use crate::store::StateRead;
+use crate::types::Ino;
 
 /// Two threads are best on two cores, and more gain nothing: no operation blocks one.
 const SESSION_THREADS: usize = 2;
@@ -62,7 +65,8 @@ struct Started {
 }
 
 impl Mount {
-    /// Mounts, and serves until somebody unmounts. Must be called within a tokio runtime.
+    /// Mounts, and serves until somebody unmounts. Where no quorum answers, the mount does what is configured for
+    /// that. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// One sentence for each thing that can be wrong with the mount point, the subtree or the system.
@@ -70,7 +74,7 @@ impl Mount {
         let MountOptions { mount_point, source, subtree, flags, inline_max } = options;
         let runtime = tokio::runtime::Handle::current();
         let mut core = Core::new(handle.for_mount(), runtime, flags, inline_max);
-        core.root = core.find_root(&subtree).await?;
+        core.root = Deadline::of_node().covers(core.find_root(&subtree)).await?;
         let core = Arc::new(core);
         let starting = {
             let (core, source) = (core.clone(), source.clone());
@@ -159,12 +163,20 @@ impl Mount {
         })
     }
 
-    /// Unmounts, and waits until what was written has been committed; or, `lazily`, takes the mount out of the
+    /// Unmounts, and waits until what was written has been committed, for `op_timeout` at most; or, `lazily`, takes the mount out of the
     /// tree and lets programs go on with what they have open.
     ///
     /// # Errors
     /// [`MountError::Busy`] where programs use it, unless `lazily`.
     pub async fn unmount(&self, lazily: bool) -> Result<(), MountError> {
+        self.unmount_until(lazily, self.patience()).await
+    }
+
+    async fn unmount_until(
+        &self,
+        lazily: bool,
+        until: tokio::time::Instant,
+    ) -> Result<(), MountError> {
         if self.is_attached() {
             let point = self.point.clone();
             let unmounting = spawn_blocking(move || {
@@ -179,21 +191,23 @@ impl Mount {
             })?;
         }
         if !lazily {
-            self.core.commit_all().await;
+            self.core.commit_all(until).await;
             self.until_ended().await;
         }
         Ok(())
     }
 
-    /// Commits what is buffered, and unmounts. Programs that still use the mount get errors.
+    /// Commits what is buffered, as far as that can be done within `op_timeout`, and unmounts. Programs that still use
+    /// the mount get errors.
     ///
     /// # Errors
     /// When the mount cannot be taken away.
     pub async fn stop(&self) -> Result<(), MountError> {
-        self.core.commit_all().await;
+        let until = self.patience();
+        self.core.commit_all(until).await;
         // Politely first: what is written until then still arrives.
         let busy = self.is_attached()
-            && match self.unmount(false).await {
+            && match self.unmount_until(false, until).await {
                 Err(MountError::Busy { .. }) => true,
                 result => result.map(|()| false)?,
             };
@@ -209,6 +223,11 @@ impl Mount {
         aborted.map_err(|source| MountError::Unmount { path: self.point.clone(), source })?;
         self.until_ended().await;
         Ok(())
+    }
+
+    /// Until when what was written is waited for.
+    fn patience(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now() + self.core.node.op_timeout()
     }
 
     fn has_ended(&self) -> bool {
@@ -235,6 +254,12 @@ impl Core {
 
     /// The directory that a path of names leads to.
     async fn find_root(&self, subtree: &str) -> Result<Root, MountError> {
+        // Nobody waits for a quorum to mount what is here.
+        if !self.node.has_quorum()
+            && let Ok(Some(root)) = self.query(|state| directory_at(state, subtree))
+        {
+            return Ok(root);
+        }
         let missing = || MountError::NoSubtree { subtree: subtree.to_owned() };
         let mut root = Root::WHOLE;
         for name in subtree.split('/').filter(|name| !name.is_empty()) {
@@ -255,6 +280,17 @@ impl Core {
             Err(error) => Err(MountError::NoAnswer { reason: error.to_string() }),
         }
     }
+}
+
+/// The directory that a path of names leads to, in one state.
+fn directory_at(state: &StateRead<'_>, subtree: &str) -> Result<Option<Root>, OpError> {
+    let mut ino = Root::WHOLE.0;
+    for name in subtree.split('/').filter(|name| !name.is_empty()) {
+        let Some(dentry) = query::lookup(state, ino, name.as_bytes())? else { return Ok(None) };
+        ino = Ino(dentry.ino);
+    }
+    let inode = query::inode(state, ino)?;
+    Ok(inode.filter(|inode| inode.kind() == Kind::Directory).map(|_| Root(ino)))
 }
 
 /// Mounts and starts the session threads. Blocks for a moment.
@@ -333,6 +369,7 @@ fn serve_session(
     let device = session.as_fd().try_clone_to_owned()?;
     let passthrough = core.passthrough.clone();
     core.try_passthrough(&device);
+    core.waiting.start()?;
     core.set_kernel(Kernel::start(session.notifier(), device, core.root, passthrough)?);
     // Before the first request is answered: nothing that the kernel is given escapes it.
     core.node.observe(core.clone());

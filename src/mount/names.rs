@@ -1,5 +1,6 @@
 //! What is done to names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, READLINK.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -70,7 +71,7 @@ impl Core {
         if self.settle_appends(seen.ino).await {
             seen = self.seen(seen.ino).await?;
         }
-        self.until_pages_fit(seen.ino).await;
+        self.until_pages_fit(seen.ino).await?;
         // Nobody reads blocks from here: the kernel asks for attributes again.
         let mut attr = seen.file_attr(seen.inode.size.div_ceil(512));
         let is_alias = self.passthrough.give_alias(seen.ino, Instant::now());
@@ -78,6 +79,13 @@ impl Core {
             attr.ino = Root::alias(seen.ino);
         }
         Ok(Entry { attr, grant, is_alias })
+    }
+
+    /// The kernel was not told of a name.
+    pub(super) fn unsent_entry(self: &Arc<Self>, entry: &Entry) {
+        if entry.is_alias {
+            self.forgotten(self.root.ino(entry.attr.ino), Some(1));
+        }
     }
 
     /// What a name means, and when that last changed: a name comes and goes with a change of its
@@ -124,7 +132,7 @@ impl Core {
         // Bytes may be buffered, so the outcome's attributes would be too old.
         self.settle_appends(ino).await;
         let seen = self.seen(ino).await?;
-        self.until_pages_fit(ino).await;
+        self.until_pages_fit(ino).await?;
         Ok(Entry { attr: self.file_attr(&seen)?, grant, is_alias: false })
     }
 

@@ -123,6 +123,25 @@ impl Core {
         Ok(Opening { buffer, seen, flags, by_alias, way })
     }
 
+    /// The kernel was not told that it may open a file.
+    pub(super) fn unsent_opening(self: &Arc<Self>, opening: &Opening) {
+        let ino = opening.buffer.ino;
+        if let Some(way) = opening.way {
+            self.passthrough.leave(ino, way, Instant::now());
+        }
+        self.unhold(ino);
+    }
+
+    /// The kernel was not told of a file that was created for it: it will not close it.
+    pub(super) fn unsent_created(self: &Arc<Self>, (_, opened): &(FileAttr, Opened)) {
+        let (core, handle) = (self.clone(), opened.handle);
+        self.runtime.spawn(async move {
+            if let Err(error) = core.release(handle).await {
+                tracing::warn!(%error, "a file that nobody opened stays open");
+            }
+        });
+    }
+
     /// Grants it, when the reply goes out. `register` makes a backing file known to the kernel.
     pub(super) fn open_now(
         &self,

@@ -41,7 +41,8 @@ impl OpenFile {
     /// The errno of a failure that this handle has not reported yet; it counts as reported then.
     pub(super) fn unreported_failure(&self) -> Option<i32> {
         let (failures, errno) = self.buffer.lock().failures();
-        (self.reported.swap(failures, Ordering::Relaxed) < failures).then_some(errno)
+        // Never back: of two that look at once, the second may have seen less.
+        (self.reported.fetch_max(failures, Ordering::Relaxed) < failures).then_some(errno)
     }
 }
 

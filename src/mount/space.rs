@@ -4,15 +4,13 @@
 //! in is never lost for want of space. What has space already (reserved, or written before) needs none,
 //! so it goes on when the disks are full.
 
-use std::time::Instant;
-
 use super::buffer::NewBytes;
 use super::core::{Caller, Core};
 use super::errors::OpError;
 use crate::fs::limits::{COPY_MAX, INO_END, SIZE_MAX};
 use crate::fs::proto::{self, command::Op};
 use crate::fs::{Errno, query};
-use crate::node::NodeError;
+use crate::node::{Deadline, NodeError};
 use crate::store::Seek;
 use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
@@ -53,7 +51,7 @@ impl Core {
         };
         let offset = u64::try_from(offset).map_err(|_| OpError::Errno(libc::ENXIO))?;
         let file = self.file(handle)?;
-        let deadline = Instant::now() + self.node.op_timeout();
+        let deadline = Deadline::current();
         loop {
             self.commit(&file.buffer).await;
             self.until_fresh().await?;
@@ -76,9 +74,7 @@ impl Core {
                 let found = found.ok_or(OpError::Errno(libc::ENXIO))?;
                 return i64::try_from(found).map_err(|_| OpError::Errno(libc::EOVERFLOW));
             }
-            if Instant::now() >= deadline {
-                return Err(NodeError::Deadline.into());
-            }
+            self.node.check(&deadline)?;
             tokio::task::yield_now().await;
         }
     }

@@ -119,7 +119,8 @@ impl Driver {
                 word = &mut word => break word,
                 () = tokio::time::sleep(self.shared.config.core.tick) => {
                     // Whoever waits may still miss its deadline.
-                    let late = self.shared.mutations.give_up(self.shared.config.op_timeout);
+                    let shared = &self.shared;
+                    let late = shared.mutations.give_up(|deadline| shared.check(deadline));
                     self.given_up.extend(late);
                     self.shared.gate.look_again();
                 }
@@ -148,7 +149,7 @@ impl Driver {
 
     fn tick(&mut self) -> Result<(), CoreError> {
         self.core.handle(clock::monotonic(), Input::Tick)?;
-        for key in self.shared.mutations.give_up(self.shared.config.op_timeout) {
+        for key in self.shared.mutations.give_up(|deadline| self.shared.check(deadline)) {
             self.core.handle(clock::monotonic(), Input::Abandon { key })?;
         }
         // Time alone closes the gate, and lets waiting reads miss their deadline.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 
+use super::deadline::Deadline;
 use super::handle::{Handle, NodeError};
 use super::shared::Shared;
 use crate::fs::{proto, query};
@@ -120,9 +121,9 @@ impl Handle {
     /// Makes sure that all bytes of an inode that are applied here are on the disks of a quorum.
     ///
     /// # Errors
-    /// [`NodeError::Deadline`] after `op_timeout`.
+    /// [`NodeError::Deadline`] where that takes too long.
     pub async fn make_durable(&self, ino: Ino) -> Result<(), NodeError> {
-        let deadline = Instant::now() + self.op_timeout();
+        let deadline = Deadline::current();
         let voters = voters(&self.0);
         let Some(inode) = query::inode(&self.state(), ino)? else { return Ok(()) };
         let version = LogIndex(inode.data_version);
@@ -130,10 +131,8 @@ impl Handle {
         let loose = self.0.durability.loose((ino, generation), version, &voters);
         let Some(index) = loose else { return Ok(()) };
         let wanted = Synced { ino, generation, index };
-        while !self.ask_for_disks(wanted, &voters, deadline).await? {
-            if Instant::now() >= deadline {
-                return Err(NodeError::Deadline);
-            }
+        while !self.ask_for_disks(wanted, &voters, &deadline).await? {
+            self.check(&deadline)?;
             tokio::time::sleep(AGAIN).await;
         }
         self.0.durability.is_durable(ino, index);
@@ -145,7 +144,7 @@ impl Handle {
         &self,
         wanted: Synced,
         voters: &[NodeId],
-        deadline: Instant,
+        deadline: &Deadline,
     ) -> Result<bool, NodeError> {
         let mut missing = voters.len() / 2 + 1;
         let mut answers = FuturesUnordered::new();
@@ -163,10 +162,9 @@ impl Handle {
         }
         // Whoever has not answered is asked no more once a quorum has.
         while missing > 0 {
-            match tokio::time::timeout_at(deadline.into(), answers.next()).await {
-                Ok(Some(holds)) => missing -= usize::from(holds?),
-                Ok(None) => return Ok(false),
-                Err(_) => return Err(NodeError::Deadline),
+            match self.within_deadline(deadline, answers.next()).await? {
+                Some(holds) => missing -= usize::from(holds?),
+                None => return Ok(false),
             }
         }
         Ok(true)

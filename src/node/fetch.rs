@@ -136,7 +136,7 @@ impl Handle {
     /// Waits until bytes of a backing file are on this node.
     ///
     /// # Errors
-    /// [`NodeError::Deadline`] after `op_timeout`.
+    /// [`NodeError::Deadline`] where that takes too long.
     pub async fn until_here(&self, key: Key, range: ByteRange) -> Result<(), NodeError> {
         let ahead = self.0.fetching.readers.lock().read(key, range);
         if let Some(ahead) = ahead {
@@ -156,8 +156,7 @@ impl Handle {
                 }
             }
         };
-        let waited = tokio::time::timeout(self.op_timeout(), here).await;
-        waited.map_err(|_| NodeError::Deadline)
+        self.within(here).await
     }
 
     /// Bytes that are here have been read: whoever goes on will find the next ones here, too.

@@ -10,9 +10,10 @@ use rand::Rng;
 use tokio::sync::{oneshot, watch};
 
 use super::clock;
+use super::deadline::Deadline;
 use super::durability::voters;
 use super::look::Look;
-use super::mutations::{Answer, Number};
+use super::mutations::{Answer, Number, Submission};
 use super::observers::Observer;
 use super::shared::{Shared, ToDriver};
 use super::space::{OnDisk, SpaceReport};
@@ -32,6 +33,9 @@ pub enum NodeError {
     /// No answer within `op_timeout`.
     #[error("no quorum answered within the deadline")]
     Deadline,
+    /// Whoever waited is ending.
+    #[error("the process that waited is ending")]
+    Interrupted,
     /// The session ended while the operation waited.
     #[error("this mount's session ended while the operation waited")]
     SessionLost,
@@ -51,6 +55,14 @@ pub struct Pending {
 }
 
 impl Pending {
+    /// One that is not made.
+    fn refused(error: NodeError) -> Self {
+        let (refuse, answer) = oneshot::channel();
+        // It is here still.
+        let _ = refuse.send(Err(error));
+        Self { answer, number: Number::default() }
+    }
+
     /// Its number, once it has one.
     pub(super) fn number(&self) -> Number {
         self.number.clone()
@@ -138,7 +150,7 @@ impl Handle {
     /// roster shows it. What [`Self::mutate_here`] left out.
     ///
     /// # Errors
-    /// [`NodeError::Deadline`] after `op_timeout`.
+    /// [`NodeError::Deadline`] where that takes too long.
     pub async fn until_acknowledged(&self, index: LogIndex) -> Result<(), NodeError> {
         self.until(self.0.gate.changes(), || self.stable_index() >= index).await
     }
@@ -150,11 +162,9 @@ impl Handle {
         mut changes: watch::Receiver<()>,
         condition: impl Fn() -> bool,
     ) -> Result<(), NodeError> {
-        let deadline = clock::monotonic() + self.op_timeout();
+        let deadline = Deadline::current();
         while !condition() {
-            if clock::monotonic() >= deadline {
-                return Err(NodeError::Deadline);
-            }
+            self.check(&deadline)?;
             changes.changed().await.map_err(|_| NodeError::Stopping)?;
         }
         Ok(())
@@ -176,8 +186,13 @@ impl Handle {
         wait: Wait,
         time: Option<proto::Time>,
     ) -> Pending {
-        let hlc = self.0.clock.next();
-        let (answer, number, input) = self.0.mutations.submit(only_in, op, wait, time, hlc, self.1);
+        let deadline = Deadline::current();
+        if let Err(error) = self.check(&deadline) {
+            return Pending::refused(error);
+        }
+        let submission = Submission { op, wait, time, proposer: self.1, deadline };
+        let (answer, number, input) =
+            self.0.mutations.submit(only_in, submission, self.0.clock.next());
         if let Some(input) = input {
             self.0.input(input);
         }
@@ -206,9 +221,25 @@ impl Handle {
                     }
                     return Ok(ino);
                 }
+                // It comes with some.
+                None if self.session() == SessionId::CLUSTER => drop(self.until_session().await?),
                 None => self.grant_inodes().await?,
             }
         }
+    }
+
+    /// Waits until this node has had a session: before, nobody can change anything through it, and its state may be
+    /// older than its files.
+    ///
+    /// # Errors
+    /// [`NodeError::Deadline`] where no quorum opens one in time.
+    pub async fn until_session(&self) -> Result<SessionId, NodeError> {
+        let mut sessions = self.0.session.subscribe();
+        while self.session() == SessionId::CLUSTER {
+            let opened = self.within(sessions.changed()).await?;
+            opened.map_err(|_| NodeError::Stopping)?;
+        }
+        Ok(self.session())
     }
 
     pub(super) async fn grant_inodes(&self) -> Result<(), NodeError> {
@@ -266,7 +297,7 @@ impl Handle {
     /// replaced, among which the one waited for may have been. The caller queries again afterwards.
     ///
     /// # Errors
-    /// [`NodeError::Deadline`] after `op_timeout`.
+    /// [`NodeError::Deadline`] where that takes too long.
     pub async fn until_servable(&self, mod_index: LogIndex) -> Result<(), NodeError> {
         let changes = self.0.gate.changes();
         if self.stable_index() < mod_index {
@@ -286,7 +317,7 @@ impl Handle {
     /// Waits until this node's state is at most `age` old.
     ///
     /// # Errors
-    /// [`NodeError::Deadline`] after `op_timeout`.
+    /// [`NodeError::Deadline`] where that takes too long.
     pub async fn until_fresh(&self, age: Duration) -> Result<(), NodeError> {
         self.until(self.0.gate.changes(), || !self.fresh_left(age).is_zero()).await
     }
@@ -356,7 +387,19 @@ impl Handle {
             }
         };
         // Where no quorum answers, neither is what is set.
-        let _ = tokio::time::timeout(self.op_timeout(), forgotten).await;
+        let _ = self.within(forgotten).await;
+    }
+
+    /// The daemon is about to end: from now on nobody waits for a quorum for longer than `op_timeout`, whatever is
+    /// configured.
+    pub fn stop_waiting(&self) {
+        self.0.stopping.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Whether a quorum answers this node at present.
+    #[must_use]
+    pub fn has_quorum(&self) -> bool {
+        self.0.gate.live_since(clock::monotonic()).is_some()
     }
 
     /// `op_timeout` of the configuration.

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::deadline::Deadline;
 use super::handle::{Handle, NodeError};
 use crate::consensus::Wait;
 use crate::fs::proto::{self, LockAnswer, LockMode, command::Op};
@@ -269,7 +270,7 @@ impl Handle {
     ) -> Result<Place, NodeError> {
         let locks = &self.0.locks;
         let mut changed = locks.changed.subscribe();
-        let patience = tokio::time::Instant::now() + self.op_timeout();
+        let deadline = Deadline::current();
         let mut turn = None;
         loop {
             let session = self.session();
@@ -284,10 +285,10 @@ impl Handle {
                 }
                 (Some(Local::NotHere), Some(turn)) => return Ok(Place::InTheLog(session, turn)),
                 // Then it is looked at once more: they may have been delegated meanwhile.
-                (Some(Local::NotHere), None) => turn = Some(self.lock_turn(ino, patience).await?),
+                (Some(Local::NotHere), None) => turn = Some(self.lock_turn(ino, &deadline).await?),
                 (Some(Local::Returning | Local::HasToWait) | None, _) => {
-                    let waited = tokio::time::timeout_at(patience, changed.changed()).await;
-                    waited.map_err(|_| NodeError::Deadline)?.map_err(|_| NodeError::Stopping)?;
+                    let waited = self.within_deadline(&deadline, changed.changed()).await?;
+                    waited.map_err(|_| NodeError::Stopping)?;
                 }
             }
         }
@@ -296,11 +297,11 @@ impl Handle {
     async fn lock_turn(
         &self,
         ino: Ino,
-        patience: tokio::time::Instant,
+        deadline: &Deadline,
     ) -> Result<OwnedSemaphorePermit, NodeError> {
         let turn = self.0.locks.turn_of(ino);
-        let acquired = tokio::time::timeout_at(patience, turn.acquire_owned()).await;
-        Ok(acquired.map_err(|_| NodeError::Deadline)?.expect("a turn is never closed"))
+        let acquired = self.within_deadline(deadline, turn.acquire_owned()).await?;
+        Ok(acquired.expect("a turn is never closed"))
     }
 
     /// Has a command about an owner's locks applied; answers its number too.
@@ -316,10 +317,10 @@ impl Handle {
         let answer = pending.await;
         match (answer, number.get()) {
             (Ok(outcome), Some(seq)) => Ok((outcome, seq)),
-            (Err(NodeError::Deadline), Some(seq)) => {
+            (Err(error @ (NodeError::Deadline | NodeError::Interrupted)), Some(seq)) => {
                 tracing::warn!(%ino, owner, "a command about locks was not answered: cancelling it");
                 tokio::spawn(undo(self.clone(), Some(turn), session, (ino, owner), Some(seq)));
-                Err(NodeError::Deadline)
+                Err(error)
             }
             (answer, _) => answer.and(Err(NodeError::Deadline)),
         }
@@ -334,7 +335,7 @@ impl Handle {
         mode: LockMode,
         interrupted: &impl Fn() -> bool,
     ) -> Result<(LockAnswer, Option<proto::Lock>), NodeError> {
-        let patience = tokio::time::Instant::now() + self.op_timeout();
+        let deadline = Deadline::current();
         let locks = &self.0.locks;
         let mut changed = locks.changed.subscribe();
         loop {
@@ -345,11 +346,15 @@ impl Handle {
                 return Err(NodeError::SessionLost);
             }
             if interrupted() {
-                return self.cancel_waiting(session, ino, owner, seq).await;
+                // Whoever was interrupted may be gone, and its request must go all the same.
+                let cancelling = self.cancel_waiting(session, ino, owner, seq);
+                return Deadline::of_node().covers(cancelling).await;
             }
-            if mode != LockMode::Wait && tokio::time::Instant::now() >= patience {
+            if mode != LockMode::Wait
+                && let Err(error) = self.check(&deadline)
+            {
                 tokio::spawn(undo(self.clone(), None, session, (ino, owner), Some(seq)));
-                return Err(NodeError::Deadline);
+                return Err(error);
             }
             // Woken by whatever changes; an interruption is nothing that anybody says.
             let _ = tokio::time::timeout(LOOK, changed.changed()).await;
@@ -364,8 +369,7 @@ impl Handle {
         owner: u64,
         seq: Seq,
     ) -> Result<(LockAnswer, Option<proto::Lock>), NodeError> {
-        let patience = tokio::time::Instant::now() + self.op_timeout();
-        let Ok(turn) = self.lock_turn(ino, patience).await else {
+        let Ok(turn) = self.lock_turn(ino, &Deadline::current()).await else {
             tokio::spawn(undo(self.clone(), None, session, (ino, owner), Some(seq)));
             return Err(NodeError::Deadline);
         };
@@ -386,9 +390,11 @@ impl Handle {
     /// Waits for the session that comes after this one.
     async fn until_session_after(&self, session: SessionId) -> Result<(), NodeError> {
         let mut sessions = self.0.session.subscribe();
-        let another = sessions.wait_for(|now| now.is_some_and(|now| now != session));
-        let waited = tokio::time::timeout(self.op_timeout(), another).await;
-        waited.map_err(|_| NodeError::Deadline)?.map_err(|_| NodeError::Stopping).map(drop)
+        let another = async {
+            // What it shows holds a lock, which must not be kept.
+            sessions.wait_for(|now| now.is_some_and(|now| now != session)).await.map(drop)
+        };
+        self.within(another).await?.map_err(|_| NodeError::Stopping)
     }
 }
 

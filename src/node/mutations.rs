@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::oneshot;
 
+use super::deadline::Deadline;
 use super::{NodeError, clock};
 use crate::consensus::{Input, Wait};
 use crate::fs::proto::{Command, Outcome, Time, command::Op};
-use crate::types::{Ino, Monotonic, MountId, NodeId, ProposalKey, Seq, SessionId, VolumeId};
+use crate::types::{Ino, MountId, NodeId, ProposalKey, Seq, SessionId, VolumeId};
 
 /// Unanswered numbers span at most this much, so that the replicas' window (1,024) is never left.
 const WINDOW: u64 = 1000;
@@ -58,21 +58,29 @@ struct Inner {
     inos: BTreeMap<u64, u64>,
 }
 
+/// A mutation that somebody wants.
+#[derive(Debug)]
+pub(super) struct Submission {
+    pub(super) op: Op,
+    pub(super) wait: Wait,
+    /// The command's time; the moment of proposing where it is absent.
+    pub(super) time: Option<Time>,
+    /// The mount whose change it is.
+    pub(super) proposer: Option<MountId>,
+    /// Until when its outcome is waited for.
+    pub(super) deadline: Deadline,
+}
+
 #[derive(Debug)]
 struct Queued {
-    since: Monotonic,
-    op: Op,
-    wait: Wait,
-    /// The command's time; the moment of proposing where it is absent.
-    time: Option<Time>,
+    submission: Submission,
     number: Number,
-    proposer: Option<MountId>,
     answer: Answering,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    since: Monotonic,
+    deadline: Deadline,
     outcome: Option<Outcome>,
     /// The mount whose change it is.
     proposer: Option<MountId>,
@@ -88,14 +96,23 @@ impl Mutations {
         self.inner.lock().session
     }
 
-    /// A new session: numbers start again, and what was granted to the last one is gone.
-    pub(super) fn begin(&self, session: SessionId, granted: Option<(u64, u64)>) {
+    /// A new session: numbers start again, and what was granted to the last one is gone. Answers what has waited for
+    /// the first one, to be given to the core.
+    pub(super) fn begin(
+        &self,
+        session: SessionId,
+        granted: Option<(u64, u64)>,
+        hlc: impl Fn() -> u64,
+    ) -> Vec<Input> {
         let mut inner = self.inner.lock();
+        if inner.session != SessionId::CLUSTER {
+            inner.queue.clear();
+        }
         inner.session = session;
         inner.last_seq = 0;
         inner.unanswered.clear();
-        inner.queue.clear();
         inner.inos = granted.into_iter().collect();
+        inner.propose_queued(self.node, hlc)
     }
 
     pub(super) fn grant(&self, first: u64, end: u64) {
@@ -115,25 +132,22 @@ impl Mutations {
 
     /// Numbers a mutation of the session, to be proposed now or once the window has room. The second
     /// value is to be given to the core. It is answered that the session is lost where that is no longer
-    /// the one `only_in` names.
+    /// the one `only_in` names. Before the first session it waits for that.
     pub(super) fn submit(
         &self,
         only_in: Option<SessionId>,
-        op: Op,
-        wait: Wait,
-        time: Option<Time>,
+        submission: Submission,
         hlc: u64,
-        proposer: Option<MountId>,
     ) -> (Answer, Number, Option<Input>) {
         let (answer, receiver) = oneshot::channel();
         let number = Number::default();
         let mut inner = self.inner.lock();
-        if only_in.is_some_and(|session| session != inner.session) {
+        let is_another = |session| session != inner.session || session == SessionId::CLUSTER;
+        if only_in.is_some_and(is_another) {
             // Dropped, which says it.
             return (receiver, number, None);
         }
-        let (since, of) = (clock::monotonic(), number.clone());
-        let queued = Queued { since, op, wait, time, number: of, proposer, answer };
+        let queued = Queued { submission, number: number.clone(), answer };
         if inner.has_room() {
             (receiver, number, Some(inner.propose(self.node, queued, hlc)))
         } else {
@@ -147,8 +161,8 @@ impl Mutations {
         let (answer, receiver) = oneshot::channel();
         let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(name) };
         let data = encode(self.node, key, 0, op, None, hlc);
-        let since = clock::monotonic();
-        let waiting = Waiting { since, outcome: None, proposer: None, answer };
+        let deadline = Deadline::of_node();
+        let waiting = Waiting { deadline, outcome: None, proposer: None, answer };
         self.inner.lock().waiting.insert(key, waiting);
         (receiver, Input::Propose { key, data, wait: Wait::Here })
     }
@@ -172,11 +186,7 @@ impl Mutations {
         let mut inner = self.inner.lock();
         let waiting = inner.waiting.remove(&key);
         inner.answered(key);
-        let mut inputs = Vec::new();
-        while inner.has_room() {
-            let Some(queued) = inner.queue.pop_front() else { break };
-            inputs.push(inner.propose(self.node, queued, hlc()));
-        }
+        let inputs = inner.propose_queued(self.node, hlc);
         // Whoever is answered may go on at once, on this thread, and submit more.
         drop(inner);
         if let Some(Waiting { outcome: Some(outcome), answer, .. }) = waiting {
@@ -188,27 +198,38 @@ impl Mutations {
         inputs
     }
 
-    /// Answers whoever has waited for `patience` and forgets whoever no longer waits. The core is to be
+    /// Answers whoever's deadline is over, as `check` says, and forgets whoever no longer waits. The core is to be
     /// told of each, so that it stops proposing what the window may pass by.
-    pub(super) fn give_up(&self, patience: Duration) -> Vec<ProposalKey> {
-        let now = clock::monotonic();
-        let late = |since: Monotonic, answer: &Answering| {
-            answer.is_closed() || now.since(since) >= patience
+    pub(super) fn give_up(
+        &self,
+        check: impl Fn(&Deadline) -> Result<(), NodeError>,
+    ) -> Vec<ProposalKey> {
+        let is_over = |deadline: &Deadline, answer: &Answering| {
+            answer.is_closed() || check(deadline).is_err()
         };
         let mut inner = self.inner.lock();
-        // In order, so those that are late come first.
-        while let Some(queued) =
-            inner.queue.pop_front_if(|queued| late(queued.since, &queued.answer))
-        {
-            let _ = queued.answer.send(Err(NodeError::Deadline));
+        let (late, queue): (VecDeque<_>, _) = std::mem::take(&mut inner.queue)
+            .into_iter()
+            .partition(|queued| is_over(&queued.submission.deadline, &queued.answer));
+        inner.queue = queue;
+        let given_up: Vec<_> = inner
+            .waiting
+            .extract_if(|_, waiting| is_over(&waiting.deadline, &waiting.answer))
+            .collect();
+        for (key, _) in &given_up {
+            inner.answered(*key);
         }
-        let given_up: Vec<_> =
-            inner.waiting.extract_if(|_, waiting| late(waiting.since, &waiting.answer)).collect();
+        // Whoever is answered may go on at once, on this thread, and submit more.
+        drop(inner);
+        let queued = late.into_iter().map(|queued| (queued.submission.deadline, queued.answer));
         let mut keys = Vec::with_capacity(given_up.len());
-        for (key, waiting) in given_up {
-            let _ = waiting.answer.send(Err(NodeError::Deadline));
-            inner.answered(key);
+        let waiting = given_up.into_iter().map(|(key, waiting)| {
             keys.push(key);
+            (waiting.deadline, waiting.answer)
+        });
+        for (deadline, answer) in queued.chain(waiting) {
+            // Nobody listens where it has been forgotten.
+            let _ = answer.send(Err(check(&deadline).err().unwrap_or(NodeError::Deadline)));
         }
         keys
     }
@@ -216,17 +237,29 @@ impl Mutations {
 
 impl Inner {
     fn has_room(&self) -> bool {
-        self.unanswered.first().is_none_or(|lowest| self.last_seq + 1 - lowest < WINDOW)
+        self.session != SessionId::CLUSTER
+            && self.unanswered.first().is_none_or(|lowest| self.last_seq + 1 - lowest < WINDOW)
+    }
+
+    /// Proposes what the window has room for.
+    fn propose_queued(&mut self, node: NodeId, hlc: impl Fn() -> u64) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        while self.has_room() {
+            let Some(queued) = self.queue.pop_front() else { break };
+            inputs.push(self.propose(node, queued, hlc()));
+        }
+        inputs
     }
 
     fn propose(&mut self, node: NodeId, queued: Queued, hlc: u64) -> Input {
-        let Queued { since, op, wait, time, number, proposer, answer } = queued;
+        let Queued { submission, number, answer } = queued;
+        let Submission { op, wait, time, proposer, deadline } = submission;
         self.last_seq += 1;
         number.0.store(self.last_seq, Ordering::Release);
         self.unanswered.insert(self.last_seq);
         let lowest = *self.unanswered.first().expect("one was just inserted");
         let key = ProposalKey { session: self.session, seq: Seq(self.last_seq) };
-        self.waiting.insert(key, Waiting { since, outcome: None, proposer, answer });
+        self.waiting.insert(key, Waiting { deadline, outcome: None, proposer, answer });
         Input::Propose { key, data: encode(node, key, lowest, op, time, hlc), wait }
     }
 
@@ -271,29 +304,33 @@ mod tests {
     use std::sync::Arc;
     use std::task::{Context, Poll, Wake, Waker};
 
-    use super::{MountId, Mutations, NodeId, Op, Outcome, ProposalKey, Seq, SessionId, Wait};
+    use super::{
+        Deadline, MountId, Mutations, NodeError, NodeId, Op, Outcome, ProposalKey, Seq, SessionId,
+        Submission, Wait,
+    };
     use crate::fs::proto::Touch;
 
     struct SubmitsMore(Arc<Mutations>);
 
     impl Wake for SubmitsMore {
         fn wake(self: Arc<Self>) {
-            let (_, _, input) = self.0.submit(None, touch(), Wait::Here, None, 0, None);
+            let (_, _, input) = self.0.submit(None, touch(None), 0);
             assert!(input.is_some(), "there is room");
         }
     }
 
-    fn touch() -> Op {
-        Op::Touch(Touch::default())
+    fn touch(proposer: Option<MountId>) -> Submission {
+        let (op, deadline) = (Op::Touch(Touch::default()), Deadline::of_node());
+        Submission { op, wait: Wait::Here, time: None, proposer, deadline }
     }
 
     /// Operations go on where they are answered.
     #[test]
     fn whoever_is_answered_may_submit_at_once() {
         let mutations = Arc::new(Mutations::new(NodeId(1)));
-        mutations.begin(SessionId(7), None);
+        assert!(mutations.begin(SessionId(7), None, || 0).is_empty());
         let mount = Some(MountId(3));
-        let (answer, _, _) = mutations.submit(None, touch(), Wait::Here, None, 0, mount);
+        let (answer, _, _) = mutations.submit(None, touch(mount), 0);
         let mut answer = pin!(answer);
         let waker = Waker::from(Arc::new(SubmitsMore(mutations.clone())));
         let mut context = Context::from_waker(&waker);
@@ -305,5 +342,33 @@ mod tests {
         assert!(matches!(answer.poll(&mut context), Poll::Ready(Ok(Ok(_)))));
         assert_eq!(mutations.inner.lock().last_seq, 2);
         assert_eq!(mutations.proposer(key), None, "nobody waits for it any more");
+    }
+
+    /// A mount is there before its node has a session.
+    #[test]
+    fn what_comes_before_the_first_session_waits_for_it() {
+        let mutations = Mutations::new(NodeId(1));
+        let (first, _, input) = mutations.submit(None, touch(None), 0);
+        assert!(input.is_none());
+        let (second, _, _) = mutations.submit(Some(SessionId::CLUSTER), touch(None), 0);
+        assert!(second.blocking_recv().is_err(), "there are no locks yet that it could depend on");
+        assert_eq!(mutations.begin(SessionId(7), None, || 0).len(), 1);
+        assert_eq!(mutations.give_up(|_| Err(NodeError::Deadline)).len(), 1);
+        assert!(matches!(first.blocking_recv(), Ok(Err(NodeError::Deadline))));
+    }
+
+    /// Each is answered why it is given up, wherever it waits; others go on waiting.
+    #[test]
+    fn whoever_waits_for_too_long_is_told_why() {
+        let mutations = Mutations::new(NodeId(1));
+        let (queued, _, _) = mutations.submit(None, touch(None), 0);
+        assert!(mutations.give_up(|_| Ok(())).is_empty());
+        assert!(mutations.give_up(|_| Err(NodeError::Interrupted)).is_empty());
+        assert!(matches!(queued.blocking_recv(), Ok(Err(NodeError::Interrupted))));
+        assert!(mutations.begin(SessionId(7), None, || 0).is_empty(), "it is not made any more");
+        let (left, _, _) = mutations.submit(None, touch(None), 0);
+        drop(left);
+        let (_waits, _, _) = mutations.submit(None, touch(None), 0);
+        assert_eq!(mutations.give_up(|_| Ok(())).len(), 1, "nobody waits for the first one");
     }
 }

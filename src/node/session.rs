@@ -45,9 +45,13 @@ async fn open(handle: &Handle) -> Result<SessionId, NodeError> {
     let outcome = handle.mutate_cluster(Op::SessionOpen(open)).await?;
     debug_assert_eq!(outcome.errno, 0, "opening a session fails in no other way");
     let session = SessionId(outcome.id);
-    shared.mutations.begin(session, outcome.granted.map(|range| (range.first, range.end)));
+    let granted = outcome.granted.map(|range| (range.first, range.end));
+    let waited = shared.mutations.begin(session, granted, || shared.clock.next());
     shared.locks.begin(session);
     shared.input(Input::OwnSession { session: Some(session) });
+    for input in waited {
+        shared.input(input);
+    }
     shared.session.send_replace(Some(session));
     release_unheld(handle, session)?;
     for (_, observer) in shared.observers.all().iter() {

@@ -86,6 +86,8 @@ pub(super) struct Shared {
     pub(super) members_changed: watch::Sender<()>,
     /// Set once, by what this replica cannot go on with.
     pub(super) fatal: watch::Sender<Option<String>>,
+    /// The daemon is about to end: nobody is to wait for a quorum that may never be back.
+    pub(super) stopping: AtomicBool,
 }
 
 impl Shared {
@@ -157,6 +159,10 @@ impl Shared {
              data directory and let it join as a new member",
             self.node
         ));
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// This replica cannot go on: it stops acknowledging, and the daemon ends.
@@ -243,6 +249,8 @@ impl Received {
 #[derive(Debug)]
 pub(super) struct Gate {
     lease_until: AtomicU64,
+    /// From when on it has been live without a break.
+    live_since: AtomicU64,
     stable: AtomicU64,
     changed: watch::Sender<()>,
 }
@@ -250,10 +258,15 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new() -> Self {
         let (changed, _) = watch::channel(());
-        Self { lease_until: AtomicU64::new(0), stable: AtomicU64::new(0), changed }
+        let [lease_until, live_since, stable] = std::array::from_fn(|_| AtomicU64::new(0));
+        Self { lease_until, live_since, stable, changed }
     }
 
     pub(super) fn set(&self, gate: ReadGate) {
+        let now = clock::monotonic();
+        if self.live_since(now).is_none() && now < gate.lease_until {
+            self.live_since.store(now.0, Ordering::Release);
+        }
         self.lease_until.store(gate.lease_until.0, Ordering::Release);
         self.stable.fetch_max(gate.stable.0, Ordering::AcqRel);
         self.changed.send_replace(());
@@ -286,6 +299,12 @@ impl Gate {
 
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// From when on a quorum has answered this node without a break; nothing while none does.
+    pub(super) fn live_since(&self, now: Monotonic) -> Option<Monotonic> {
+        let is_live = now.0 < self.lease_until.load(Ordering::Acquire);
+        is_live.then(|| Monotonic(self.live_since.load(Ordering::Acquire)))
     }
 
     pub(super) fn lease_left(&self) -> Duration {

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rangemap::RangeSet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::deadline::Deadline;
 use super::durability::voters;
 use super::encoding::{Encoded, Encoder};
 use super::handle::{Handle, NodeError};
@@ -64,29 +65,6 @@ impl Staging {
         }
     }
 
-    /// Once for all peers. [`NodeError::Deadline`] where a peer that takes nothing has held the whole budget for so long.
-    async fn weigh(
-        &self,
-        encoder: &mut Encoder,
-        data: Bytes,
-        patience: Duration,
-    ) -> Result<Weighed, NodeError> {
-        let weight = u32::try_from(data.len().min(BUDGET)).expect("the budget is below 4 GiB");
-        let permit = self.budget.clone().acquire_many_owned(weight);
-        let permit = tokio::time::timeout(patience, permit).await;
-        let permit = permit.map_err(|_| NodeError::Deadline)?;
-        let permit = Arc::new(permit.expect("the budget is never closed"));
-        let checksum = crc32c::crc32c(&data);
-        if !encoder.is_on() {
-            return Ok(Weighed { encoded: Encoded::plain(data), checksum, _permit: permit });
-        }
-        let mut encoding = encoder.clone();
-        let encoded = tokio::task::spawn_blocking(move || (encoding.encode(data), encoding));
-        let (encoded, encoding) = encoded.await.map_err(|_| NodeError::Stopping)?;
-        *encoder = encoding;
-        Ok(Weighed { encoded, checksum, _permit: permit })
-    }
-
     pub(super) fn marked(&self, from: NodeId, mark: u64, holds: bool) {
         if let Some(waiter) = self.waiting.lock().remove(&(from, mark)) {
             // Whoever waited may have its quorum already.
@@ -120,12 +98,9 @@ impl Handle {
     /// A new stage of this node's session.
     ///
     /// # Errors
-    /// [`NodeError::SessionLost`] where there is none.
-    pub fn begin_stage(&self) -> Result<OpenStage, NodeError> {
-        let session = self.session();
-        if session == SessionId::CLUSTER {
-            return Err(NodeError::SessionLost);
-        }
+    /// [`NodeError::Deadline`] where there is no session in time.
+    pub async fn begin_stage(&self) -> Result<OpenStage, NodeError> {
+        let session = self.until_session().await?;
         let number = self.0.staging.stages.fetch_add(1, Ordering::Relaxed) + 1;
         let mut lanes = BTreeMap::new();
         for node in peers(&self.0)? {
@@ -210,7 +185,8 @@ impl OpenStage {
     /// their way to peers.
     ///
     /// # Errors
-    /// When this node's own disk refuses.
+    /// When this node's own disk refuses; [`NodeError::Deadline`] where a peer that takes nothing has held the whole
+    /// budget for too long.
     pub async fn add(&mut self, offset: u64, data: Bytes) -> Result<(), NodeError> {
         let range = ByteRange::at(offset, data.len() as u64);
         if range.is_empty() {
@@ -221,8 +197,7 @@ impl OpenStage {
             "{} has bytes at {range:?} already",
             self.id
         );
-        let (staging, patience) = (&self.handle.0.staging, self.handle.op_timeout());
-        let weighed = staging.weigh(&mut self.encoder, data.clone(), patience).await?;
+        let weighed = self.weigh(data.clone()).await?;
         let sent = self.lanes.iter().map(|(node, lane)| (*node, *lane)).collect::<Vec<_>>();
         for (node, lane) in sent {
             self.send_data(node, lane, offset, &weighed);
@@ -250,16 +225,14 @@ impl OpenStage {
     /// Waits until a quorum of the voters has everything that was added: on disk, where it is to be durable.
     ///
     /// # Errors
-    /// [`NodeError::Deadline`] after `op_timeout`.
+    /// [`NodeError::Deadline`] where that takes too long.
     pub async fn hold(&mut self, durable: bool) -> Result<(), NodeError> {
-        let deadline = Instant::now() + self.handle.op_timeout();
+        let deadline = Deadline::current();
         loop {
-            if self.ask(durable, deadline).await? {
+            if self.ask(durable, &deadline).await? {
                 return Ok(());
             }
-            if Instant::now() >= deadline {
-                return Err(NodeError::Deadline);
-            }
+            self.handle.check(&deadline)?;
             tokio::time::sleep(AGAIN).await;
             self.send_again().await?;
         }
@@ -319,7 +292,7 @@ impl OpenStage {
     }
 
     /// Asks everybody who has been sent all of it; whether a quorum holds it.
-    async fn ask(&self, durable: bool, deadline: Instant) -> Result<bool, NodeError> {
+    async fn ask(&self, durable: bool, deadline: &Deadline) -> Result<bool, NodeError> {
         let shared = &self.handle.0;
         let own = shared.node;
         let voters = voters(shared);
@@ -354,13 +327,11 @@ impl OpenStage {
             holders.push(own);
         }
         while holders.len() < quorum {
-            let next = tokio::time::timeout_at(deadline.into(), answers.next());
-            match next.await {
-                Ok(Some((node, Ok(true)))) => holders.push(node),
+            match self.handle.within_deadline(deadline, answers.next()).await? {
+                Some((node, Ok(true))) => holders.push(node),
                 // It does not hold all, or its connection is lost.
-                Ok(Some((_, Ok(false) | Err(_)))) => {}
-                Ok(None) => return Ok(false),
-                Err(_) => return Err(NodeError::Deadline),
+                Some((_, Ok(false) | Err(_))) => {}
+                None => return Ok(false),
             }
         }
         // Others may vote by now.
@@ -379,8 +350,7 @@ impl OpenStage {
                 while at < range.end {
                     let piece = ByteRange { start: at, end: range.end.min(at + PIECE) };
                     let data = Bytes::from(self.read(piece).await?);
-                    let (staging, patience) = (&self.handle.0.staging, self.handle.op_timeout());
-                    let weighed = staging.weigh(&mut self.encoder, data, patience).await?;
+                    let weighed = self.weigh(data).await?;
                     self.send_data(node, lane, at, &weighed);
                     at = piece.end;
                 }
@@ -388,6 +358,23 @@ impl OpenStage {
             self.lanes.insert(node, lane);
         }
         Ok(())
+    }
+
+    /// Once for all peers.
+    async fn weigh(&mut self, data: Bytes) -> Result<Weighed, NodeError> {
+        let weight = u32::try_from(data.len().min(BUDGET)).expect("the budget is below 4 GiB");
+        let permit = self.handle.0.staging.budget.clone().acquire_many_owned(weight);
+        let permit = self.handle.within(permit).await?;
+        let permit = Arc::new(permit.expect("the budget is never closed"));
+        let checksum = crc32c::crc32c(&data);
+        if !self.encoder.is_on() {
+            return Ok(Weighed { encoded: Encoded::plain(data), checksum, _permit: permit });
+        }
+        let mut encoder = self.encoder.clone();
+        let encoding = tokio::task::spawn_blocking(move || (encoder.encode(data), encoder));
+        let (encoded, encoder) = encoding.await.map_err(|_| NodeError::Stopping)?;
+        self.encoder = encoder;
+        Ok(Weighed { encoded, checksum, _permit: permit })
     }
 
     fn send_data(&self, node: NodeId, lane: u64, offset: u64, weighed: &Weighed) {

@@ -23,7 +23,7 @@ use super::staging::Staging;
 use super::{
     Handle, Transport, apply, checksums, locks, log_writer, merger, session, snapshots, sweep,
 };
-use crate::config::Compression;
+use crate::config::{Compression, OnQuorumLoss};
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
 use crate::fs::{proto, query};
 use crate::store::{DataDir, Recovered, State, StoreError};
@@ -40,6 +40,8 @@ pub struct NodeConfig {
     pub core: CoreConfig,
     /// How long a mutation or a strong read may wait.
     pub op_timeout: Duration,
+    /// What they do while there is no quorum.
+    pub on_quorum_loss: OnQuorumLoss,
     /// A snapshot is due when the log has grown by this many bytes, and by more than the last
     /// snapshot.
     pub snapshot_min_log: u64,
@@ -120,6 +122,7 @@ impl Node {
             refill: Notify::new(),
             members_changed: watch::channel(()).0,
             fatal: watch::channel(None).0,
+            stopping: AtomicBool::new(false),
             state: recovered.state,
             files: recovered.files,
             space: Space::new(node, config.reserve),

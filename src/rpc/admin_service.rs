@@ -78,6 +78,7 @@ impl AdminService {
             missing: Some(missing(handle.missing())),
             plain_bytes,
             sent_bytes,
+            has_quorum: handle.has_quorum(),
         })
     }
 
@@ -89,9 +90,11 @@ impl AdminService {
         if raft.leader == NodeId(0) {
             problems.push("no leader is known: writes and strong reads wait".to_owned());
         }
-        if self.handle.lease_left().is_zero() {
+        if !self.handle.has_quorum() {
             problems.push(
-                "this node has no lease: strong reads wait, and bounded ones soon".to_owned(),
+                "no quorum answers this node, so it has no lease: writes and strong reads wait, and bounded reads \
+                 soon"
+                    .to_owned(),
             );
         }
         if self.handle.files().is_full() {

@@ -107,8 +107,9 @@ fn decode(
 fn refusal(error: &NodeError) -> Status {
     match error {
         NodeError::Store(_) => Status::internal(error.to_string()),
-        NodeError::Deadline | NodeError::SessionLost | NodeError::Stopping => {
-            Status::unavailable(error.to_string())
-        }
+        NodeError::Deadline
+        | NodeError::Interrupted
+        | NodeError::SessionLost
+        | NodeError::Stopping => Status::unavailable(error.to_string()),
     }
 }

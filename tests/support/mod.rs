@@ -42,6 +42,7 @@ pub struct Node {
     pub stable: u64,
     pub digest: String,
     pub address: String,
+    pub serves: bool,
 }
 
 impl Cluster {
@@ -66,6 +67,18 @@ impl Cluster {
                 fs::write(&config, format!("{text}{lines}")).expect("write");
             }
         }
+    }
+
+    /// A new cluster that serves, with these lines in the configuration of each node.
+    pub fn up_with(nodes: u16, settings: &[&str]) -> Self {
+        let cluster = Self { dir: temporary_dir("cluster") };
+        let mut up = cluster.dev("up");
+        up.args(["--nodes", &nodes.to_string()]);
+        for line in settings {
+            up.args(["--set", line]);
+        }
+        succeed(&mut up);
+        cluster
     }
 
     /// Starts whatever of it does not run.
@@ -164,7 +177,7 @@ impl Cluster {
     /// Waits until all nodes serve.
     pub fn settle_mounts(&self) {
         wait_until(PATIENCE, "all nodes to serve", || {
-            self.status().nodes.iter().all(|node| node.mounted).then_some(())
+            self.status().nodes.iter().all(|node| node.serves).then_some(())
         });
     }
 
@@ -173,7 +186,7 @@ impl Cluster {
     pub fn settle(&self) {
         wait_until(PATIENCE, "all nodes to agree", || {
             let nodes = self.status().nodes;
-            if !nodes.iter().all(|node| node.mounted) {
+            if !nodes.iter().all(|node| node.serves) {
                 return None;
             }
             for (one, other) in nodes.iter().zip(&nodes[1..]) {

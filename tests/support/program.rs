@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 
@@ -72,6 +72,33 @@ impl Program {
     pub fn ask(&mut self, line: &str) -> String {
         self.tell(line);
         self.answer()
+    }
+
+    /// Sends it SIGKILL, and does not wait.
+    pub fn begin_to_kill(&mut self) {
+        self.child.kill().expect("it runs");
+    }
+
+    /// Whether it has ended by then, together with its children, all of which print where it does.
+    pub fn is_gone_by(&mut self, deadline: Instant) -> bool {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.answers.recv_timeout(left) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        // It has closed its output, so it is about to.
+        loop {
+            if self.child.try_wait().expect("it is ours").is_some() {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Kills it and waits until it is gone: not before a system call that it is in has ended.

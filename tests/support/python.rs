@@ -28,6 +28,11 @@ impl Python {
         self.tell(&format!("{code}; print('done')"));
     }
 
+    /// Whether it is, if that comes within the time.
+    pub fn is_done_within(&mut self, limit: std::time::Duration) -> bool {
+        self.0.answer_within(limit).is_some_and(|answer| answer == "done")
+    }
+
     pub fn is_done(&mut self) {
         assert_eq!(self.0.answer(), "done");
     }

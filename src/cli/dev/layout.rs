@@ -154,8 +154,13 @@ impl NodeDir {
         }
     }
 
-    /// Writes its configuration unless there is one, which its owner may have edited.
-    pub(crate) fn configure(&self, cluster: Option<&str>, peers: &[String]) -> Result<()> {
+    /// Writes its configuration, with these further lines, unless there is one, which its owner may have edited.
+    pub(crate) fn configure(
+        &self,
+        cluster: Option<&str>,
+        peers: &[String],
+        settings: &[String],
+    ) -> Result<()> {
         let file = self.config();
         if file.exists() {
             return Ok(());
@@ -171,8 +176,10 @@ peers = {peers:?}
             "data = \"data\"
 mount = \"mnt\"
 listen = \"{}\"
-{membership}",
-            self.address
+{membership}{}
+",
+            self.address,
+            settings.join("\n")
         );
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
     }

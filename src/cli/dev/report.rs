@@ -44,6 +44,8 @@ struct Node {
     address: String,
     mount: PathBuf,
     problems: Vec<String>,
+    /// It is mounted, and a quorum answers it.
+    serves: bool,
 }
 
 pub(crate) async fn run(args: &Args) -> Result<()> {
@@ -95,6 +97,7 @@ async fn ask(node: NodeDir) -> Result<Node> {
     report.commit = status.commit;
     report.digest = status.digest;
     report.problems = status.problems;
+    report.serves = status.mounted && status.has_quorum;
     Ok(report)
 }
 
@@ -113,7 +116,7 @@ fn print(report: &Report) {
             node.term,
             node.applied,
             node.stable,
-            if node.mounted { "serves" } else { "does not serve" },
+            if node.serves { "serves" } else { "does not serve" },
             node.mount.display()
         );
         for problem in &node.problems {

@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// The port of a new cluster's first node; the others follow [default: some free ones].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     base_port: Option<u16>,
+    /// A line for the configuration of every new node, such as 'op_timeout = "10s"'; as often as wanted.
+    #[arg(long = "set", value_name = "LINE")]
+    settings: Vec<String>,
 }
 
 pub(crate) async fn run(args: &Args) -> Result<()> {
@@ -36,7 +39,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     let mut layout = find_or_create(args)?;
     let mut started = Vec::new();
     let result = tokio::select! {
-        result = bring_up(&mut layout, &mut started) => result,
+        result = bring_up(&mut layout, &args.settings, &mut started) => result,
         result = interruption() => result,
     };
     if let Err(error) = result {
@@ -71,7 +74,11 @@ fn find_or_create(args: &Args) -> Result<Layout> {
 
 /// Old nodes start together, since it takes a quorum of them to lead. New ones join one by one, so
 /// that their ids are their numbers.
-async fn bring_up(layout: &mut Layout, started: &mut Vec<NodeDir>) -> Result<()> {
+async fn bring_up(
+    layout: &mut Layout,
+    settings: &[String],
+    started: &mut Vec<NodeDir>,
+) -> Result<()> {
     for node in layout.all() {
         node.create()?;
     }
@@ -82,7 +89,7 @@ async fn bring_up(layout: &mut Layout, started: &mut Vec<NodeDir>) -> Result<()>
             newcomers.push(node.clone());
         }
     }
-    found(layout, &founder)?;
+    found(layout, &founder, settings)?;
     let veterans: Vec<_> = layout
         .all()
         .into_iter()
@@ -104,8 +111,8 @@ async fn bring_up(layout: &mut Layout, started: &mut Vec<NodeDir>) -> Result<()>
 }
 
 /// Makes the cluster's first node unless there is one, and everybody's configuration.
-fn found(layout: &mut Layout, founder: &NodeDir) -> Result<()> {
-    founder.configure(None, &[])?;
+fn found(layout: &mut Layout, founder: &NodeDir, settings: &[String]) -> Result<()> {
+    founder.configure(None, &[], settings)?;
     if founder.is_new()? {
         ensure!(
             layout.cluster.is_none(),
@@ -126,7 +133,7 @@ fn found(layout: &mut Layout, founder: &NodeDir) -> Result<()> {
     for node in &nodes[1..] {
         let others = nodes.iter().filter(|other| other.node != node.node);
         let peers: Vec<_> = others.map(|other| other.address.clone()).collect();
-        node.configure(Some(&cluster), &peers)?;
+        node.configure(Some(&cluster), &peers, settings)?;
     }
     Ok(())
 }

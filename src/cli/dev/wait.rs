@@ -92,10 +92,11 @@ pub(crate) async fn until_complete(layout: &Layout) -> Result<()> {
 fn missing_of_membership(status: &StatusReply) -> Option<&'static str> {
     let voter =
         status.members.iter().any(|member| member.node == status.node && member.kind == "voter");
-    match (status.leader, voter, status.mounted) {
-        (0, _, _) => Some("it to know a leader"),
-        (_, false, _) => Some("it to be a voter"),
-        (_, _, false) => Some("it to be mounted"),
+    match (status.leader, voter, status.mounted, status.has_quorum) {
+        (0, ..) => Some("it to know a leader"),
+        (_, false, ..) => Some("it to be a voter"),
+        (_, _, false, _) => Some("it to be mounted"),
+        (.., false) => Some("a quorum to answer it"),
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 //! a new cluster of it.
 //!
 //! Called by `cli`. Everything here holds the directory's lock. Looking never changes it: what a start would find is
-//! found in a copy of what a start would change ([`Stopped`]), by the same code. Only [`fsck`] with a repair, and
+//! found in a copy of what a start would change ([`Stopped`]), by the same code. Only [`fsck()`] with a repair, and
 //! [`crate::store::refound`], write to it.
 
 mod attributes;

@@ -39,7 +39,7 @@ impl Scratch {
     /// `data` meanwhile.
     ///
     /// # Errors
-    /// When what must be true of `data` is damaged or missing, as for [`super::recover`]; when the disk refuses.
+    /// When what must be true of `data` is damaged or missing, as for [`super::recover()`]; when the disk refuses.
     pub fn recover(data: &DataDir, parent: &Path) -> Result<(Recovered, Self), StoreError> {
         let dir = tempfile::Builder::new().prefix("quorumfs-scratch.").tempdir_in(parent);
         let dir = dir.map_err(StoreError::io("make a directory for copies in", parent))?;

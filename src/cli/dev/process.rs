@@ -82,12 +82,19 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Whether it is still this very process, and not a zombie.
+    /// Whether it is still this very process, and not a zombie. One whose other threads are still ending holds its locks.
     pub(crate) fn runs(&self) -> bool {
         let program = fs::read_link(format!("/proc/{}/exe", self.pid));
-        stat(self.pid).is_some_and(|(start, state)| start == self.start_ticks && state != 'Z')
+        let ends = || {
+            let threads = fs::read_dir(format!("/proc/{}/task", self.pid));
+            threads.is_ok_and(|threads| threads.count() > 1)
+        };
+        let Some((start, state)) = stat(self.pid) else { return false };
+        // A zombie has no program any more.
+        let is_it = || program.is_ok_and(|program| is_same(&program, &self.program));
+        start == self.start_ticks
             && boot_id().is_ok_and(|boot| boot == self.boot)
-            && program.is_ok_and(|program| is_same(&program, &self.program))
+            && if state == 'Z' { ends() } else { is_it() }
     }
 
     /// Sends it a signal; false where it does not run (any more).

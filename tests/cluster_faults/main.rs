@@ -7,3 +7,11 @@
 mod linearizability;
 #[path = "../support/mod.rs"]
 mod support;
+
+mod faults;
+mod history;
+mod machines;
+mod mixed;
+mod network;
+mod report;
+mod workload;

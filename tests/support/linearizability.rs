@@ -41,6 +41,17 @@ pub enum Violation {
     Reordered { value: u64, other: u64 },
 }
 
+impl Violation {
+    /// Those that it is about.
+    pub fn values(self) -> impl Iterator<Item = u64> {
+        let (one, other) = match self {
+            Self::FromNowhere { value } => (value, None),
+            Self::Reordered { value, other } => (value, Some(other)),
+        };
+        std::iter::once(one).chain(other)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Zone {
     value: u64,

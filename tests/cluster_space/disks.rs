@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
@@ -161,7 +161,7 @@ fn a_replica_without_room_lacks_new_bytes_until_there_is_some() {
     let (here, there) = (cluster.mount(1), cluster.mount(3));
     let before = pattern(0, MIB);
     fs::write(here.join("before"), &before).expect("write");
-    let ballast = disk.as_ref().expect("mounted").0.join("something-else");
+    let ballast = disk.as_ref().expect("mounted").path().join("something-else");
     let room = rustix::fs::statvfs(ballast.parent().expect("a directory")).expect("statvfs");
     let taken = (room.f_bavail * room.f_frsize).saturating_sub(RESERVE / 2);
     fallocate(open(&ballast), FallocateFlags::empty(), 0, taken).expect("there is room");

@@ -37,21 +37,29 @@ pub struct Member {
     pub kind: String,
 }
 
-/// The last node has a small disk of its own, and a clock that can be set.
 #[derive(Debug)]
 pub struct Machines {
     pub network: Network,
     daemons: Vec<Mutex<Option<Child>>>,
-    disk: SmallDisk,
+    /// Of the special node.
+    disk: Option<SmallDisk>,
     dir: TempDir,
 }
 
 impl Machines {
     /// A new cluster that serves.
     pub fn up(nodes: u64) -> Self {
-        const MIB: u64 = 1 << 20;
+        Self::up_with(nodes, temporary_dir("faults"), None)
+    }
+
+    /// The same; its last node has a small disk of its own, and a clock that can be set.
+    pub fn up_with_special(nodes: u64) -> Self {
         let dir = temporary_dir("faults");
-        let disk = SmallDisk::mount(&dir.path().join(format!("n{nodes}/data")), 512 * MIB);
+        let disk = SmallDisk::mount(&dir.path().join(format!("n{nodes}/data")), 512 << 20);
+        Self::up_with(nodes, dir, Some(disk))
+    }
+
+    fn up_with(nodes: u64, dir: TempDir, disk: Option<SmallDisk>) -> Self {
         let daemons = (0..nodes).map(|_| Mutex::new(None)).collect();
         let machines = Self { network: Network::of(nodes), daemons, disk, dir };
         for node in machines.all() {
@@ -100,8 +108,13 @@ impl Machines {
         self.at(node).join("mnt")
     }
 
+    /// Where the special node keeps its data.
     pub fn disk(&self) -> &Path {
-        self.disk.path()
+        self.disk.as_ref().expect("there is a special node").path()
+    }
+
+    fn is_special(&self, node: u64) -> bool {
+        self.disk.is_some() && node == self.special()
     }
 
     fn address(node: u64) -> String {
@@ -109,7 +122,7 @@ impl Machines {
     }
 
     fn configure(&self, node: u64, joining: &str) {
-        let disk = if node == self.special() {
+        let disk = if self.is_special(node) {
             "reserve = \"32MiB\"\nsnapshot_min_log = \"8MiB\"\nmax_log = \"64MiB\"\n"
         } else {
             ""
@@ -133,7 +146,7 @@ impl Machines {
         let log = File::options().create(true).append(true).open(self.at(node).join("log"));
         let mut serve = self.quorumfs_at(node, &["serve", "--config", "quorumfs.toml"]);
         serve.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("a log"));
-        if node == self.special() && has_clocks() {
+        if self.is_special(node) && has_clocks() {
             serve.env("LD_PRELOAD", FAKETIME).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
             serve.env("FAKETIME_TIMESTAMP_FILE", self.clock()).env("FAKETIME_CACHE_DURATION", "1");
         }

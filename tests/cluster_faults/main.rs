@@ -8,10 +8,12 @@ mod linearizability;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clocks;
 mod faults;
 mod history;
 mod machines;
 mod mixed;
 mod network;
 mod report;
+mod stalls;
 mod workload;

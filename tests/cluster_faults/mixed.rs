@@ -3,15 +3,14 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
-
 use super::faults::{Fault, OF_MACHINES, OF_NETWORK};
 use super::history::{Outcome, violations};
 use super::machines::Machines;
 use super::report::{Episode, publish, table};
 use super::workload::Workload;
+
+/// A run that is shorter goes on to several at once.
+const WORTH_EACH_ALONE: Duration = Duration::from_secs(240);
 
 #[test]
 fn what_programs_see_is_linearizable_whatever_fails() {
@@ -29,12 +28,15 @@ fn what_programs_see_is_linearizable_whatever_fails_long() {
 
 /// The faults are those of `long`; making the cluster and judging what it did come on top.
 fn torment(long: Duration) {
-    let machines = Machines::up(5);
+    let machines = Machines::up_with_special(5);
     let workload = Workload::new(&machines);
     let (mut records, episodes) = workload.run(&machines, || {
         let end = Instant::now() + long;
-        let mut episodes = each_alone(&machines, &workload, long / 2);
-        episodes.extend(two_at_once(&machines, &workload, end));
+        let mut episodes = Vec::new();
+        if long >= WORTH_EACH_ALONE {
+            each_alone(&machines, &workload, long / 2, &mut episodes);
+        }
+        two_at_once(&machines, &workload, end, &mut episodes);
         episodes
     });
     machines.settle();
@@ -48,61 +50,57 @@ fn torment(long: Duration) {
     assert!(done > 20 * long.as_secs(), "{done} operations are too few to show anything");
 }
 
-/// Every kind, for its least time or an equal part of `long`.
-fn each_alone(machines: &Machines, workload: &Workload, long: Duration) -> Vec<Episode> {
-    let kinds: Vec<_> =
-        OF_NETWORK.into_iter().chain(OF_MACHINES).filter(|f| f.is_possible()).collect();
-    let part = long / u32::try_from(kinds.len()).expect("few");
-    let mut episodes = Vec::new();
-    for kind in kinds {
-        // A short run has no time for what takes long.
-        if kind.least() > 3 * part {
-            continue;
-        }
+/// Every kind, for an equal part of `long`.
+fn each_alone(
+    machines: &Machines,
+    workload: &Workload,
+    long: Duration,
+    episodes: &mut Vec<Episode>,
+) {
+    let kinds = || OF_NETWORK.into_iter().chain(OF_MACHINES).filter(|kind| kind.is_possible());
+    let part = long / u32::try_from(kinds().count()).expect("few");
+    for kind in kinds() {
         let end = Instant::now() + part;
-        while episodes.last().is_none_or(|last: &Episode| last.kinds != [kind])
-            || Instant::now() < end
-        {
-            let from = workload.now();
-            let victims = kind.victims(machines);
-            kind.happen(machines, &victims, kind.least());
-            until_recovered(machines);
-            episodes.push(Episode { kinds: vec![kind], victims, from, to: workload.now() });
-        }
+        while {
+            episodes.push(episode(machines, workload, &[kind]));
+            Instant::now() + kind.least() < end
+        } {}
     }
-    episodes
 }
 
-/// One of the network beside one of a machine, again and again.
-fn two_at_once(machines: &Machines, workload: &Workload, end: Instant) -> Vec<Episode> {
-    let mut random = StdRng::seed_from_u64(1);
-    let mut episodes = Vec::new();
-    while Instant::now() < end {
-        let left = end - Instant::now();
-        let fits =
-            |kind: &Fault| kind.is_possible() && kind.least() <= left.max(Duration::from_secs(4));
-        let kinds: Vec<_> = [&OF_NETWORK[..], &OF_MACHINES[..]]
-            .into_iter()
-            .filter_map(|of| {
-                let fitting: Vec<_> = of.iter().copied().filter(fits).collect();
-                fitting.choose(&mut random).copied()
-            })
-            .collect();
-        let from = workload.now();
-        let hit: Vec<_> = kinds.iter().map(|kind| (*kind, kind.victims(machines))).collect();
-        thread::scope(|scope| {
-            for (kind, victims) in &hit {
-                let long = kind.least().mul_f64(random.random_range(0.5..1.5));
-                scope.spawn(move || kind.happen(machines, victims, long));
-            }
-        });
-        until_recovered(machines);
-        let mut victims: Vec<_> = hit.into_iter().flat_map(|(_, victims)| victims).collect();
-        victims.sort_unstable();
-        victims.dedup();
-        episodes.push(Episode { kinds, victims, from, to: workload.now() });
+/// One of the network beside one of a machine: in the end every one beside every other one.
+fn two_at_once(
+    machines: &Machines,
+    workload: &Workload,
+    end: Instant,
+    episodes: &mut Vec<Episode>,
+) {
+    let short = end - Instant::now() < WORTH_EACH_ALONE / 2;
+    let fits =
+        |kind: &Fault| kind.is_possible() && !(short && *kind == Fault::FollowerPausedForLong);
+    let of_machines: Vec<_> = OF_MACHINES.into_iter().filter(fits).collect();
+    for round in 0.. {
+        let (one, other) = (round % OF_NETWORK.len(), round + round / OF_NETWORK.len());
+        let kinds = [OF_NETWORK[one], of_machines[other % of_machines.len()]];
+        episodes.push(episode(machines, workload, &kinds));
+        if Instant::now() >= end {
+            return;
+        }
     }
-    episodes
+}
+
+/// All of these at once, until everybody has recovered from them.
+fn episode(machines: &Machines, workload: &Workload, kinds: &[Fault]) -> Episode {
+    let from = workload.now();
+    let hit: Vec<_> = kinds.iter().map(|kind| (*kind, kind.victims(machines))).collect();
+    thread::scope(|scope| {
+        for (kind, victims) in &hit {
+            scope.spawn(move || kind.happen(machines, victims, kind.least()));
+        }
+    });
+    until_recovered(machines);
+    let victims = hit.into_iter().flat_map(|(_, victims)| victims).collect();
+    Episode { kinds: kinds.to_vec(), victims, from, to: workload.now() }
 }
 
 fn until_recovered(machines: &Machines) {

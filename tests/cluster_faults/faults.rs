@@ -33,6 +33,9 @@ pub enum Fault {
     FollowerPausedForLong,
     /// Daemons are killed and started again, one after the other.
     Killed,
+    /// Below its reserve: the node keeps no new bytes, and goes on.
+    DiskNearlyFull,
+    /// To the last block: the node stops, and is started again when there is room.
     DiskFull,
     ClockAhead,
     ClockBehind,
@@ -48,11 +51,12 @@ pub const OF_NETWORK: [Fault; 7] = [
     Fault::LossyLeader,
     Fault::NarrowLeader,
 ];
-pub const OF_MACHINES: [Fault; 7] = [
+pub const OF_MACHINES: [Fault; 8] = [
     Fault::LeaderPaused,
     Fault::FollowerPaused,
     Fault::FollowerPausedForLong,
     Fault::Killed,
+    Fault::DiskNearlyFull,
     Fault::DiskFull,
     Fault::ClockAhead,
     Fault::ClockBehind,
@@ -81,7 +85,9 @@ impl Fault {
     /// The nodes that it hits.
     pub fn victims(self, machines: &Machines) -> Vec<u64> {
         match self {
-            Self::DiskFull | Self::ClockAhead | Self::ClockBehind => vec![machines.special()],
+            Self::DiskNearlyFull | Self::DiskFull | Self::ClockAhead | Self::ClockBehind => {
+                vec![machines.special()]
+            }
             Self::MinorityCutOff => {
                 let leader = machines.leader();
                 vec![leader, machines.others(&[leader])[0]]
@@ -111,7 +117,9 @@ impl Fault {
     fn begin(self, machines: &Machines, victims: &[u64]) {
         let rest = machines.others(victims);
         let lose = |ways: &[Way], percent| {
-            victims.iter().for_each(|node| machines.network.lose(*node, &rest, ways, percent));
+            for node in victims {
+                machines.network.lose(*node, &rest, ways, percent);
+            }
         };
         match self {
             Self::LeaderCutOff | Self::FollowerCutOff | Self::MinorityCutOff => lose(&BOTH, 100),
@@ -119,13 +127,16 @@ impl Fault {
             Self::LeaderMute => lose(&[Way::Out], 100),
             Self::LossyLeader => lose(&BOTH, 10),
             Self::NarrowLeader => {
-                machines.network.narrow(victims[0], 4, Duration::from_millis(200))
+                machines.network.narrow(victims[0], 4, Duration::from_millis(200));
             }
             Self::LeaderPaused | Self::FollowerPaused | Self::FollowerPausedForLong => {
-                victims.iter().for_each(|node| machines.signal(*node, Signal::STOP));
+                for node in victims {
+                    machines.signal(*node, Signal::STOP);
+                }
             }
             Self::Killed => {}
-            Self::DiskFull => fill(machines),
+            Self::DiskNearlyFull => fill(machines, 16 << 20),
+            Self::DiskFull => fill(machines, 0),
             Self::ClockAhead => machines.set_clock(3600),
             Self::ClockBehind => machines.set_clock(-3600),
         }
@@ -139,15 +150,23 @@ impl Fault {
             | Self::LeaderDeaf
             | Self::LeaderMute
             | Self::LossyLeader
-            | Self::NarrowLeader => victims.iter().for_each(|node| machines.network.heal(*node)),
+            | Self::NarrowLeader => {
+                for node in victims {
+                    machines.network.heal(*node);
+                }
+            }
             Self::LeaderPaused | Self::FollowerPaused | Self::FollowerPausedForLong => {
-                victims.iter().for_each(|node| machines.signal(*node, Signal::CONT));
+                for node in victims {
+                    machines.signal(*node, Signal::CONT);
+                }
             }
             Self::Killed => {}
+            Self::DiskNearlyFull => empty(machines),
             Self::DiskFull => {
-                fs::remove_file(machines.disk().join("filler")).expect("it was filled");
-                // Where not even the log had room, the daemon has stopped.
-                machines.revive(machines.special());
+                empty(machines);
+                // It has stopped, or is about to.
+                machines.kill(machines.special());
+                machines.start(machines.special());
             }
             Self::ClockAhead | Self::ClockBehind => machines.set_clock(0),
         }
@@ -166,18 +185,24 @@ fn kill_in_turn(machines: &Machines, victims: &[u64], long: Duration) {
     }
 }
 
-/// To the last block.
-fn fill(machines: &Machines) {
+/// Leaves so many bytes.
+fn fill(machines: &Machines, left: u64) {
+    let space = || statvfs(machines.disk()).expect("statvfs").f_bavail * 4096;
     let filler = File::create(machines.disk().join("filler")).expect("a name has room");
-    let mut step = 64 << 20;
-    let mut filled = 0;
+    let (mut filled, mut step) = (0, space().saturating_sub(left));
+    // What is written meanwhile takes room, too.
     while step >= 4096 {
         match fallocate(&filler, FallocateFlags::empty(), filled, step) {
-            Ok(()) => filled += step,
+            Ok(()) => {
+                filled += step;
+                step = space().saturating_sub(left);
+            }
             Err(rustix::io::Errno::NOSPC) => step /= 2,
             Err(error) => panic!("fallocate: {error}"),
         }
     }
-    let space = statvfs(machines.disk()).expect("statvfs");
-    assert!(space.f_bavail * 4096 < 32 << 20, "{} blocks are left", space.f_bavail);
+}
+
+fn empty(machines: &Machines) {
+    fs::remove_file(machines.disk().join("filler")).expect("it was filled");
 }

@@ -181,17 +181,6 @@ impl Machines {
         assert!(daemon.expect("it runs").wait().expect("it ends").success(), "node {node}");
     }
 
-    /// Starts it if it has ended by itself.
-    pub fn revive(&self, node: u64) {
-        let mut daemon = self.daemon(node).lock();
-        let ended = daemon.as_mut().is_none_or(|child| child.try_wait().expect("wait").is_some());
-        if ended {
-            *daemon = None;
-            drop(daemon);
-            self.start(node);
-        }
-    }
-
     /// As a daemon says of itself; nothing where it does not.
     pub fn status(&self, node: u64) -> Option<Status> {
         let arguments = ["status", "--json", "--addr", &Self::address(node)];

@@ -9,6 +9,7 @@ mod linearizability;
 mod support;
 
 mod clocks;
+mod descriptors;
 mod faults;
 mod history;
 mod machines;

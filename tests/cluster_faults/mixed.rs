@@ -98,8 +98,15 @@ fn episode(machines: &Machines, workload: &Workload, kinds: &[Fault]) -> Episode
             scope.spawn(move || kind.happen(machines, victims, kind.least()));
         }
     });
+    let over = workload.now();
     until_recovered(machines);
-    let victims = hit.into_iter().flat_map(|(_, victims)| victims).collect();
+    let victims: Vec<_> = hit.into_iter().flat_map(|(_, victims)| victims).collect();
+    let seconds = |from: u64, to: u64| Duration::from_nanos(to - from).as_secs_f64();
+    println!(
+        "{kinds:?} on {victims:?}: {:.1} s, and {:.1} s to recover",
+        seconds(from, over),
+        seconds(over, workload.now())
+    );
     Episode { kinds: kinds.to_vec(), victims, from, to: workload.now() }
 }
 

@@ -103,20 +103,18 @@ impl Network {
         } else {
             String::new()
         };
-        let rules: String = ways
-            .iter()
-            .map(|way| {
-                let (hook, end) = match way {
-                    Way::In => ("input", "saddr"),
-                    Way::Out => ("output", "daddr"),
-                };
-                format!(
-                    "chain {hook} {{ type filter hook {hook} priority 0; \
-                     ip {end} {{ {others} }} {some} drop; }}\n"
-                )
-            })
-            .collect();
-        self.rules(node, &format!("table inet faults {{\n{rules}}}\n"));
+        let chain = |way: &Way| {
+            let (hook, end) = match way {
+                Way::In => ("input", "saddr"),
+                Way::Out => ("output", "daddr"),
+            };
+            format!(
+                "chain {hook} {{ type filter hook {hook} priority 0; \
+                 ip {end} {{ {others} }} {some} drop; }}"
+            )
+        };
+        let chains: Vec<_> = ways.iter().map(chain).collect();
+        self.rules(node, &format!("table inet faults {{\n{}\n}}\n", chains.join("\n")));
     }
 
     fn rules(&self, node: u64, rules: &str) {
@@ -145,7 +143,7 @@ impl Network {
     }
 
     /// Ends every process in it, by its id.
-    fn end_processes(&self, name: &str) {
+    fn end_processes(name: &str) {
         for _ in 0..200 {
             let listed = Command::new("ip").args(["netns", "pids", name]).output();
             let listed = listed.map(|output| text(&output.stdout)).unwrap_or_default();
@@ -163,7 +161,7 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for name in self.all() {
-            self.end_processes(&name);
+            Self::end_processes(&name);
             let _ = Command::new("ip").args(["netns", "delete", &name]).output();
         }
     }

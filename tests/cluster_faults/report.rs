@@ -1,7 +1,9 @@
 //! What was done and what it cost, as a table for people.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs;
+use std::io;
 use std::time::Duration;
 
 use super::faults::Fault;
@@ -58,17 +60,18 @@ pub fn table(records: &[Record], episodes: &[Episode], violations: usize) -> Str
         row.stall = row.stall.max(episode.longest_stall(records));
     }
     for (name, row) in rows {
-        text += &format!("| {name} | {} | {:.0} ms |\n", row.times, row.stall.as_secs_f64() * 1e3);
+        let stall = row.stall.as_secs_f64() * 1e3;
+        writeln!(text, "| {name} | {} | {stall:.0} ms |", row.times).expect("memory");
     }
     text
 }
 
 /// Prints it, and appends it to the file that `QUORUMFS_FAULTS_MD` names.
 pub fn publish(title: &str, text: &str) {
-    use std::io::Write;
     println!("{title}\n\n{text}");
     if let Some(path) = std::env::var_os("QUORUMFS_FAULTS_MD") {
         let file = fs::File::options().create(true).append(true).open(path);
-        writeln!(file.expect("the report"), "### {title}\n\n{text}").expect("write");
+        let section = format!("### {title}\n\n{text}\n");
+        io::Write::write_all(&mut file.expect("the report"), section.as_bytes()).expect("write");
     }
 }

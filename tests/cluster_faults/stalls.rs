@@ -1,12 +1,15 @@
 //! How long a program that writes 4 KiB and syncs them, again and again, has to wait on a mount that was not hit.
 
+use std::fmt::Write;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::descriptors;
 use super::faults::SESSION_TTL;
 use super::machines::Machines;
 use super::network::Way;
@@ -64,7 +67,7 @@ impl Blow {
     fn undo(self, machines: &Machines, victim: u64) {
         match self {
             Self::FollowerKilled | Self::LeaderKilled | Self::LeaderStopped => {
-                machines.start(victim)
+                machines.start(victim);
             }
             Self::FollowerCutOff | Self::LeaderCutOff => machines.network.heal(victim),
         }
@@ -104,7 +107,7 @@ fn measure(tries: usize) -> Vec<(Blow, Vec<Duration>)> {
         let ms = |stall: Duration| format!("{:.0} ms", stall.as_secs_f64() * 1e3);
         let rank = |percent: usize| ms(stalls[(tries * percent).div_ceil(100) - 1]);
         let (p50, p99, longest, bar) = (rank(50), rank(99), rank(100), ms(blow.bar()));
-        text += &format!("| {blow:?} | {p50} | {p99} | {longest} | {bar} |\n");
+        writeln!(text, "| {blow:?} | {p50} | {p99} | {longest} | {bar} |").expect("memory");
         measured.push((blow, stalls));
     }
     publish(&format!("Longest stall on a surviving mount, {tries} tries, three nodes"), &text);
@@ -115,17 +118,19 @@ fn measure(tries: usize) -> Vec<(Blow, Vec<Duration>)> {
 fn longest_stall(machines: &Machines, blow: Blow) -> Duration {
     machines.settle();
     let victim = blow.victim(machines);
-    let done = AtomicBool::new(false);
+    let survivors = machines.others(&[victim]);
+    let (ready, done) = (Barrier::new(survivors.len() + 1), AtomicBool::new(false));
     let longest = thread::scope(|scope| {
         let stop = StopWriting(&done);
-        let writers: Vec<_> = machines
-            .others(&[victim])
+        let writers: Vec<_> = survivors
             .into_iter()
             .map(|node| {
-                let (file, done) = (machines.mount(node).join(format!("by{node}")), &done);
-                scope.spawn(move || write_until(&file, done))
+                let file = machines.mount(node).join(format!("by{node}"));
+                let (ready, done) = (&ready, &done);
+                scope.spawn(move || write_until(&file, ready, done))
             })
             .collect();
+        ready.wait();
         thread::sleep(SESSION_TTL / 4);
         let struck = Instant::now();
         blow.strike(machines, victim);
@@ -150,7 +155,8 @@ impl Drop for StopWriting<'_> {
 }
 
 /// When each write began and ended.
-fn write_until(path: &Path, done: &AtomicBool) -> Vec<(Instant, Instant)> {
+fn write_until(path: &Path, ready: &Barrier, done: &AtomicBool) -> Vec<(Instant, Instant)> {
+    descriptors::keep_to_this_thread(ready);
     let file = File::create(path).expect("create");
     let mut writes = Vec::new();
     let mut bytes = [0_u8; 4096];

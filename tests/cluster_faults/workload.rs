@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::fs::{Mode, OFlags, openat};
 
+use super::descriptors;
 use super::history::{Call, Outcome, Record, Subject, TORN};
 use super::linearizability::INITIAL;
 use super::machines::Machines;
@@ -66,6 +68,7 @@ impl Workload {
 
     /// Two clients on each mount work while `disturb` runs. Answers what they did.
     pub fn run<T>(&self, machines: &Machines, disturb: impl FnOnce() -> T) -> (Vec<Record>, T) {
+        let ready = Barrier::new(2 * machines.all().count() + 1);
         thread::scope(|scope| {
             let running = Running { workload: self, machines };
             let clients: Vec<_> = machines
@@ -73,10 +76,14 @@ impl Workload {
                 .flat_map(|node| [node, node])
                 .enumerate()
                 .map(|(seed, node)| {
-                    let mount = machines.mount(node);
-                    scope.spawn(move || self.client(node, &mount, seed as u64))
+                    let (mount, ready) = (machines.mount(node), &ready);
+                    scope.spawn(move || {
+                        descriptors::keep_to_this_thread(ready);
+                        self.client(node, &mount, seed as u64)
+                    })
                 })
                 .collect();
+            ready.wait();
             let result = disturb();
             drop(running);
             let join = |client: thread::ScopedJoinHandle<'_, Vec<Record>>| client.join();
@@ -169,7 +176,7 @@ fn name(subject: Subject) -> String {
 
 /// Some are larger than what travels in the log.
 fn content(value: u64) -> Vec<u8> {
-    let words = if value % 16 == 0 { 12_000 } else { 1 + value % 600 };
+    let words = if value.is_multiple_of(16) { 12_000 } else { 1 + value % 600 };
     value.to_be_bytes().repeat(usize::try_from(words).expect("few"))
 }
 

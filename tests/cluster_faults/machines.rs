@@ -49,17 +49,22 @@ pub struct Machines {
 impl Machines {
     /// A new cluster that serves.
     pub fn up(nodes: u64) -> Self {
-        Self::up_with(nodes, temporary_dir("faults"), None)
+        Self::up_configured(nodes, "")
+    }
+
+    /// The same, with some lines in all configurations.
+    pub fn up_configured(nodes: u64, lines: &str) -> Self {
+        Self::up_with(nodes, lines, temporary_dir("faults"), None)
     }
 
     /// The same; its last node has a small disk of its own, and a clock that can be set.
     pub fn up_with_special(nodes: u64) -> Self {
         let dir = temporary_dir("faults");
         let disk = SmallDisk::mount(&dir.path().join(format!("n{nodes}/data")), 512 << 20);
-        Self::up_with(nodes, dir, Some(disk))
+        Self::up_with(nodes, "", dir, Some(disk))
     }
 
-    fn up_with(nodes: u64, dir: TempDir, disk: Option<SmallDisk>) -> Self {
+    fn up_with(nodes: u64, lines: &str, dir: TempDir, disk: Option<SmallDisk>) -> Self {
         let daemons = (0..nodes).map(|_| Mutex::new(None)).collect();
         let machines = Self { network: Network::of(nodes), daemons, disk, dir };
         for node in machines.all() {
@@ -68,13 +73,13 @@ impl Machines {
             }
         }
         machines.set_clock(0);
-        machines.configure(1, "");
+        machines.configure(1, lines);
         let made = machines.quorumfs_at(1, &["cluster", "init", "--config", "quorumfs.toml"]);
         let made = text(&succeed(&mut { made }).stdout);
         let joining: String = made
             .lines()
             .filter(|line| !line.starts_with("insecure"))
-            .fold(String::new(), |all, line| all + line + "\n");
+            .fold(lines.to_owned(), |all, line| all + line + "\n");
         machines.start(1);
         machines.until_serving(1);
         // One by one, so that their ids are their numbers.
@@ -121,14 +126,14 @@ impl Machines {
         format!("{}:{PORT}", Network::host(node))
     }
 
-    fn configure(&self, node: u64, joining: &str) {
+    fn configure(&self, node: u64, lines: &str) {
         let disk = if self.is_special(node) {
             "reserve = \"32MiB\"\nsnapshot_min_log = \"8MiB\"\nmax_log = \"64MiB\"\n"
         } else {
             ""
         };
         let config = format!(
-            "data = \"data\"\nmount = \"mnt\"\nlisten = \"{}\"\ninsecure = true\n{disk}{joining}",
+            "data = \"data\"\nmount = \"mnt\"\nlisten = \"{}\"\ninsecure = true\n{disk}{lines}",
             Self::address(node)
         );
         fs::write(self.at(node).join("quorumfs.toml"), config).expect("write");

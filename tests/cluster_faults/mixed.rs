@@ -26,6 +26,19 @@ fn what_programs_see_is_linearizable_whatever_fails_long() {
     torment(Duration::from_secs(seconds));
 }
 
+/// The check itself must be able to say no: here mounts are told to read what they have, and one has nothing new.
+#[test]
+fn what_is_not_linearizable_is_found() {
+    let machines = Machines::up_configured(3, "read = \"eventual\"\n");
+    let workload = Workload::new(&machines);
+    let (mut records, _) =
+        workload.run(&machines, || episode(&machines, &workload, &[Fault::FollowerCutOff]));
+    machines.settle();
+    let logs = workload.read_all(&machines, &mut records);
+    let found = violations(&records, &logs);
+    assert!(found.iter().any(|what| what.contains("Reordered")), "{found:#?}");
+}
+
 /// The faults are those of `long`; making the cluster and judging what it did come on top.
 fn torment(long: Duration) {
     let machines = Machines::up_with_special(5);

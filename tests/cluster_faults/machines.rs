@@ -37,9 +37,11 @@ pub struct Member {
     pub kind: String,
 }
 
+/// All of them.
 #[derive(Debug)]
 pub struct Machines {
     pub network: Network,
+    /// Those that were started and not ended by the test.
     daemons: Vec<Mutex<Option<Child>>>,
     /// Of the special node.
     disk: Option<SmallDisk>,

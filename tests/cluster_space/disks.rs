@@ -3,59 +3,34 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
 use rustix::io::Errno;
 
+use super::support::disk::SmallDisk;
 use super::support::{self, Cluster, PATIENCE, succeed, wait_until, write_and_sync};
 use super::{MIB, open, pattern};
 
 /// Of a disk, where nobody says otherwise.
 const RESERVE: u64 = 256 * MIB;
 
-/// A small file system in a file, mounted until it is dropped. `scripts/test` unmounts what a test that
-/// was killed leaves behind, and the kernel then gives the loop device back.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// Over the directory `at`, which is made.
-    fn mount(at: &Path, bytes: u64) -> Self {
-        fs::create_dir_all(at).expect("a directory");
-        let image = at.with_extension("image");
-        File::create(&image).and_then(|image| image.set_len(bytes)).expect("an image");
-        // With blocks of 4 KiB, as any larger one has: files can be as large as files may be.
-        succeed(Command::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0"]).arg(&image));
-        succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(at));
-        fs::remove_dir(at.join("lost+found")).expect("a fresh file system");
-        Self(at.to_owned())
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
-        let unmounted = unmounted.is_ok_and(|status| status.success());
-        assert!(unmounted || std::thread::panicking(), "{} stays mounted", self.0.display());
-    }
-}
-
 /// A file system that takes in nothing until this is dropped: whoever writes to it hangs.
 struct Frozen<'a>(&'a SmallDisk);
 
 impl<'a> Frozen<'a> {
     fn freeze(disk: &'a SmallDisk) -> Self {
-        succeed(Command::new("fsfreeze").arg("--freeze").arg(&disk.0));
+        succeed(Command::new("fsfreeze").arg("--freeze").arg(disk.path()));
         Self(disk)
     }
 }
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        let thawed = Command::new("fsfreeze").arg("--unfreeze").arg(&self.0.0).status();
+        let thawed = Command::new("fsfreeze").arg("--unfreeze").arg(self.0.path()).status();
         let thawed = thawed.is_ok_and(|status| status.success());
-        assert!(thawed || std::thread::panicking(), "{} stays frozen", self.0.0.display());
+        assert!(thawed || std::thread::panicking(), "{} stays frozen", self.0.path().display());
     }
 }
 
@@ -181,7 +156,7 @@ fn a_replica_without_room_lacks_new_bytes_until_there_is_some() {
     let (here, there) = (cluster.mount(1), cluster.mount(3));
     let before = pattern(0, MIB);
     fs::write(here.join("before"), &before).expect("write");
-    let ballast = disk.as_ref().expect("mounted").0.join("something-else");
+    let ballast = disk.as_ref().expect("mounted").path().join("something-else");
     let room = rustix::fs::statvfs(ballast.parent().expect("a directory")).expect("statvfs");
     let taken = (room.f_bavail * room.f_frsize).saturating_sub(RESERVE / 2);
     fallocate(open(&ballast), FallocateFlags::empty(), 0, taken).expect("there is room");

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses some of it")]
 #![allow(clippy::disallowed_methods, reason = "tests wait with deadlines and read where to work")]
 
+pub mod disk;
 pub mod program;
 pub mod python;
 

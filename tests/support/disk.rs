@@ -1,0 +1,38 @@
+//! Small disks for tests that fill them.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::succeed;
+
+/// A small file system in a file, mounted until it is dropped. `scripts/test` unmounts what a test that
+/// was killed leaves behind, and the kernel then gives the loop device back.
+#[derive(Debug)]
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Over the directory `at`, which is made.
+    pub fn mount(at: &Path, bytes: u64) -> Self {
+        fs::create_dir_all(at).expect("a directory");
+        let image = at.with_extension("image");
+        File::create(&image).and_then(|image| image.set_len(bytes)).expect("an image");
+        // With blocks of 4 KiB, as any larger one has: files can be as large as files may be.
+        succeed(Command::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0"]).arg(&image));
+        succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(at));
+        fs::remove_dir(at.join("lost+found")).expect("a fresh file system");
+        Self(at.to_owned())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        let unmounted = unmounted.is_ok_and(|status| status.success());
+        assert!(unmounted || std::thread::panicking(), "{} stays mounted", self.0.display());
+    }
+}

@@ -236,8 +236,12 @@ fn members_come_and_go_under_load() {
         fourth.start();
         until_is(&address, 4, "voter");
         fourth.until_mounted();
-        member(&address, &["remove", &leader.to_string()]);
+        let removed = quorumfs()
+            .args(["member", "remove", &leader.to_string(), "--addr", &address])
+            .output()
+            .expect("the binary runs");
         done.store(true, Ordering::Relaxed);
+        assert!(removed.status.success(), "{}", text(&removed.stderr));
         writing.join().expect("it goes on")
     });
     let left: Vec<_> = members(&address).into_iter().map(|m| (m.node, m.kind)).collect();

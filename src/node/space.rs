@@ -11,7 +11,6 @@ use super::Handle;
 use super::durability::{has_all, voters};
 use super::transport::ToPeer;
 use crate::consensus::Input;
-use crate::fs::query;
 use crate::store::StoreError;
 use crate::types::{LogIndex, NodeId};
 
@@ -136,13 +135,12 @@ pub(super) async fn watch(handle: Handle) {
                 // What only root may take does not count.
                 total_bytes: above_reserve(space.f_blocks - space.f_bfree + space.f_bavail),
             };
-            // Applies wait while the state is read.
-            let members = query::members(&shared.state.read())?;
             let synced = shared.files.durable();
             let holds = if has_all(&shared) { shared.files.imaged().max(synced) } else { synced };
             let on_disk = OnDisk { synced, holds };
-            for member in members {
-                shared.transport.send(NodeId(member.node), ToPeer::Disk(own, on_disk));
+            // Also to those who are removed: one of them may lead still.
+            for node in shared.transport.peers() {
+                shared.transport.send(node, ToPeer::Disk(own, on_disk));
             }
             let voters = voters(&shared);
             shared.durability.heard(shared.node, synced, &voters);

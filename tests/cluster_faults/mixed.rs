@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::faults::{Fault, OF_MACHINES, OF_NETWORK};
 use super::history::{Outcome, violations};
 use super::machines::Machines;
-use super::report::{Episode, publish, table};
+use super::report::{Episode, longest, publish, table};
 use super::workload::Workload;
 
 /// A run that is shorter goes on to several at once.
@@ -37,6 +37,31 @@ fn what_is_not_linearizable_is_found() {
     let logs = workload.read_all(&machines, &mut records);
     let found = violations(&records, &logs);
     assert!(found.iter().any(|what| what.contains("Reordered")), "{found:#?}");
+}
+
+/// Two faults that leave no quorum for a while, or those that `QUORUMFS_FAULTS_ONLY` names, with commas, to look into
+/// a row of the table.
+#[test]
+#[ignore = "long"]
+fn some_faults_again_and_again_long() {
+    let wanted = std::env::var("QUORUMFS_FAULTS_ONLY");
+    let wanted = wanted.as_deref().unwrap_or("MinorityCutOff,FollowerPausedForLong");
+    let all = || OF_NETWORK.into_iter().chain(OF_MACHINES);
+    let named = |name: &str| all().find(|kind| format!("{kind:?}") == name).expect("a fault");
+    let kinds: Vec<_> = wanted.split(',').map(named).collect();
+    let machines = Machines::up_with_special(5);
+    let workload = Workload::new(&machines);
+    let again = || (0..4).map(|_| episode(&machines, &workload, &kinds)).collect::<Vec<_>>();
+    let (mut records, episodes) = workload.run(&machines, again);
+    for (episode, longest) in episodes.iter().zip(longest(&records, &episodes)) {
+        println!("from {} to {}, on {:?}:", episode.from, episode.to, episode.victims);
+        for record in longest.iter().take(10) {
+            println!("  {:?} {record:?}", record.took());
+        }
+    }
+    machines.settle();
+    let logs = workload.read_all(&machines, &mut records);
+    assert_eq!(violations(&records, &logs), Vec::<String>::new());
 }
 
 /// The faults are those of `long`; making the cluster and judging what it did come on top.
@@ -93,7 +118,8 @@ fn two_at_once(
         |kind: &Fault| kind.is_possible() && !(short && *kind == Fault::FollowerPausedForLong);
     let of_machines: Vec<_> = OF_MACHINES.into_iter().filter(fits).collect();
     for round in 0.. {
-        let (one, other) = (round % OF_NETWORK.len(), round + round / OF_NETWORK.len());
+        let one = round % OF_NETWORK.len();
+        let other = one + round / OF_NETWORK.len();
         let kinds = [OF_NETWORK[one], of_machines[other % of_machines.len()]];
         episodes.push(episode(machines, workload, &kinds));
         if Instant::now() >= end {

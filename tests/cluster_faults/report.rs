@@ -19,15 +19,28 @@ pub struct Episode {
 }
 
 impl Episode {
-    /// Of an operation on a mount that none of them hit.
-    fn longest_stall(&self, records: &[Record]) -> Duration {
-        let concerns = |record: &&Record| {
-            record.answered > self.from
-                && record.invoked < self.to
-                && !self.victims.contains(&record.node)
-        };
-        records.iter().filter(concerns).map(Record::took).max().unwrap_or_default()
+    fn overlap(&self, record: &Record) -> u64 {
+        self.to.min(record.answered).saturating_sub(self.from.max(record.invoked))
     }
+}
+
+/// What happened to those who were not hit, in each of the episodes, the longest first. An operation belongs to the
+/// episode that it had most of, and to none if one of those that it saw hit its mount.
+pub fn longest<'a>(records: &'a [Record], episodes: &[Episode]) -> Vec<Vec<&'a Record>> {
+    let mut longest = vec![Vec::new(); episodes.len()];
+    for record in records {
+        let seen = || episodes.iter().enumerate().filter(|(_, e)| e.overlap(record) > 0);
+        if seen().any(|(_, episode)| episode.victims.contains(&record.node)) {
+            continue;
+        }
+        if let Some((number, _)) = seen().max_by_key(|(_, episode)| episode.overlap(record)) {
+            longest[number].push(record);
+        }
+    }
+    for records in &mut longest {
+        records.sort_by_key(|record| std::cmp::Reverse(record.took()));
+    }
+    longest
 }
 
 /// One row of the table.
@@ -50,14 +63,14 @@ pub fn table(records: &[Record], episodes: &[Episode], violations: usize) -> Str
         count(|outcome| outcome == Outcome::Void),
     );
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
-    for episode in episodes {
+    for (episode, longest) in episodes.iter().zip(longest(records, episodes)) {
         let name = match episode.kinds[..] {
             [kind] => format!("{kind:?}"),
             _ => "several at once".to_owned(),
         };
         let row = rows.entry(name).or_default();
         row.times += 1;
-        row.stall = row.stall.max(episode.longest_stall(records));
+        row.stall = row.stall.max(longest.first().map_or(Duration::ZERO, |record| record.took()));
     }
     for (name, row) in rows {
         let stall = row.stall.as_secs_f64() * 1e3;

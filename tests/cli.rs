@@ -3,14 +3,15 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use support::{Cluster, names, quorumfs, succeed, temporary_dir, text, wait_until, write_and_sync};
+use support::{
+    Cluster, contents, names, quorumfs, succeed, temporary_dir, text, wait_until, write_and_sync,
+};
 use tempfile::TempDir;
 
 /// A node's directories and configuration, with nothing wrong in them.
@@ -140,22 +141,6 @@ fn run_for(command: &mut Command, limit: Duration) -> Output {
 fn end(mut child: Child) {
     child.kill().expect("a child");
     child.wait().expect("a child");
-}
-
-/// Every file below a directory with its bytes; empty where there is none.
-/// All files but the lock, which names whoever tried last.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let Ok(entries) = fs::read_dir(dir) else { return found };
-    for entry in entries {
-        let path = entry.expect("readdir").path();
-        if path.is_dir() {
-            found.extend(contents(&path));
-        } else if !path.ends_with("LOCK") {
-            found.insert(path.clone(), fs::read(&path).expect("read"));
-        }
-    }
-    found
 }
 
 fn only_file(dir: &Path) -> PathBuf {

@@ -12,7 +12,7 @@ use std::process::{Child, Output, Stdio};
 use rustix::fs::{XattrFlags, lgetxattr, listxattr, lsetxattr};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::{Cluster, PATIENCE, quorumfs, succeed, text, wait_until, write_and_sync};
+use support::{Cluster, PATIENCE, contents, quorumfs, succeed, text, wait_until, write_and_sync};
 
 const LARGE: usize = 3 << 20;
 /// Version 2; owner rw, user 1000 r, group r, mask r, others nothing: tag, permissions and id of each.
@@ -172,20 +172,6 @@ fn assert_fsck(data: &Path, more: &[&str], words: &[&str]) -> Value {
         assert!(what.contains(word), "\"{word}\" is not in: {what}");
     }
     report
-}
-
-/// Every file below a directory with its bytes, but the lock, which names whoever tried last.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).expect("readdir") {
-        let path = entry.expect("readdir").path();
-        if path.is_dir() {
-            found.extend(contents(&path));
-        } else if !path.ends_with("LOCK") {
-            found.insert(path.clone(), fs::read(&path).expect("read"));
-        }
-    }
-    found
 }
 
 fn flip(file: &Path, at: u64) {

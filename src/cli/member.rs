@@ -2,10 +2,9 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use serde::Serialize;
 
 use crate::cli::client::Admin;
-use crate::cli::status::AddressArgs;
+use crate::cli::status::{AddressArgs, Member};
 use crate::types::NodeId;
 
 #[derive(Debug, Subcommand)]
@@ -61,16 +60,6 @@ pub(crate) struct RemoveArgs {
     force: bool,
 }
 
-/// One member, as `--json` prints it.
-#[derive(Debug, Serialize)]
-struct Member {
-    node: u64,
-    address: String,
-    kind: String,
-    connected: bool,
-    lag: u64,
-}
-
 pub(crate) async fn run(command: &Command) -> Result<()> {
     match command {
         Command::List(args) => list(args).await,
@@ -97,20 +86,13 @@ pub(crate) async fn run(command: &Command) -> Result<()> {
 
 async fn list(args: &ListArgs) -> Result<()> {
     let status = Admin::connect(&args.at.addr).await?.status().await?;
-    let members = status.members.into_iter().map(|member| Member {
-        node: member.node,
-        address: member.address,
-        kind: member.kind,
-        connected: member.connected,
-        lag: member.lag,
-    });
-    let members: Vec<_> = members.collect();
+    let members: Vec<_> = status.members.into_iter().map(Member::from).collect();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&members)?);
         return Ok(());
     }
     println!("{:>4}  {:<10}  {:<9}  {:>8}  address", "node", "kind", "connected", "lag");
-    for Member { node, address, kind, connected, lag } in members {
+    for Member { node, address, kind, connected, lag, .. } in members {
         let connected = if connected { "yes" } else { "no" };
         let leads = if node == status.leader { " (leads)" } else { "" };
         println!("{node:>4}  {kind:<10}  {connected:<9}  {lag:>8}  {address}{leads}");

@@ -86,14 +86,15 @@ struct Mount {
     no_passthrough: String,
 }
 
+/// One member, as `--json` prints it.
 #[derive(Debug, Serialize)]
-struct Member {
-    node: u64,
-    address: String,
-    kind: String,
-    connected: bool,
+pub(crate) struct Member {
+    pub(crate) node: u64,
+    pub(crate) address: String,
+    pub(crate) kind: String,
+    pub(crate) connected: bool,
     matched: u64,
-    lag: u64,
+    pub(crate) lag: u64,
     suspicion: f64,
     silent_ms: u64,
     stalled_ms: u64,

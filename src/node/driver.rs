@@ -23,7 +23,7 @@ use super::transport::ToPeer;
 use crate::consensus::{Core, CoreError, Effect, Input, Role};
 use crate::fs::proto::{Command, SessionEnd, Time, command::Op};
 use crate::store::RaftLog;
-use crate::types::{NodeId, ProposalKey, SessionId, Term, VolumeId};
+use crate::types::{NodeId, SessionId, Term, VolumeId};
 
 /// As many inputs are taken in before effects are carried out, so that what comes together is
 /// proposed, persisted and sent together.
@@ -41,8 +41,6 @@ pub(super) struct Driver {
     pub(super) due: Sender<Due>,
     /// Who wants everything to stand still for a moment.
     pub(super) pausing: Option<oneshot::Sender<Paused>>,
-    /// Proposals that nobody waits for any more, of which the core has not heard.
-    pub(super) given_up: Vec<ProposalKey>,
     pub(super) role: (Role, Term, NodeId),
     pub(super) lease_was_live: bool,
 }
@@ -114,14 +112,14 @@ impl Driver {
         if pausing.send(go_on).is_err() {
             return Ok(true);
         }
+        let mut late = Vec::new();
         let word = loop {
             tokio::select! {
                 word = &mut word => break word,
                 () = tokio::time::sleep(self.shared.config.core.tick) => {
                     // Whoever waits may still miss its deadline.
                     let shared = &self.shared;
-                    let late = shared.mutations.give_up(|deadline| shared.check(deadline));
-                    self.given_up.extend(late);
+                    late.extend(shared.mutations.give_up(|deadline| shared.check(deadline)));
                     self.shared.gate.look_again();
                 }
             }
@@ -132,7 +130,7 @@ impl Driver {
             let logger = crate::telemetry::raft_logger();
             self.core.install(self.shared.log.clone(), boot, &logger)?;
         }
-        for key in std::mem::take(&mut self.given_up) {
+        for key in late {
             self.core.handle(clock::monotonic(), Input::Abandon { key })?;
         }
         self.carry_out().await?;

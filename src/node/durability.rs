@@ -203,14 +203,19 @@ pub(super) fn voters(shared: &Shared) -> Vec<NodeId> {
     shared.state.conf_state().voters.iter().copied().map(NodeId).collect()
 }
 
-/// Brings everything to the disk that has waited for long enough. Runs for ever.
+/// Brings everything to the disk that has waited for long enough, and what changes of members wait for. Runs for ever.
 pub(super) async fn write_back(handle: Handle) {
-    let mut age = Duration::ZERO;
+    let mut members = handle.members_changed();
+    let mut due = Instant::now() + AGE;
     // What is to be there of everything, while members come and go, and since when that is known.
     let mut target: Option<(LogIndex, Instant)> = None;
     loop {
-        tokio::time::sleep(MOVING_AGE).await;
-        age += MOVING_AGE;
+        let next = if target.is_some() { due.min(Instant::now() + MOVING_AGE) } else { due };
+        tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => {}
+            // The sender lives as long as the node.
+            _ = members.changed() => {}
+        }
         let shared = handle.0.clone();
         target = handle.is_membership_moving().then(|| match target {
             Some((index, since)) if !holds(&shared, index) || since.elapsed() < AGE => {
@@ -220,8 +225,11 @@ pub(super) async fn write_back(handle: Handle) {
         });
         let is_awaited =
             target.is_some_and(|(index, _)| !holds(&shared, index)) && has_all(&shared);
-        let is_due = age >= AGE && shared.files.needs_sync(shared.durability.newest());
-        age = if age >= AGE { Duration::ZERO } else { age };
+        let mut is_due = Instant::now() >= due;
+        if is_due {
+            due = Instant::now() + AGE;
+            is_due = shared.files.needs_sync(shared.durability.newest());
+        }
         if !is_awaited && !is_due {
             continue;
         }

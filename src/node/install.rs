@@ -52,6 +52,9 @@ pub(super) fn install(
         Some(switch(shared, received)?)
     };
     let is_switched = boot.is_some();
+    if let Err(error) = shared.config.directory.remove_other_states() {
+        tracing::info!(%error, "an old state stays until the next start");
+    }
     // The driver ends only with the daemon.
     let _ = go_on.send(boot);
     if is_switched {
@@ -69,7 +72,10 @@ fn receive(shared: &Shared, leader: NodeId) -> Result<Option<Received>, StoreErr
     let sending = shared.transport.fetch_snapshot(leader, pieces);
     let sent = shared.runtime.spawn(sending);
     let written = write(&path, coming, &shared.runtime, shared.config.op_timeout)?;
-    let is_whole = shared.runtime.block_on(sent).ok().flatten().is_some();
+    // It may have come to an end because nothing more came.
+    let patience = shared.config.op_timeout;
+    let ended = shared.runtime.block_on(async { tokio::time::timeout(patience, sent).await });
+    let is_whole = ended.is_ok_and(|sent| sent.ok().flatten().is_some());
     if !is_whole {
         tracing::info!(
             peer = leader.0,
@@ -135,9 +141,6 @@ fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
         observer.state_replaced();
     }
     shared.meet_members()?;
-    if let Err(error) = shared.config.directory.remove_other_states() {
-        tracing::info!(%error, "an old state stays until the next start");
-    }
     // It may be open there still, but what it holds is not known any more.
     if session != SessionId::CLUSTER {
         shared.session_ended(session);

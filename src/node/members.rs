@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tokio::sync::watch;
 
 use super::{Handle, NodeError};
+use crate::fs::Errno;
 use crate::fs::proto::{Member, PromoteMember, RemoveMember, command::Op};
 use crate::fs::query;
 use crate::types::{NodeId, Suffrage};
@@ -29,8 +30,7 @@ impl Handle {
         &self,
         node: NodeId,
     ) -> Result<Result<(), MemberRefusal>, NodeError> {
-        let op = Op::RemoveMember(RemoveMember { node: node.0 });
-        Ok(judged(self.mutate_cluster(op).await?.errno))
+        self.change_members(Op::RemoveMember(RemoveMember { node: node.0 })).await
     }
 
     /// Gives a learner a vote, as soon as it holds everything.
@@ -41,8 +41,16 @@ impl Handle {
         &self,
         node: NodeId,
     ) -> Result<Result<(), MemberRefusal>, NodeError> {
-        let op = Op::PromoteMember(PromoteMember { node: node.0 });
-        Ok(judged(self.mutate_cluster(op).await?.errno))
+        self.change_members(Op::PromoteMember(PromoteMember { node: node.0 })).await
+    }
+
+    async fn change_members(&self, op: Op) -> Result<Result<(), MemberRefusal>, NodeError> {
+        let errno = self.mutate_cluster(op).await?.errno;
+        Ok(match errno {
+            0 => Ok(()),
+            errno if errno == Errno::EBUSY.number() => Err(MemberRefusal::LastVoter),
+            _ => Err(MemberRefusal::Unknown),
+        })
     }
 
     /// Whether a node was a member once, and is none any more, nor has a place in the Raft group, as far as is known
@@ -85,13 +93,5 @@ impl Handle {
     #[must_use]
     pub fn members_changed(&self) -> watch::Receiver<()> {
         self.0.members_changed.subscribe()
-    }
-}
-
-fn judged(errno: u32) -> Result<(), MemberRefusal> {
-    match errno {
-        0 => Ok(()),
-        errno if errno == crate::fs::Errno::EBUSY.number() => Err(MemberRefusal::LastVoter),
-        _ => Err(MemberRefusal::Unknown),
     }
 }

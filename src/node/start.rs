@@ -145,7 +145,6 @@ impl Node {
             core,
             due: due.clone(),
             pausing: None,
-            given_up: Vec::new(),
             shared: shared.clone(),
             inbox,
             log,

@@ -5,9 +5,6 @@
 //! says how far this has come: until all of it is done, the files are behind the state, and whoever finds them so
 //! begins again.
 
-use std::io::ErrorKind;
-
-use super::checksums::key_of;
 use super::files::{Files, Key};
 use super::layout::Away;
 use super::state::State;
@@ -42,7 +39,9 @@ impl Files {
     pub fn adopt(&self, state: &State) -> Result<Adopted, StoreError> {
         let (index, before) = (state.applied(), self.carried_out());
         let mut adopted = Adopted::default();
-        for key in self.all_known()? {
+        let mut known = self.all_files()?;
+        known.extend(self.layouts().keys());
+        for key in known {
             // What began later comes again with the log.
             if key.1.0 <= index.0 && self.follow_life(state, index, key)? {
                 adopted.removed += 1;
@@ -100,24 +99,6 @@ impl Files {
                 cut.map_err(|source| self.failed("truncate", key.0, key.1, source))
             }
         }
-    }
-
-    /// Every file of which there is anything here, in no order.
-    fn all_known(&self) -> Result<Vec<Key>, StoreError> {
-        let mut keys = self.layouts().keys();
-        let list = |path: &std::path::Path| match std::fs::read_dir(path) {
-            Ok(entries) => entries
-                .map(|entry| Ok(entry.map_err(StoreError::io("list", path))?.path()))
-                .collect::<Result<Vec<_>, StoreError>>(),
-            Err(error) if error.kind() == ErrorKind::NotADirectory => Ok(Vec::new()),
-            Err(source) => Err(StoreError::io("list", path)(source)),
-        };
-        for dir in list(self.path())? {
-            keys.extend(list(&dir)?.iter().filter_map(|path| key_of(path)));
-        }
-        keys.sort_unstable();
-        keys.dedup();
-        Ok(keys)
     }
 }
 

@@ -88,7 +88,10 @@ pub(super) fn recover_over(
     }
     if files.are_behind(&state) {
         let adopted = files.adopt(&state)?;
-        tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
+        // A new replica has none.
+        if adopted != Adopted::default() {
+            tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
+        }
     }
     files.forget(covered)?;
     forget_stages(&files, &state)?;

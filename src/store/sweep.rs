@@ -66,6 +66,16 @@ impl Files {
         Ok(found)
     }
 
+    /// Every file of which there are bytes or checksums here.
+    pub(super) fn all_files(&self) -> Result<BTreeSet<Key>, StoreError> {
+        let dirs = self.swept_dirs();
+        let mut all = BTreeSet::new();
+        for shard in shards(&dirs)? {
+            all.extend(keys_in(&dirs, &shard)?);
+        }
+        Ok(all)
+    }
+
     /// Removes what [`Self::unreferenced`] finds. Others may apply entries meanwhile.
     ///
     /// # Errors

@@ -111,6 +111,10 @@ impl World {
 
     /// The data_version of what is wanted, where this node has it.
     fn version_of(&self, node: usize, wanted: Wanted) -> Option<LogIndex> {
+        // Until the state has come to what the files were when the last process died, they may be newer.
+        if !self.nodes[node].daemon.as_ref()?.has_replayed {
+            return None;
+        }
         let inode = query::inode(&self.nodes[node].state.view, wanted.key.0);
         let inode = inode.expect("nothing rots here")?;
         let version = LogIndex(inode.data_version);

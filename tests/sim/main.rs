@@ -241,9 +241,7 @@ fn seeds_150_to_199() {
     run_seeds(150..200);
 }
 
-/// Seed 229 fails: see docs/progress.md. To be a default test again as soon as it does not.
 #[test]
-#[ignore = "long"]
 fn seeds_200_to_249() {
     run_seeds(200..250);
 }

@@ -251,6 +251,8 @@ impl World {
             return;
         }
         let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+        // Its opening comes after all that an earlier process can have applied.
+        daemon.has_replayed = true;
         daemon.mount.session = Some(session);
         daemon.mount.last_seq = 0;
         daemon.mount.inodes = outcome.granted.expect("a session is granted inodes");

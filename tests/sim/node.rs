@@ -75,6 +75,8 @@ pub struct Daemon {
     pub fetching: UnderWay,
     /// The merger is about to look.
     pub merging: bool,
+    /// The state has come to what the files were when the last process died.
+    pub has_replayed: bool,
     /// A snapshot of the leader is on its way.
     pub is_installing: bool,
 }
@@ -259,6 +261,7 @@ impl Node {
             incoming: BTreeMap::new(),
             fetching: UnderWay::new(),
             merging: false,
+            has_replayed: false,
             is_installing: false,
         });
     }

@@ -73,3 +73,10 @@ fn what_a_power_loss_took_is_carried_out_again() {
 fn the_log_is_not_cut_beyond_what_the_core_has_applied() {
     pinned(&[211]);
 }
+
+/// A node that was still applying again what its files had already gave bytes that were newer than it said: only here,
+/// where nobody looked whether it had done with that.
+#[test]
+fn who_still_replays_gives_no_bytes() {
+    pinned(&[229]);
+}

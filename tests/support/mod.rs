@@ -6,6 +6,7 @@ pub mod disk;
 pub mod program;
 pub mod python;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -285,6 +286,21 @@ pub fn write_and_sync(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Every file below a directory with its bytes, but the lock, which names whoever tried last; empty where there is none.
+pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let Ok(entries) = fs::read_dir(dir) else { return found };
+    for entry in entries {
+        let path = entry.expect("readdir").path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else if !path.ends_with("LOCK") {
+            found.insert(path.clone(), fs::read(&path).expect("read"));
+        }
+    }
+    found
 }
 
 /// The names in a directory, sorted.

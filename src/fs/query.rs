@@ -152,6 +152,20 @@ pub fn tombstones<V: Records>(
     })
 }
 
+/// What a path of names below the root leads to, in one state; nothing where a name is not there. Symbolic links are not
+/// followed.
+///
+/// # Errors
+/// When this replica cannot read its own state.
+pub fn resolve<V: Records>(view: &V, path: &[u8]) -> Result<Option<Ino>, V::Error> {
+    let mut ino = Ino::ROOT;
+    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        let Some(dentry) = lookup(view, ino, name)? else { return Ok(None) };
+        ino = Ino(dentry.ino);
+    }
+    Ok(Some(ino))
+}
+
 /// The members of the cluster, by id.
 ///
 /// # Errors

@@ -24,7 +24,6 @@ use crate::fs::proto::Kind;
 use crate::fs::query;
 use crate::node::{Deadline, Handle, Observer};
 use crate::store::StateRead;
-use crate::types::Ino;
 
 /// Two threads are best on two cores, and more gain nothing: no operation blocks one.
 const SESSION_THREADS: usize = 2;
@@ -284,11 +283,7 @@ impl Core {
 
 /// The directory that a path of names leads to, in one state.
 fn directory_at(state: &StateRead<'_>, subtree: &str) -> Result<Option<Root>, OpError> {
-    let mut ino = Root::WHOLE.0;
-    for name in subtree.split('/').filter(|name| !name.is_empty()) {
-        let Some(dentry) = query::lookup(state, ino, name.as_bytes())? else { return Ok(None) };
-        ino = Ino(dentry.ino);
-    }
+    let Some(ino) = query::resolve(state, subtree.as_bytes())? else { return Ok(None) };
     let inode = query::inode(state, ino)?;
     Ok(inode.filter(|inode| inode.kind() == Kind::Directory).map(|_| Root(ino)))
 }

@@ -228,11 +228,7 @@ impl Walk {
     /// From a file or a directory on; nothing where there is none.
     fn from(handle: &Handle, path: &[u8]) -> Result<Option<Self>, StoreError> {
         let state = handle.state();
-        let mut ino = Ino::ROOT;
-        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-            let Some(dentry) = query::lookup(&state, ino, name)? else { return Ok(None) };
-            ino = Ino(dentry.ino);
-        }
+        let Some(ino) = query::resolve(&state, path)? else { return Ok(None) };
         let Some(inode) = query::inode(&state, ino)? else { return Ok(None) };
         let path = path.to_vec();
         let mut walk = Self { single: None, inside: Vec::new(), met: HashSet::new() };

@@ -1,5 +1,6 @@
 //! One daemon: puts the store, the node, the services and the mount together.
 
+mod guarding;
 mod mounts;
 
 use std::sync::Arc;
@@ -103,7 +104,8 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
 
-    let mounts = MountTable::new(handle.clone(), config);
+    let guardian = guarding::start(config, &identity, &handle)?;
+    let mounts = MountTable::new(handle.clone(), guardian.clone(), config);
     let peer_service = PeerService::new(identity.cluster, handle.clone(), genesis);
     let bulk = BulkService::new(identity.cluster, handle.clone());
     let bulk = (bulk, tokio::runtime::Handle::current());
@@ -131,6 +133,8 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
         bail!("{reason}");
     }
     stopped?;
+    // With everything unmounted there is nothing to guard. In any other case it sees to it.
+    let _ = tokio::task::spawn_blocking(move || guardian.stop()).await;
     node.stop().await?;
     let _ = stop_server.send(());
     // Streams of peers end with the process.

@@ -80,8 +80,11 @@ pub mod consensus;
 #[allow(clippy::disallowed_methods, reason = "starts threads and reads the clocks")]
 pub mod daemon;
 pub mod fs;
+#[allow(clippy::disallowed_methods, reason = "outlives its daemon on threads and clocks")]
+pub mod guardian;
 #[allow(clippy::disallowed_methods, reason = "leases and times of buffered writes need clocks")]
 pub mod mount;
+mod mountinfo;
 pub mod mutants;
 #[allow(clippy::disallowed_methods, reason = "drives the core: threads and clocks are its job")]
 pub mod node;

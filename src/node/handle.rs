@@ -422,6 +422,17 @@ impl Handle {
         }
     }
 
+    /// A node's guardian says that its session serves nothing any more.
+    pub fn fenced(&self, node: NodeId, session: SessionId) {
+        self.0.input(Input::Fenced { node, session });
+    }
+
+    /// The mounts' session, and changes of it; nothing while there is none.
+    #[must_use]
+    pub fn sessions(&self) -> watch::Receiver<Option<SessionId>> {
+        self.0.session.subscribe()
+    }
+
     /// There is a new connection to a peer.
     pub fn connected(&self, node: NodeId) {
         self.0.input(Input::Connected { node });

@@ -223,11 +223,11 @@ fn a_start_cleans_up_where_both_were_killed() {
     let cluster = Cluster::up(3);
     let node = cluster.follower();
     let daemon = pid(&cluster, node);
+    // It is not to start another one.
+    cluster.kill(node, "STOP");
     kill_process(guardian_of(daemon).expect("there is one"));
-    kill_process(daemon);
-    wait_until(PATIENCE, "the daemon to be gone", || {
-        cluster.status().nodes.iter().all(|known| known.id != node).then_some(())
-    });
+    cluster.kill(node, "KILL");
+    assert!(is_mounted(&cluster.mount(node)), "there is nothing to clean up");
     assert_eq!(guardian_of(daemon), None);
     comes_back(&cluster, node);
     is_fenced(&cluster, node);

@@ -73,16 +73,10 @@ pub fn run(config: &Config) -> Result<()> {
 }
 
 async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let listener = streams.spawn(rpc::bind(config.listen)).await??;
-    let stopping = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
+    // From here on a signal is not lost.
+    let stopping = told_to_stop()?;
     tokio::pin!(stopping);
+    let listener = streams.spawn(rpc::bind(config.listen)).await??;
     let directory = tokio::select! {
         directory = open(config) => Arc::new(directory?),
         () = &mut stopping => return Ok(()),
@@ -133,8 +127,7 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
         bail!("{reason}");
     }
     stopped?;
-    // With everything unmounted there is nothing to guard. In any other case it sees to it.
-    let _ = tokio::task::spawn_blocking(move || guardian.stop()).await;
+    guarding::stop(guardian).await;
     node.stop().await?;
     let _ = stop_server.send(());
     // Streams of peers end with the process.
@@ -165,6 +158,18 @@ async fn report(node: &Node, on_quorum_loss: OnQuorumLoss) {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// Resolves at SIGTERM or SIGINT.
+fn told_to_stop() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// The thread of the core and its streams to the peers. Nothing on it ever waits for a disk or a

@@ -67,7 +67,7 @@ impl Keeper {
         if leads != self.leads {
             let last_context = self.last_context;
             let fenced = std::mem::take(&mut self.fenced);
-            *self = Self { leads, last_context, fenced, ..Self::new(self.ttl, self.expiry) };
+            *self = Self { leads, fenced, last_context, ..Self::new(self.ttl, self.expiry) };
         }
     }
 

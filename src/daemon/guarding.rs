@@ -22,6 +22,14 @@ pub(super) fn start(config: &Config, identity: &Identity, node: &Handle) -> Resu
     Ok(guardian)
 }
 
+/// Everything is unmounted, and the session is going to be closed: there is nothing to guard. Where a daemon ends in any
+/// other way its guardian is not told, and sees to what is left.
+pub(super) async fn stop(guardian: Guardian) {
+    let stopping = tokio::task::spawn_blocking(move || guardian.stop());
+    // It does not panic.
+    let _ = stopping.await;
+}
+
 async fn inform(guardian: Guardian, blank: Report, node: Handle) {
     let (mut sessions, mut members) = (node.sessions(), node.members_changed());
     loop {

@@ -107,12 +107,10 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        match self.place {
-            Some(place) => self.watched.free.lock().given_back.push_back((Instant::now(), place)),
-            None => {
-                let unwatched = &self.watched.memory.numbers()[UNWATCHED];
-                unwatched.fetch_sub(1, Ordering::Relaxed);
-            }
+        if let Some(place) = self.place {
+            self.watched.free.lock().given_back.push_back((Instant::now(), place));
+        } else {
+            self.watched.memory.numbers()[UNWATCHED].fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

@@ -104,6 +104,12 @@ impl AdminService {
                     .to_owned(),
             );
         }
+        problems.extend(self.handle.clocks_apart().into_iter().map(|(node, ahead_ms)| {
+            format!(
+                "the wall clock of node {node} is {ahead_ms} ms ahead of this node's: have both follow NTP, or times of \
+                 files are wrong"
+            )
+        }));
         if self.handle.files().is_full() {
             problems.push(
                 "the disk of this node is down to its reserve: new bytes are missing here, and come when there is \

@@ -1,5 +1,6 @@
 //! One daemon: puts the store, the node, the services and the mount together.
 
+mod guarding;
 mod mounts;
 
 use std::sync::Arc;
@@ -72,16 +73,10 @@ pub fn run(config: &Config) -> Result<()> {
 }
 
 async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let listener = streams.spawn(rpc::bind(config.listen)).await??;
-    let stopping = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
+    // From here on a signal is not lost.
+    let stopping = told_to_stop()?;
     tokio::pin!(stopping);
+    let listener = streams.spawn(rpc::bind(config.listen)).await??;
     let directory = tokio::select! {
         directory = open(config) => Arc::new(directory?),
         () = &mut stopping => return Ok(()),
@@ -103,7 +98,8 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
 
-    let mounts = MountTable::new(handle.clone(), config);
+    let guardian = guarding::start(config, &identity, &handle)?;
+    let mounts = MountTable::new(handle.clone(), guardian.clone(), config);
     let peer_service = PeerService::new(identity.cluster, handle.clone(), genesis);
     let bulk = BulkService::new(identity.cluster, handle.clone());
     let bulk = (bulk, tokio::runtime::Handle::current());
@@ -131,6 +127,7 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
         bail!("{reason}");
     }
     stopped?;
+    guarding::stop(guardian).await;
     node.stop().await?;
     let _ = stop_server.send(());
     // Streams of peers end with the process.
@@ -161,6 +158,18 @@ async fn report(node: &Node, on_quorum_loss: OnQuorumLoss) {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// Resolves at SIGTERM or SIGINT.
+fn told_to_stop() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// The thread of the core and its streams to the peers. Nothing on it ever waits for a disk or a

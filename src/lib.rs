@@ -53,6 +53,9 @@
 //! of one index to a snapshot file, and the log is cut behind it. After a crash of the machine the state
 //! is rebuilt from that file and the log; after a crash of the process alone sled is trusted.
 //!
+//! **The death of a daemon.** A second process, the [`guardian`], notices it, has the kernel forget what it was told, takes
+//! the mounts away and tells the peers, which end the session at once instead of after its TTL.
+//!
 //! **Without a daemon.** [`offline`] looks at a stopped node's directory as its next start would find it, in a copy of what
 //! a start would change. Files that a crash left behind and that nothing names are collected after each start
 //! (`store/sweep.rs`).
@@ -63,6 +66,8 @@
 //! |---|---|
 //! | session | what a daemon and its mounts are to the cluster: opened through the log, kept alive by heartbeats |
 //! | roster | the sessions whose mounts read strongly |
+//! | guardian | the process beside a daemon that fences its mounts when it dies |
+//! | fenced | nothing is served under this session any more |
 //! | lease | the time during which a session cannot have been expired; counted by its own node |
 //! | applied index | the last entry in this replica's state |
 //! | stable index | what every mount of the roster shows |
@@ -80,8 +85,11 @@ pub mod consensus;
 #[allow(clippy::disallowed_methods, reason = "starts threads and reads the clocks")]
 pub mod daemon;
 pub mod fs;
+#[allow(clippy::disallowed_methods, reason = "outlives its daemon on threads and clocks")]
+pub mod guardian;
 #[allow(clippy::disallowed_methods, reason = "leases and times of buffered writes need clocks")]
 pub mod mount;
+mod mountinfo;
 pub mod mutants;
 #[allow(clippy::disallowed_methods, reason = "drives the core: threads and clocks are its job")]
 pub mod node;

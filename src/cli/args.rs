@@ -9,8 +9,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::cli::{
-    cleanup, cluster, dev, export, fsck, leader, member, mount, probe, recover, scrub, serve,
-    status,
+    cleanup, cluster, dev, export, fsck, guardian, leader, member, mount, probe, recover, scrub,
+    serve, status,
 };
 
 /// A file system that replicates what programs write through Raft.
@@ -53,6 +53,9 @@ enum Command {
     Export(export::Args),
     /// Makes a new cluster of the data directory of the only node that is left.
     Recover(recover::Args),
+    /// Fences the mounts of a daemon when it dies. Daemons start it.
+    #[command(hide = true)]
+    Guardian(guardian::Args),
     /// Says by its exit code whether a mount serves.
     #[command(hide = true)]
     Probe(probe::Args),
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Fsck(args) => return fsck::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Recover(args) => recover::run(&args),
+        Command::Guardian(args) => guardian::run(&args),
         Command::Probe(args) => return probe::run(&args),
     };
     match result {

@@ -12,6 +12,7 @@ mod date;
 mod dev;
 mod export;
 mod fsck;
+mod guardian;
 mod leader;
 mod member;
 mod mount;

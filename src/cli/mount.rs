@@ -75,8 +75,8 @@ pub(crate) async fn mount(args: &MountArgs) -> Result<()> {
 pub(crate) async fn umount(args: &UmountArgs) -> Result<()> {
     let dir = mountpoint::resolve(&std::path::absolute(&args.dir)?)?;
     let mounts = mountpoint::mounts()?;
-    let top = mounts.iter().rfind(|mount| mount.path == dir);
-    let ours = top.filter(|mount| mount.kind == "fuse.quorumfs");
+    let top = mounts.iter().rfind(|mount| mount.point == dir);
+    let ours = top.filter(|mount| mount.fs_type == "fuse.quorumfs");
     let mounted = ours.with_context(|| format!("{} is not a quorumfs mount", dir.display()))?;
     let (address, _) = parse_spec(&mounted.source)?;
     match Admin::connect(&address).await {

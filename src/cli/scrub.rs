@@ -9,9 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::cli::client::Admin;
-use crate::cli::mountpoint::{self, Mount};
+use crate::cli::mountpoint;
 use crate::cli::size::size;
 use crate::cli::{mount, probe};
+use crate::mountinfo::MountLine;
 use crate::rpc::admin::{ScrubFinding, ScrubProgress, ScrubRequest};
 
 const MIB: u64 = 1 << 20;
@@ -99,8 +100,12 @@ async fn locate(path: &Path) -> Result<(String, Vec<u8>)> {
     let absolute = std::path::absolute(path)?;
     // A mount whose daemon hangs must not be looked into.
     if let Some(mount) = mount_of(&absolute)? {
-        let serves = probe::probe(&mount.path).await? == probe::Finding::Serves;
-        ensure!(serves, "the mount {} does not serve: see `quorumfs status`", mount.path.display());
+        let serves = probe::probe(&mount.point).await? == probe::Finding::Serves;
+        ensure!(
+            serves,
+            "the mount {} does not serve: see `quorumfs status`",
+            mount.point.display()
+        );
     }
     let found = std::fs::canonicalize(&absolute);
     let found = found.with_context(|| format!("cannot look at {}", path.display()))?;
@@ -108,16 +113,16 @@ async fn locate(path: &Path) -> Result<(String, Vec<u8>)> {
         format!("{} is not in a quorumfs mount: name a file or a directory in one", path.display())
     })?;
     let (address, subtree) = mount::parse_spec(&mount.source)?;
-    let below = found.strip_prefix(&mount.path).expect("it is in the mount");
+    let below = found.strip_prefix(&mount.point).expect("it is in the mount");
     let whole = Path::new(subtree.trim_start_matches('/')).join(below);
     Ok((address, whole.as_os_str().as_bytes().to_vec()))
 }
 
 /// The mount that a path is in, where it is one of ours.
-fn mount_of(path: &Path) -> Result<Option<Mount>> {
-    let around = mountpoint::mounts()?.into_iter().filter(|mount| path.starts_with(&mount.path));
-    let nearest = around.max_by_key(|mount| mount.path.components().count());
-    Ok(nearest.filter(|mount| mount.kind == "fuse.quorumfs"))
+fn mount_of(path: &Path) -> Result<Option<MountLine>> {
+    let around = mountpoint::mounts()?.into_iter().filter(|mount| path.starts_with(&mount.point));
+    let nearest = around.max_by_key(|mount| mount.point.components().count());
+    Ok(nearest.filter(|mount| mount.fs_type == "fuse.quorumfs"))
 }
 
 /// Where it is shown.

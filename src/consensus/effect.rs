@@ -53,7 +53,7 @@ pub enum Effect {
     },
     /// What decides about reads is different now.
     Gate(ReadGate),
-    /// This leader has not heard from a session for too long: encode the command that ends it and
+    /// This leader has not heard from a session for too long, or its guardian has fenced it: encode the command that ends it and
     /// answer [`super::Input::ProposeExpiry`].
     Expire {
         /// The session.

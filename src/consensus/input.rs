@@ -80,6 +80,13 @@ pub enum Input {
         /// The session; none while there is none.
         session: Option<SessionId>,
     },
+    /// The daemon of a session is dead, and its kernel serves nothing under it any more: the session may end at once.
+    Fenced {
+        /// Whose session it is.
+        node: NodeId,
+        /// The session.
+        session: SessionId,
+    },
     /// Answer to [`super::Effect::Expire`]: the command that ends the session.
     ProposeExpiry {
         /// The session.

@@ -36,6 +36,8 @@ pub(super) struct Keeper {
     leads: bool,
     deadlines: BTreeMap<SessionId, Monotonic>,
     expiring: BTreeMap<SessionId, Monotonic>,
+    /// Sessions under which nothing is served any more, and whose they are.
+    fenced: BTreeMap<SessionId, NodeId>,
     waiting: Vec<Beat>,
     rounds: VecDeque<Round>,
     last_context: u64,
@@ -51,6 +53,7 @@ impl Keeper {
             leads: false,
             deadlines: BTreeMap::new(),
             expiring: BTreeMap::new(),
+            fenced: BTreeMap::new(),
             waiting: Vec::new(),
             rounds: VecDeque::new(),
             last_context: 0,
@@ -59,11 +62,12 @@ impl Keeper {
     }
 
     /// Begins or ends a reign. A new leader knows nothing of what the last one granted: it waits a
-    /// whole TTL before it expires anyone.
+    /// whole TTL before it expires anyone whom no guardian has fenced.
     pub(super) fn set_leading(&mut self, leads: bool) {
         if leads != self.leads {
             let last_context = self.last_context;
-            *self = Self { leads, last_context, ..Self::new(self.ttl, self.expiry) };
+            let fenced = std::mem::take(&mut self.fenced);
+            *self = Self { leads, fenced, last_context, ..Self::new(self.ttl, self.expiry) };
         }
     }
 
@@ -71,6 +75,11 @@ impl Keeper {
         if self.leads {
             self.waiting.push(beat);
         }
+    }
+
+    /// Nothing is served under this session any more.
+    pub(super) fn fenced(&mut self, node: NodeId, session: SessionId) {
+        self.fenced.insert(session, node);
     }
 
     /// The context of a ReadIndex round to begin now, where heartbeats wait for one.
@@ -118,7 +127,9 @@ impl Keeper {
         let mut renewed = Vec::new();
         for beat in done.into_iter().flat_map(|round| round.beats) {
             let keeps_up = shown.get(&beat.session).is_some_and(|shown| *shown >= must_show);
-            if keeps_up && !self.expiring.contains_key(&beat.session) {
+            let is_over = self.expiring.contains_key(&beat.session)
+                || self.fenced.get(&beat.session) == Some(&beat.from);
+            if keeps_up && !is_over {
                 let deadline = self.deadlines.entry(beat.session).or_default();
                 let half = if mutants::is(Mutant::ExpireEarly) { 2 } else { 1 };
                 *deadline = (*deadline).max(beat.received + self.expiry / half);
@@ -138,7 +149,16 @@ impl Keeper {
     }
 
     /// The sessions to expire now; each is named again after a TTL if it is still open then.
-    pub(super) fn overdue(&mut self, now: Monotonic, roster: &Roster) -> Vec<SessionId> {
+    pub(super) fn overdue(
+        &mut self,
+        now: Monotonic,
+        applied: LogIndex,
+        roster: &Roster,
+    ) -> Vec<SessionId> {
+        // What is not open and not to come has ended.
+        self.fenced.retain(|session, node| {
+            session.0 > applied.0 || roster.node_of(*session) == Some(*node)
+        });
         if !self.leads {
             return Vec::new();
         }
@@ -152,7 +172,8 @@ impl Keeper {
                 if mutants::is(Mutant::ExpireAtOnce) { Duration::ZERO } else { self.expiry };
             let deadline = *self.deadlines.entry(session).or_insert(now + patience);
             let asked = self.expiring.get(&session).is_some_and(|at| now.since(*at) < self.ttl);
-            if now > deadline && !asked {
+            let is_due = now > deadline || self.fenced.contains_key(&session);
+            if is_due && !asked {
                 self.expiring.insert(session, now);
                 overdue.push(session);
             }

@@ -106,6 +106,16 @@ impl<S: Storage> Core<S> {
         removed
     }
 
+    /// Whoever was elected with its own removal in its log leads without a place once that is applied, and raft-rs would look for
+    /// that place when the next write is done. The others elect a leader.
+    pub(super) fn leave_if_removed(&mut self) {
+        let own = self.config.node.0;
+        if self.is_leader() && self.raft.raft.prs().get(own).is_none() {
+            let term = self.raft.raft.term;
+            self.raft.raft.become_follower(term, raft::INVALID_ID);
+        }
+    }
+
     fn target(&mut self, node: NodeId) -> LogIndex {
         let commit = self.commit_index();
         *self.moves.targets.entry(node).or_insert(commit)

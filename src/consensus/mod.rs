@@ -14,6 +14,7 @@ mod commits;
 mod config;
 mod core;
 mod effect;
+mod fencing;
 mod gate;
 mod input;
 mod keeper;

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::{Config, ReadMode};
+use crate::guardian::Guardian;
 use crate::mount::{self, Mount, MountError, MountFlags, MountOptions};
 use crate::node::Handle;
 use crate::rpc::admin::{MountInfo, MountRequest};
@@ -26,6 +27,7 @@ pub(super) struct MountTable(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     node: Handle,
+    guardian: Guardian,
     /// Where mounts are served: never on the thread of the services.
     runtime: tokio::runtime::Handle,
     config: Config,
@@ -48,9 +50,10 @@ struct Known {
 
 impl MountTable {
     /// No mount yet. Must be called within the runtime that is to serve them.
-    pub(super) fn new(node: Handle, config: &Config) -> Self {
+    pub(super) fn new(node: Handle, guardian: Guardian, config: &Config) -> Self {
         Self(Arc::new(Shared {
             node,
+            guardian,
             runtime: tokio::runtime::Handle::current(),
             config: config.clone(),
             configured: OnceLock::new(),
@@ -110,7 +113,7 @@ impl Shared {
         // Before it is there: whoever cleans up after a crash must find it.
         self.known.lock().coming = Some(mount_point);
         self.record().await;
-        let started = Mount::start(&self.node, options).await.map(Arc::new);
+        let started = Mount::start(&self.node, &self.guardian, options).await.map(Arc::new);
         {
             let mut known = self.known.lock();
             known.coming = None;
@@ -255,6 +258,10 @@ impl Mounts for MountTable {
         let mounted =
             known.mounts.iter().any(|mount| Some(mount.point()) == point.map(PathBuf::as_path));
         Some((path, mounted))
+    }
+
+    fn is_guarded(&self) -> bool {
+        self.0.guardian.is_running()
     }
 
     fn has_epochs(&self) -> bool {

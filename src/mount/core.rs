@@ -21,6 +21,7 @@ use super::times;
 use super::waiting::Waiting;
 use crate::config::ReadMode;
 use crate::fs::proto;
+use crate::guardian::Watched;
 use crate::node::{Deadline, Handle, Look, NodeError};
 use crate::store::StateRead;
 use crate::types::{Ino, LogIndex, SessionId};
@@ -64,14 +65,15 @@ impl Core {
         runtime: tokio::runtime::Handle,
         flags: MountFlags,
         inline_max: usize,
+        watched: Arc<Watched>,
     ) -> Self {
         Self {
             node,
             runtime,
             root: Root::WHOLE,
             flags: RwLock::new(flags),
-            open: OpenTable::default(),
-            cache: KernelCache::default(),
+            open: OpenTable::new(watched.clone()),
+            cache: KernelCache::new(watched),
             passthrough: Arc::default(),
             in_flight: AtomicUsize::new(0),
             waiting: Waiting::new(),

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::kernel_names::KernelNames;
+use crate::guardian::{Slot, Watched};
 use crate::types::{Ino, LogIndex};
 
 /// For so long after such a change the names of a directory, or attributes, are not cached: what changes again
@@ -61,8 +62,9 @@ impl AttributeGrant {
         let mut attributes = self.attributes.lock();
         let is_overtaken = attributes.under_way.changes(self.ino) != self.changes;
         let ttl = if is_overtaken { Duration::ZERO } else { self.grant.ttl(now, lease_left) };
-        if !ttl.is_zero() {
-            attributes.given.note(self.ino, now + ttl + LATE_REPLY, now);
+        // What the guardian would not find must not outlive this daemon.
+        if ttl.is_zero() || !attributes.give(self.ino, now + ttl + LATE_REPLY, now) {
+            return Duration::ZERO;
         }
         ttl
     }
@@ -81,7 +83,7 @@ pub(super) fn outlives_lease(ttl: Duration, lease_left: Duration) -> bool {
 }
 
 /// What the kernel of one mount may remember.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct KernelCache {
     attributes: Arc<Mutex<Attributes>>,
     /// Inodes of which the kernel may have ACLs, or know that there are none: it keeps them until it
@@ -97,16 +99,23 @@ pub(super) struct KernelCache {
 /// The kernel throws away the reply to a GETATTR that was under way when it is told to forget the inode's
 /// attributes, and then judges permissions by what it had before. So it is told only where it may have a reply
 /// with a TTL: one that is under way goes without.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Attributes {
     /// Replies with a TTL.
-    given: Expiries<Ino>,
+    given: Expiries<Ino, Slot>,
+    watched: Arc<Watched>,
     /// Inodes that others have changed while the kernel was interested; until they may be given again.
     lately: Expiries<Ino>,
     under_way: UnderWay<Ino>,
 }
 
 impl Attributes {
+    /// A reply with a TTL is going out. False where the guardian has no room to know of it.
+    fn give(&mut self, ino: Ino, until: Instant, now: Instant) -> bool {
+        let watched = &self.watched;
+        self.given.note_with(ino, until, now, || watched.watch(ino.0)).is_watched()
+    }
+
     /// Whether the kernel has to be told that they changed.
     fn take(&mut self, ino: Ino, own: bool, now: Instant) -> bool {
         let was_given = self.given.take(ino, now);
@@ -124,6 +133,23 @@ impl Attributes {
 }
 
 impl KernelCache {
+    /// Of a kernel that knows nothing yet. The guardian finds in `watched` whose attributes it was given.
+    pub(super) fn new(watched: Arc<Watched>) -> Self {
+        let attributes = Attributes {
+            given: Expiries::default(),
+            watched,
+            lately: Expiries::default(),
+            under_way: UnderWay::default(),
+        };
+        Self {
+            attributes: Arc::new(Mutex::new(attributes)),
+            acls: Mutex::default(),
+            names: KernelNames::default(),
+            pages: Mutex::default(),
+            doubtful: Mutex::default(),
+        }
+    }
+
     /// An operation is going to give attributes of `ino`. To be called before it reads them.
     pub(super) fn give_attributes(
         &self,
@@ -209,15 +235,15 @@ impl KernelCache {
     }
 }
 
-/// Keys, each until a moment.
+/// Keys, each until a moment, with what is to be kept until then.
 #[derive(Debug)]
-pub(super) struct Expiries<K> {
-    until: HashMap<K, Instant>,
+pub(super) struct Expiries<K, V = ()> {
+    until: HashMap<K, (Instant, V)>,
     /// Expired ones are dropped when there are this many.
     prune_at: usize,
 }
 
-impl<K> Default for Expiries<K> {
+impl<K, V> Default for Expiries<K, V> {
     fn default() -> Self {
         Self { until: HashMap::new(), prune_at: 0 }
     }
@@ -225,24 +251,32 @@ impl<K> Default for Expiries<K> {
 
 impl<K: Copy + Eq + Hash> Expiries<K> {
     pub(super) fn note(&mut self, key: K, until: Instant, now: Instant) {
+        self.note_with(key, until, now, || ());
+    }
+}
+
+impl<K: Copy + Eq + Hash, V> Expiries<K, V> {
+    /// Notes a key; `keep` makes what is kept with it where it is new.
+    fn note_with(&mut self, key: K, until: Instant, now: Instant, keep: impl FnOnce() -> V) -> &V {
         if self.until.len() >= self.prune_at {
-            self.until.retain(|_, until| *until > now);
+            self.until.retain(|_, (until, _)| *until > now);
             self.prune_at = 2 * self.until.len() + 1024;
         }
-        let known = self.until.entry(key).or_insert(until);
+        let (known, kept) = self.until.entry(key).or_insert_with(|| (until, keep()));
         *known = until.max(*known);
+        kept
     }
 
     pub(super) fn is_live(&self, key: K, now: Instant) -> bool {
-        self.until.get(&key).is_some_and(|until| *until > now)
+        self.until.get(&key).is_some_and(|(until, _)| *until > now)
     }
 
     pub(super) fn take(&mut self, key: K, now: Instant) -> bool {
-        self.until.remove(&key).is_some_and(|until| until > now)
+        self.until.remove(&key).is_some_and(|(until, _)| until > now)
     }
 
     fn take_all(&mut self, now: Instant) -> Vec<K> {
-        self.until.drain().filter(|(_, until)| *until > now).map(|(key, _)| key).collect()
+        self.until.drain().filter(|(_, (until, _))| *until > now).map(|(key, _)| key).collect()
     }
 }
 
@@ -296,14 +330,18 @@ impl<K: Copy + Eq + Hash> UnderWay<K> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, Ino, Instant, KernelCache, LATELY, LogIndex, outlives_lease};
+    use super::{Duration, Ino, Instant, KernelCache, LATELY, LogIndex, Watched, outlives_lease};
 
     const LEASE: Duration = Duration::from_secs(2);
+
+    fn cache() -> KernelCache {
+        KernelCache::new(Watched::new().expect("memory to share"))
+    }
 
     /// A change finds every inode whose attributes the kernel may have, once, and none whose TTL is over.
     #[test]
     fn attributes_given_are_taken_back() {
-        let (cache, now) = (KernelCache::default(), Instant::now());
+        let (cache, now) = (cache(), Instant::now());
         let give = |ino| cache.give_attributes(ino, now, LEASE);
         let grant = give(Ino(5));
         assert_eq!(grant.ttl(now + LEASE, LEASE), Duration::ZERO, "the reply waited too long");
@@ -324,7 +362,7 @@ mod tests {
     /// would throw the reply away. What others change again and again is not cached at all.
     #[test]
     fn attributes_under_way_are_overtaken() {
-        let (cache, now) = (KernelCache::default(), Instant::now());
+        let (cache, now) = (cache(), Instant::now());
         let [before, other] = [5, 6].map(|ino| cache.give_attributes(Ino(ino), now, LEASE));
         assert!(!cache.take_attributes(Ino(5), true, now));
         assert_eq!(before.ttl(now, LEASE), Duration::ZERO);
@@ -340,7 +378,7 @@ mod tests {
     /// The kernel keeps an ACL for as long as it likes.
     #[test]
     fn acls_given_are_taken_back_however_late() {
-        let (cache, now) = (KernelCache::default(), Instant::now());
+        let (cache, now) = (cache(), Instant::now());
         cache.give_acl(Ino(5));
         assert!(cache.take_attributes(Ino(5), false, now + 100 * LEASE));
         assert!(!cache.take_attributes(Ino(5), false, now));
@@ -356,7 +394,7 @@ mod tests {
     /// Pages are kept across opens while nobody else has written.
     #[test]
     fn pages() {
-        let cache = KernelCache::default();
+        let cache = cache();
         assert!(!cache.keep_pages(Ino(4), false, LogIndex(10)), "what the kernel has is unknown");
         assert!(cache.keep_pages(Ino(4), false, LogIndex(10)));
         cache.wrote_pages(Ino(4), LogIndex(12));

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::mount_error::MountError;
 use super::sys;
+use crate::mountinfo::{self, MountLine};
 
 /// What kind of FUSE mount ours are.
 pub(super) const SUBTYPE: &str = "quorumfs";
@@ -18,29 +18,23 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// Cuts read requests fourfold against the default of 128.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// One line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
-#[derive(Debug, PartialEq, Eq)]
-struct MountLine {
-    /// `major:minor`, the name of its directory in `/sys/class/bdi`.
-    device: String,
-    point: PathBuf,
-    fs_type: String,
-}
-
 /// Makes sure that something can be mounted at `path`, and answers its absolute form. What an
 /// earlier daemon left there, dead, is removed.
 pub(super) fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     let missing = |source| MountError::MissingMountPoint { path: path.into(), source };
     let point = absolute(path).map_err(missing)?;
-    // The last line is the mount on top.
     while let Some(mounted) = find(&point) {
-        if !mounted.is_ours() || !is_dead(&point) {
+        if mounted.fs_type != FS_TYPE || !is_dead(&point) {
             let fs_type = mounted.fs_type;
             return Err(MountError::AlreadyMounted { path: point, fs_type });
         }
         tracing::info!(path = %point.display(), "removing a dead quorumfs mount");
-        sys::detach(&point, false)
-            .map_err(|source| MountError::DeadMount { path: point.clone(), source })?;
+        if let Err(source) = sys::detach(&point, false)
+            // Its guardian may have been quicker.
+            && find(&point).as_ref() == Some(&mounted)
+        {
+            return Err(MountError::DeadMount { path: point, source });
+        }
     }
     let metadata = fs::metadata(&point).map_err(missing)?;
     if !metadata.is_dir() {
@@ -79,12 +73,6 @@ pub(super) fn raise_read_ahead(device: &str) {
     }
 }
 
-impl MountLine {
-    fn is_ours(&self) -> bool {
-        self.fs_type == FS_TYPE
-    }
-}
-
 /// The absolute path of a mount point, without asking what is mounted there: a dead mount answers nothing.
 ///
 /// # Errors
@@ -115,57 +103,12 @@ fn is_dead(point: &Path) -> bool {
 }
 
 fn find(point: &Path) -> Option<MountLine> {
-    let table = fs::read("/proc/self/mountinfo").ok()?;
-    let mut from_the_last = table.rsplit(|byte| *byte == b'\n').filter_map(parse);
-    from_the_last.find(|line| line.point == point)
-}
-
-fn parse(line: &[u8]) -> Option<MountLine> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
-    let point = unescape(fields.nth(1)?);
-    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(MountLine { device, point, fs_type: String::from_utf8_lossy(fs_type).into_owned() })
-}
-
-/// Blanks and backslashes are written in octal, as `\040`.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [byte, tail @ ..] = rest {
-        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        let escaped = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        if let (b'\\', Some(escaped)) = (byte, escaped) {
-            bytes.push(escaped);
-            rest = &tail[3..];
-        } else {
-            bytes.push(*byte);
-            rest = tail;
-        }
-    }
-    std::ffi::OsString::from_vec(bytes).into()
+    mountinfo::top(point).ok()?
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{FS_TYPE, MountError, MountLine, Path, fs, parse, prepare};
-
-    /// The line that a dead mount is recognised by, with and without optional fields.
-    #[test]
-    fn mountinfo() {
-        let line =
-            br"98 29 0:52 / /mnt/my\040data rw,relatime shared:33 - fuse.quorumfs 127.0.0.1:1:/ rw";
-        let wanted = MountLine {
-            device: "0:52".into(),
-            point: "/mnt/my data".into(),
-            fs_type: FS_TYPE.into(),
-        };
-        assert!(wanted.is_ours());
-        assert_eq!(parse(line), Some(wanted));
-        let bare = parse(b"1 1 8:1 / / rw - ext4 /dev/root rw").expect("a line");
-        assert_eq!((bare.fs_type.as_str(), bare.point), ("ext4", "/".into()));
-        assert_eq!(parse(b""), None);
-    }
+    use super::{MountError, Path, fs, prepare};
 
     /// Each thing that is wrong with a mount point has its own sentence.
     #[test]

@@ -22,6 +22,7 @@ use super::root::Root;
 use super::{mount_point, sys};
 use crate::fs::proto::Kind;
 use crate::fs::query;
+use crate::guardian::{Guardian, Watched};
 use crate::node::{Deadline, Handle, Observer};
 use crate::store::StateRead;
 
@@ -56,6 +57,12 @@ pub struct Mount {
     ended: watch::Receiver<bool>,
 }
 
+/// What a mount's blocking start needs beside the options.
+struct Watching {
+    guardian: Guardian,
+    watched: Arc<Watched>,
+}
+
 /// What a mount's blocking start answers.
 struct Started {
     point: PathBuf,
@@ -69,15 +76,22 @@ impl Mount {
     ///
     /// # Errors
     /// One sentence for each thing that can be wrong with the mount point, the subtree or the system.
-    pub async fn start(handle: &Handle, options: MountOptions) -> Result<Self, MountError> {
+    pub async fn start(
+        handle: &Handle,
+        guardian: &Guardian,
+        options: MountOptions,
+    ) -> Result<Self, MountError> {
         let MountOptions { mount_point, source, subtree, flags, inline_max } = options;
         let runtime = tokio::runtime::Handle::current();
-        let mut core = Core::new(handle.for_mount(), runtime, flags, inline_max);
+        let serve = |source| MountError::Serve { path: mount_point.clone(), source };
+        let watched = Watched::new().map_err(serve)?;
+        let watching = Watching { guardian: guardian.clone(), watched: watched.clone() };
+        let mut core = Core::new(handle.for_mount(), runtime, flags, inline_max, watched);
         core.root = Deadline::of_node().covers(core.find_root(&subtree)).await?;
         let core = Arc::new(core);
         let starting = {
             let (core, source) = (core.clone(), source.clone());
-            spawn_blocking(move || begin(&core, &mount_point, &source, flags))
+            spawn_blocking(move || begin(&core, watching, &mount_point, &source, flags))
         };
         let Started { point, device, ended } =
             starting.await.map_err(|_| MountError::Stopping)??;
@@ -291,6 +305,7 @@ fn directory_at(state: &StateRead<'_>, subtree: &str) -> Result<Option<Root>, Op
 /// Mounts and starts the session threads. Blocks for a moment.
 fn begin(
     core: &Arc<Core>,
+    watching: Watching,
     mount_point: &Path,
     source: &str,
     flags: MountFlags,
@@ -299,7 +314,7 @@ fn begin(
     let refused = |source| MountError::Refused { path: point.clone(), source };
     let serve = |source| MountError::Serve { path: point.clone(), source };
     let session = mount(core.clone(), &point, source, flags).map_err(refused)?;
-    let started = serve_session(core, session).map_err(serve);
+    let started = serve_session(core, watching, &point, session).map_err(serve);
     let device = mount_point::device(&point).unwrap_or_default();
     if started.is_err() {
         // It would answer nothing.
@@ -359,9 +374,13 @@ fn config(source: &str, flags: MountFlags) -> Config {
 /// of everything.
 fn serve_session(
     core: &Arc<Core>,
+    Watching { guardian, watched }: Watching,
+    point: &Path,
     session: Session<QuorumFs>,
 ) -> io::Result<watch::Receiver<bool>> {
     let device = session.as_fd().try_clone_to_owned()?;
+    // Before the first request is answered, as below.
+    let watch = guardian.watch(point, device.as_fd(), watched, Root::ALIAS)?;
     let passthrough = core.passthrough.clone();
     core.try_passthrough(&device);
     core.waiting.start()?;
@@ -377,6 +396,7 @@ fn serve_session(
         }
         let runtime = serving.runtime.clone();
         runtime.block_on(serving.end());
+        drop(watch);
         ended.send_replace(true);
     };
     if let Err(error) = thread::Builder::new().name("fuse-session".into()).spawn(body) {

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::buffer::{Buffer, State};
 use super::passthrough::Way;
+use crate::guardian::{Slot, Watched};
 use crate::types::Ino;
 
 /// One open file of the kernel.
@@ -47,9 +48,10 @@ impl OpenFile {
 }
 
 /// The open files of a mount.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct OpenTable {
     tables: Mutex<Tables>,
+    watched: Arc<Watched>,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +71,8 @@ struct HeldInode {
     /// The cluster was told that this mount holds the inode although it has no name any more.
     promised: bool,
     buffer: Arc<Buffer>,
+    /// The kernel may have pages of it, which descriptors read.
+    _slot: Slot,
 }
 
 /// What the end of a hold means.
@@ -81,6 +85,11 @@ pub(super) enum Released {
 }
 
 impl OpenTable {
+    /// Nothing is open yet. The guardian finds in `watched` what is.
+    pub(super) fn new(watched: Arc<Watched>) -> Self {
+        Self { tables: Mutex::default(), watched }
+    }
+
     /// Holds an inode: by one file to come, or for as long as an operation lasts.
     pub(super) fn hold(&self, ino: Ino) -> Arc<Buffer> {
         let mut tables = self.tables.lock();
@@ -89,6 +98,7 @@ impl OpenTable {
             writers: 0,
             promised: false,
             buffer: Arc::new(Buffer::new(ino)),
+            _slot: self.watched.watch(ino.0),
         });
         inode.holds += 1;
         inode.buffer.clone()
@@ -222,16 +232,20 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arc, Ino, OpenMode, OpenTable, Released, Way};
+    use super::{Arc, Ino, OpenMode, OpenTable, Released, Watched, Way};
 
     const READS: OpenMode = OpenMode { direct: false, writes: false, way: Way::Plain };
     const WRITES: OpenMode = OpenMode { writes: true, ..READS };
+
+    fn table() -> OpenTable {
+        OpenTable::new(Watched::new().expect("memory to share"))
+    }
 
     /// Whichever comes first, the last release or the question, the cluster hears exactly once that
     /// an orphan is not held.
     #[test]
     fn orphans_are_answered_once() {
-        let table = OpenTable::default();
+        let table = table();
         let first = table.open(table.hold(Ino(9)), READS);
         let second = table.open(table.hold(Ino(9)), WRITES);
         assert!(table.promise(Ino(9)));
@@ -248,7 +262,7 @@ mod tests {
     /// What is still open when the mount goes is let go, once.
     #[test]
     fn a_mount_that_is_gone_holds_nothing() {
-        let table = OpenTable::default();
+        let table = table();
         let handles = [Ino(5), Ino(6)].map(|ino| table.open(table.hold(ino), READS));
         assert!(table.promise(Ino(5)));
         assert_eq!(table.close(), [Ino(5)]);
@@ -260,7 +274,7 @@ mod tests {
     /// A create holds its inode before it is proposed, and lets go when it fails.
     #[test]
     fn failed_create_lets_go() {
-        let table = OpenTable::default();
+        let table = table();
         table.hold(Ino(3));
         assert!(table.promise(Ino(3)));
         assert_eq!(table.unhold(Ino(3)), Released::Orphan);
@@ -270,7 +284,7 @@ mod tests {
     /// Only a close that is still to come can commit what is put off until then.
     #[test]
     fn open_for_writing() {
-        let table = OpenTable::default();
+        let table = table();
         let is_written = || table.is_written(Ino(4));
         table.hold(Ino(4));
         assert!(!is_written(), "not open yet");
@@ -295,7 +309,7 @@ mod tests {
     /// were open when it happened.
     #[test]
     fn failures_are_reported_once_per_handle() {
-        let table = OpenTable::default();
+        let table = table();
         let early = table.open(table.hold(Ino(1)), WRITES);
         let early = table.file(early).expect("open");
         {

@@ -10,27 +10,27 @@ use crate::types::Ino;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Root(pub(super) Ino);
 
-/// Marks the number of an alias (see [`super::passthrough`]). Inode numbers stay below.
-const ALIAS: u64 = 1 << 63;
-
 impl Root {
+    /// Marks the number of an alias (see [`super::passthrough`]). Inode numbers stay below.
+    pub(super) const ALIAS: u64 = 1 << 63;
+
     /// The root of the whole file system.
     pub(super) const WHOLE: Self = Self(Ino::ROOT);
 
     /// What the kernel means.
     pub(super) fn ino(self, node: INodeNo) -> Ino {
-        if node == INodeNo::ROOT { self.0 } else { Ino(node.0 & !ALIAS) }
+        if node == INodeNo::ROOT { self.0 } else { Ino(node.0 & !Self::ALIAS) }
     }
 
     /// Whether the kernel means a file by its alias.
     pub(super) fn is_alias(node: INodeNo) -> bool {
-        node.0 & ALIAS != 0
+        node.0 & Self::ALIAS != 0
     }
 
     /// The alias of a file.
     pub(super) fn alias(ino: Ino) -> INodeNo {
-        debug_assert!(ino.0 < ALIAS, "numbers are granted in order");
-        INodeNo(ino.0 | ALIAS)
+        debug_assert!(ino.0 < Self::ALIAS, "numbers are granted in order");
+        INodeNo(ino.0 | Self::ALIAS)
     }
 
     /// How the kernel knows an inode.

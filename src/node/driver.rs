@@ -257,7 +257,10 @@ impl Driver {
     }
 
     fn expire(&mut self, session: SessionId) -> Result<(), CoreError> {
-        tracing::info!(session = session.0, "session is silent for too long: expiring it");
+        tracing::info!(
+            session = session.0,
+            "session is silent for too long or fenced: expiring it"
+        );
         let now = clock::wall();
         let command = Command {
             volume: VolumeId::FIRST.0,

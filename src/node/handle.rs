@@ -414,12 +414,30 @@ impl Handle {
     pub fn deliver(&self, from: NodeId, message: ToPeer) {
         match message {
             ToPeer::Core(message) => self.0.input(Input::Peer { from, message }),
-            ToPeer::Disk(report, OnDisk { synced, holds }) => {
+            ToPeer::Disk(report, OnDisk { synced, holds }, wall) => {
+                self.0.wall_clocks.heard(from, wall, clock::wall());
                 self.0.space.heard(from, report);
                 self.0.durability.heard(from, synced, &voters(&self.0));
                 self.0.input_later(Input::Holds { node: from, index: holds });
             }
         }
+    }
+
+    /// Nodes whose wall clocks differ from this one's, and by how many milliseconds each is ahead.
+    #[must_use]
+    pub fn clocks_apart(&self) -> Vec<(NodeId, i64)> {
+        self.0.wall_clocks.apart()
+    }
+
+    /// A node's guardian says that its session serves nothing any more.
+    pub fn fenced(&self, node: NodeId, session: SessionId) {
+        self.0.input(Input::Fenced { node, session });
+    }
+
+    /// The mounts' session, and changes of it; nothing while there is none.
+    #[must_use]
+    pub fn sessions(&self) -> watch::Receiver<Option<SessionId>> {
+        self.0.session.subscribe()
     }
 
     /// There is a new connection to a peer.

@@ -43,6 +43,7 @@ mod status;
 mod sweep;
 mod touches;
 mod transport;
+mod wall_clocks;
 
 pub use apply::{answers_here, without_answering};
 pub use blocks::{Block, Examined};

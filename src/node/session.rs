@@ -40,10 +40,14 @@ async fn open(handle: &Handle) -> Result<SessionId, NodeError> {
         nonce,
         principal: String::new(),
         strong: shared.config.strong,
+        applied: Some(handle.state().applied().0),
     };
     // A late duplicate of an earlier opening is refused, as any command of a session that is gone.
     let outcome = handle.mutate_cluster(Op::SessionOpen(open)).await?;
-    debug_assert_eq!(outcome.errno, 0, "opening a session fails in no other way");
+    if outcome.errno != 0 {
+        // An earlier daemon's session was not known here yet. Now that this outcome is applied, it is.
+        return Err(NodeError::SessionLost);
+    }
     let session = SessionId(outcome.id);
     let granted = outcome.granted.map(|range| (range.first, range.end));
     let waited = shared.mutations.begin(session, granted, || shared.clock.next());

@@ -21,6 +21,7 @@ use super::space::Space;
 use super::staging::Staging;
 use super::status::RaftStatus;
 use super::touches::Touches;
+use super::wall_clocks::WallClocks;
 use super::{NodeConfig, Transport};
 use crate::consensus::{Input, ReadGate};
 use crate::fs::{Unapplied, query};
@@ -54,6 +55,7 @@ pub(super) struct Shared {
     pub(super) state: State,
     pub(super) files: Files,
     pub(super) space: Space,
+    pub(super) wall_clocks: WallClocks,
     pub(super) durability: Durability,
     pub(super) staging: Staging,
     pub(super) fetching: Fetching,

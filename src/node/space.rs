@@ -7,9 +7,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::Handle;
 use super::durability::{has_all, voters};
 use super::transport::ToPeer;
+use super::{Handle, clock};
 use crate::consensus::Input;
 use crate::store::StoreError;
 use crate::types::{LogIndex, NodeId};
@@ -140,7 +140,7 @@ pub(super) async fn watch(handle: Handle) {
             let on_disk = OnDisk { synced, holds };
             // Also to those who are removed: one of them may lead still.
             for node in shared.transport.peers() {
-                shared.transport.send(node, ToPeer::Disk(own, on_disk));
+                shared.transport.send(node, ToPeer::Disk(own, on_disk, clock::wall()));
             }
             let voters = voters(&shared);
             shared.durability.heard(shared.node, synced, &voters);

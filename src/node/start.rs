@@ -20,6 +20,7 @@ use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
 use super::snapshots::{Due, Lent};
 use super::space::{self, Space};
 use super::staging::Staging;
+use super::wall_clocks::WallClocks;
 use super::{
     Handle, Transport, apply, checksums, locks, log_writer, merger, session, snapshots, sweep,
 };
@@ -126,6 +127,7 @@ impl Node {
             state: recovered.state,
             files: recovered.files,
             space: Space::new(node, config.reserve),
+            wall_clocks: WallClocks::default(),
             durability,
             staging: Staging::new(),
             fetching: Fetching::new(),

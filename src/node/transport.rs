@@ -11,15 +11,15 @@ use super::fetch::{Fetched, Wanted};
 use super::space::{OnDisk, SpaceReport};
 use super::staging::Weighed;
 use crate::consensus::PeerMessage;
-use crate::types::{NodeId, StageId};
+use crate::types::{NodeId, StageId, Timestamp};
 
 /// What daemons say to each other.
 #[derive(Clone, Debug)]
 pub enum ToPeer {
     /// What their cores do.
     Core(PeerMessage),
-    /// What the sender's disk has room for, and what is on it.
-    Disk(SpaceReport, OnDisk),
+    /// What the sender's disk has room for, what is on it, and what time it is there.
+    Disk(SpaceReport, OnDisk, Timestamp),
 }
 
 /// What a node tells a peer of a stage of its own.

@@ -97,6 +97,19 @@ impl AdminService {
                     .to_owned(),
             );
         }
+        if !self.mounts.is_guarded() {
+            problems.push(
+                "this daemon has no guardian at present: if it died now, the others would wait for its session to \
+                 expire, and its mounts would stay behind until its next start (the log says why)"
+                    .to_owned(),
+            );
+        }
+        problems.extend(self.handle.clocks_apart().into_iter().map(|(node, ahead_ms)| {
+            format!(
+                "the wall clock of node {node} is {ahead_ms} ms ahead of this node's: have both follow NTP, or times of \
+                 files are wrong"
+            )
+        }));
         if self.handle.files().is_full() {
             problems.push(
                 "the disk of this node is down to its reserve: new bytes are missing here, and come when there is \

@@ -10,7 +10,7 @@ use super::peer::{
 };
 use crate::consensus::{Claim, PeerMessage};
 use crate::node::{self, OnDisk, SpaceReport};
-use crate::types::{LogIndex, SessionId, Term, VolumeId};
+use crate::types::{LogIndex, SessionId, Term, Timestamp, VolumeId};
 
 /// A message that makes no sense: of another volume, or not decodable.
 #[derive(Debug, thiserror::Error)]
@@ -26,12 +26,23 @@ pub(super) enum EnvelopeError {
 pub(super) fn encode(message: node::ToPeer) -> Envelope {
     let body = match message {
         node::ToPeer::Core(message) => body_of_core(message),
-        node::ToPeer::Disk(SpaceReport { free_bytes, total_bytes }, on_disk) => {
+        node::ToPeer::Disk(SpaceReport { free_bytes, total_bytes }, on_disk, wall) => {
             let OnDisk { synced, holds } = on_disk;
-            Body::Space(Space { free_bytes, total_bytes, synced: synced.0, holds: holds.0 })
+            let (synced, holds, wall_ms) = (synced.0, holds.0, milliseconds(wall));
+            Body::Space(Space { free_bytes, total_bytes, synced, holds, wall_ms })
         }
     };
     Envelope { volume: VolumeId::FIRST.0, body: Some(body) }
+}
+
+fn milliseconds(time: Timestamp) -> u64 {
+    let seconds = u64::try_from(time.seconds).unwrap_or_default();
+    seconds.saturating_mul(1000) + u64::from(time.nanos / 1_000_000)
+}
+
+fn timestamp(milliseconds: u64) -> Timestamp {
+    let nanos = u32::try_from(milliseconds % 1000).expect("below 1000") * 1_000_000;
+    Timestamp { seconds: i64::try_from(milliseconds / 1000).expect("a 1000th fits"), nanos }
 }
 
 fn body_of_core(message: PeerMessage) -> Body {
@@ -72,10 +83,10 @@ pub(super) fn decode(envelope: Envelope) -> Result<node::ToPeer, EnvelopeError> 
         return Err(EnvelopeError::Volume(envelope.volume));
     }
     Ok(node::ToPeer::Core(match envelope.body.ok_or(EnvelopeError::Empty)? {
-        Body::Space(Space { free_bytes, total_bytes, synced, holds }) => {
+        Body::Space(Space { free_bytes, total_bytes, synced, holds, wall_ms }) => {
             let report = SpaceReport { free_bytes, total_bytes };
             let on_disk = OnDisk { synced: LogIndex(synced), holds: LogIndex(holds) };
-            return Ok(node::ToPeer::Disk(report, on_disk));
+            return Ok(node::ToPeer::Disk(report, on_disk, timestamp(wall_ms)));
         }
         Body::Raft(bytes) => {
             let mut message = Message::default();

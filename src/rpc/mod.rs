@@ -7,6 +7,7 @@ mod admin_service;
 mod bulk_service;
 mod envelope;
 mod examining;
+mod fencing;
 mod hello;
 mod join;
 mod lanes;
@@ -35,6 +36,7 @@ pub mod peer {
 
 pub use admin_service::AdminService;
 pub use bulk_service::BulkService;
+pub use fencing::{Fenced, tell_fenced};
 pub use join::{JoinError, Joined, join};
 pub use mounts::{Mounts, MountsError};
 pub use peer_service::PeerService;

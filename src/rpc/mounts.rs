@@ -33,6 +33,9 @@ pub trait Mounts: Send + Sync {
     /// The one of the configuration, and whether it serves.
     fn configured(&self) -> Option<(PathBuf, bool)>;
 
+    /// Whether the daemon has a guardian at present.
+    fn is_guarded(&self) -> bool;
+
     /// Whether the kernel has dentry epochs, as far as a mount has found out.
     fn has_epochs(&self) -> bool;
 }

@@ -3,14 +3,16 @@
 use tonic::{Request, Response, Status, Streaming};
 
 use super::peer::peer_server::Peer;
-use super::peer::{Delivered, Frame, JoinReply, JoinRequest, MemberAddress};
+use super::peer::{
+    Delivered, FencedReply, FencedRequest, Frame, JoinReply, JoinRequest, MemberAddress,
+};
 use super::{
     envelope,
     hello::{admit, check},
 };
 use crate::fs::{proto::Member, query};
 use crate::node::Handle;
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, NodeId, SessionId};
 
 /// Serves `proto/peer.proto` for one node.
 #[derive(Debug)]
@@ -91,6 +93,22 @@ impl Peer for PeerService {
                 }
             }
         }
+    }
+
+    async fn fenced(
+        &self,
+        request: Request<FencedRequest>,
+    ) -> Result<Response<FencedReply>, Status> {
+        let FencedRequest { hello, session } = request.into_inner();
+        let hello = hello.ok_or_else(|| Status::invalid_argument("a hello is missing"))?;
+        let node = admit(self.cluster, &self.handle, &hello)?;
+        tracing::info!(
+            node = node.0,
+            session,
+            "the daemon of a node is dead, its mounts are fenced"
+        );
+        self.handle.fenced(node, SessionId(session));
+        Ok(Response::new(FencedReply {}))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {

@@ -226,7 +226,7 @@ async fn keep_connected(
     }
 }
 
-async fn connect(
+pub(super) async fn connect(
     address: &str,
 ) -> Result<PeerClient<tonic::transport::Channel>, tonic::transport::Error> {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?

@@ -228,6 +228,7 @@ fn open(replica: &mut Replica, tree: &mut Tree, index: u64, node: usize) {
         nonce: index,
         principal: String::new(),
         strong: index.is_multiple_of(2),
+        applied: Some(index - 1),
     };
     let applied = cluster(replica, index, Op::SessionOpen(op));
     assert_eq!((applied.outcome.errno, applied.outcome.id), (0, index));

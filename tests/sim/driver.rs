@@ -58,6 +58,9 @@ impl World {
             NodeEvent::Connected { node: peer } => {
                 self.input(node, Input::Connected { node: peer });
             }
+            NodeEvent::Fenced { from, session } => {
+                self.input(node, Input::Fenced { node: from, session });
+            }
             NodeEvent::Persisted { number } => {
                 self.nodes[node].disk.sync(number);
                 self.input(node, Input::Persisted { number });

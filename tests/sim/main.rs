@@ -78,6 +78,7 @@ const MUST_MEET: &[&str] = &[
     "fault: process killed",
     "fault: slow disk",
     "fault: stuck applier",
+    "fenced",
     "leader changes",
     "locks: cancelled in the queue",
     "locks: cancelled, outcome unknown",

@@ -93,6 +93,7 @@ impl World {
     pub fn open_session(&mut self, node: usize) {
         let nonce = Seq(self.random.next());
         let id = self.nodes[node].id;
+        let applied = Some(self.nodes[node].state.applied.index.0);
         let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
         daemon.mount.opening = Some(nonce);
         let op = Op::SessionOpen(proto::SessionOpen {
@@ -100,6 +101,7 @@ impl World {
             nonce: nonce.0,
             principal: String::new(),
             strong: true,
+            applied,
         });
         let key = ProposalKey { session: SessionId::CLUSTER, seq: nonce };
         let data = self.encode(node, key, 0, op);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use quorumfs::consensus::{Committed, Core, CoreConfig, Input, PeerMessage, Received, Role};
 use quorumfs::fs::{Change, Unapplied};
-use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, StageId, Term};
+use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, SessionId, StageId, Term};
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
@@ -103,6 +103,11 @@ pub enum NodeEvent {
     },
     Connected {
         node: NodeId,
+    },
+    /// A guardian says that the daemon of that node is dead.
+    Fenced {
+        from: NodeId,
+        session: SessionId,
     },
     Persisted {
         number: u64,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use quorumfs::consensus::PeerMessage;
-use quorumfs::types::{LogIndex, NodeId, Term};
+use quorumfs::types::{LogIndex, NodeId, SessionId, Term};
 
 use crate::checks::Truth;
 use crate::clock::{MILLI, Nanos, SECOND};
@@ -67,6 +67,12 @@ pub enum Event {
         from: usize,
         to: usize,
         index: LogIndex,
+    },
+    /// A guardian says that its node's daemon is dead.
+    Fenced {
+        from: usize,
+        to: usize,
+        session: SessionId,
     },
     /// A client wants to do something.
     Client {
@@ -277,6 +283,13 @@ impl World {
                     self.deliver(to, NodeEvent::Holds { from, index });
                 }
             }
+            Event::Fenced { from, to, session } => {
+                if self.network.is_open(from, to) && self.nodes[to].daemon.is_some() {
+                    self.coverage.count("fenced");
+                    let from = self.nodes[from].id;
+                    self.deliver(to, NodeEvent::Fenced { from, session });
+                }
+            }
             Event::Client { client } => self.begin_operation(client),
             Event::Fault => self.strike(),
             Event::Cure(cure) => self.cure(cure),
@@ -288,6 +301,18 @@ impl World {
     pub fn snapshot_later(&mut self, node: usize) {
         let delay = self.random.within(2 * SECOND, 12 * SECOND);
         self.after(delay, node, NodeEvent::Snapshot);
+    }
+
+    /// A guardian has survived its daemon: some milliseconds later the others hear of it, or do not.
+    fn fence(&mut self, from: usize, session: SessionId) {
+        // Every other one; with numbers of its own, so that older seeds remain what they are until then.
+        if !(session.0 + self.nodes[from].boots).is_multiple_of(2) {
+            return;
+        }
+        for to in (0..self.nodes.len()).filter(|to| *to != from) {
+            let delay = (1 + (session.0 + to as u64) % 40) * MILLI;
+            self.schedule(delay, Event::Fenced { from, to, session });
+        }
     }
 
     /// A daemon dies; with `power_lost` so does its machine.
@@ -314,6 +339,9 @@ impl World {
         }
         self.break_lanes_of(node);
         self.forget_lockers(node);
+        if !power_lost && let Some(session) = daemon.mount.session {
+            self.fence(node, session);
+        }
         let delay = self.random.within(200 * MILLI, 4 * SECOND);
         self.schedule(delay, Event::Cure(Cure::Restart { node }));
     }

@@ -2,7 +2,8 @@
 //!
 //! An ended session leaves a tombstone: its outcomes can be asked for until its node opens the next
 //! one. The tombstone itself stays a while longer, so that a late copy of the command that opened the
-//! session is refused instead of ending the node's present one.
+//! session is refused instead of ending the node's present one. One that comes for the first time, although its daemon is
+//! dead and the next one has opened a session, is known by what that daemon had applied.
 
 use prost::Message;
 
@@ -33,6 +34,10 @@ pub(super) fn open<V: ViewMut + Records>(
     }
     let ended = query::tombstones(context.view, node).map_err(Stop::View)?;
     if ended.iter().any(|(_, session)| session.nonce == op.nonce) {
+        return Err(Errno::ESTALE.into());
+    }
+    let newest = live.iter().chain(&ended).map(|(id, _)| id.0).max();
+    if op.applied.is_some_and(|applied| newest > Some(applied)) {
         return Err(Errno::ESTALE.into());
     }
     let range = allocate(context, FIRST_GRANT)?;

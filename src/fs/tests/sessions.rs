@@ -44,6 +44,23 @@ fn a_new_session_of_a_node_ends_its_last() {
     assert_eq!((late.outcome.errno, late.changes), (Errno::ESTALE.number(), vec![]));
 }
 
+/// A daemon that died asked for a session; what it said turns up when the next daemon of the node has one.
+#[test]
+fn an_opening_that_was_overtaken_by_the_next_daemon_is_refused() {
+    let mut world = World::new();
+    let open = |nonce, applied| {
+        let open =
+            proto::SessionOpen { node: 1, nonce, strong: true, applied, ..Default::default() };
+        Op::SessionOpen(open)
+    };
+    let before = world.session;
+    let next = world.cluster(open(200, Some(before))).outcome;
+    assert_eq!(next.errno, 0);
+    let late = world.cluster(open(100, Some(before)));
+    assert_eq!((late.outcome.errno, late.changes), (Errno::ESTALE.number(), vec![]));
+    assert_eq!(world.cluster(open(300, Some(next.id))).outcome.errno, 0);
+}
+
 #[test]
 fn an_end_is_harmless_twice() {
     let mut world = World::new();

@@ -205,7 +205,7 @@ pub(super) fn resize(ino: u64, size: u64) -> Op {
 
 pub(super) fn session_open(node: u64, nonce: u64) -> Op {
     let principal = "someone".to_owned();
-    Op::SessionOpen(proto::SessionOpen { node, nonce, principal, strong: true })
+    Op::SessionOpen(proto::SessionOpen { node, nonce, principal, strong: true, applied: None })
 }
 
 pub(super) fn session_end(session: u64) -> Op {

@@ -152,7 +152,11 @@ impl Handle {
             let handle = self.clone();
             let asked = async move {
                 if node == handle.node() {
-                    handle.sync_bytes(wanted).await
+                    match handle.sync_bytes(wanted).await {
+                        // This replica stops. The others may be a quorum.
+                        Err(NodeError::Store(_)) => Ok(false),
+                        synced => synced,
+                    }
                 } else {
                     // Who cannot be asked says nothing.
                     Ok(handle.0.transport.sync(node, wanted).await.unwrap_or(false))

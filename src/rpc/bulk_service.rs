@@ -272,7 +272,7 @@ impl Incoming {
             return answer(!failed);
         }
         tokio::task::spawn_blocking(move || {
-            let synced = handle.files().sync_stage(id);
+            let synced = handle.sync_stage(id);
             if let Err(error) = &synced {
                 tracing::warn!(stage = %id, %error, "a stage could not be made durable");
             }

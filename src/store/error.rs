@@ -153,6 +153,12 @@ impl StoreError {
         matches!(self, Self::Io { source, .. } if super::room::is_full(source))
     }
 
+    /// Whether it says that the disk does not take bytes in: it has no room, or cannot write there.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if super::refused::is_refused(source))
+    }
+
     /// Whether it says that something is not what was written, so that looking again gives the same.
     #[must_use]
     pub fn is_damage(&self) -> bool {

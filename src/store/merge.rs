@@ -11,6 +11,7 @@ use rustix::fs::XattrFlags;
 use super::files::{Files, Key};
 use super::layout::{Away, Layout, Part};
 use super::layouts::Locked;
+use super::refused::is_lost;
 use super::room;
 use super::space::copy_data;
 use super::stages::{Found, Stage};
@@ -457,7 +458,7 @@ impl Files {
         };
         match written {
             Ok(true) => layouts.clear(key, part).map(|()| true),
-            Err(error) if !error.is_full() => Err(error),
+            Err(error) if !error.is_refused() => Err(error),
             _ => {
                 self.room().is_gone();
                 Ok(false)
@@ -509,10 +510,18 @@ impl Files {
         if self.would_bare(&layouts, key, chunk.start)? || !self.has_room(key, chunk)? {
             return Ok(false);
         }
-        let stage = self.stages().file(index)?.ok_or_else(|| self.lost_stage(index))?;
+        let Some(stage) = self.stages().file(index)? else {
+            let gone = io::Error::from(io::ErrorKind::NotFound);
+            self.give_up_staged(&mut layouts, (key, chunk), index, &gone)?;
+            return Ok(true);
+        };
         let file = self.file_or_new(key.0, key.1)?;
         match copy_data(&stage, chunk.moved(shift), &file, chunk.start) {
             Ok(()) => layouts.clear(key, chunk)?,
+            // Which of the two the disk refuses is not said.
+            Err(error) if is_lost(&error) => {
+                self.give_up_staged(&mut layouts, (key, chunk), index, &error)?;
+            }
             Err(error) if room::is_full(&error) => {
                 self.room().is_gone();
                 return Ok(false);
@@ -536,11 +545,9 @@ impl Files {
             match away {
                 None => self.read_in_place(key, part.start, buffer)?,
                 Some(Away::Staged { index, shift }) => {
-                    // It may have been merged and removed by now.
-                    let Some(stage) = self.stages().file(*index)? else { return Ok(false) };
-                    stage
-                        .read_exact_at(buffer, part.moved(*shift).start)
-                        .map_err(StoreError::io("read", &self.stages().written_path(*index)))?;
+                    if !self.read_staged((key, *part), (*index, *shift), buffer)? {
+                        return Ok(false);
+                    }
                 }
                 Some(Away::Missing { .. }) => return Ok(false),
             }

@@ -30,6 +30,7 @@ mod recent;
 mod records;
 mod recover;
 mod refound;
+mod refused;
 mod replay;
 mod room;
 mod scratch;

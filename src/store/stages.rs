@@ -17,6 +17,7 @@ use rangemap::RangeSet;
 use super::durable;
 use super::merge::Target;
 use super::recent::Recent;
+use super::refused::is_lost;
 use super::sys;
 use crate::fs::StagedPiece;
 use crate::fs::limits::CHECKSUM_BLOCK;
@@ -315,6 +316,8 @@ fn proven(file: &File, piece: &StagedPiece) -> io::Result<Vec<ByteRange>> {
             Ok(()) if crc32c::crc32c(part) == *checksum => found.push(block),
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+            // A bad sector.
+            Err(error) if is_lost(&error) => {}
             Err(error) => return Err(error),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedSender, WeakSender};
 use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
@@ -16,7 +16,7 @@ use super::install::Paused;
 use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
-use super::snapshots::Lent;
+use super::snapshots::{Due, Lent};
 use super::space::Space;
 use super::staging::Staging;
 use super::status::RaftStatus;
@@ -70,6 +70,8 @@ pub(super) struct Shared {
     pub(super) late: Mutex<Vec<Input>>,
     /// A snapshot is due when the log has this many bytes; 0: not known yet.
     pub(super) next_snapshot: AtomicU64,
+    /// Asks for one.
+    pub(super) due: WeakSender<Due>,
     pub(super) lent: Lent,
     pub(super) log: RaftLog,
     pub(super) clock: HybridClock,

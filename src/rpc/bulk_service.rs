@@ -127,7 +127,7 @@ impl Bulk for BulkService {
         let handle = self.handle.clone();
         let (pieces, sent) = mpsc::channel(PIECES);
         tokio::task::spawn_blocking(move || {
-            let whole = match handle.lend_snapshot(to) {
+            let whole = match handle.lend_snapshot(to, LogIndex(request.from)) {
                 Ok(Some(file)) => send_pieces(file, &pieces, || handle.lends_on(to)),
                 Ok(None) => Err(Status::not_found("there is no snapshot here yet")),
                 Err(error) => Err(Status::internal(error.to_string())),

@@ -11,6 +11,8 @@
 //! files/       backing files
 //! checksums/   checksums of the blocks of quiet ones
 //! mounts       where the daemon has mounted
+//! ends         why the last daemons ended that could not go on (`ends.rs`)
+//! peers        where the other members were last known to listen
 //! recovering   the id of the cluster that the directory is becoming (`refound.rs`)
 //! stages/      what copies between backing files read again after a crash
 //! snapshots/   the snapshot file
@@ -114,6 +116,7 @@ impl DataDir {
         }
         let lock = lock(path)?;
         let identity = read_identity(path)?;
+        // What is not text is no boot that anybody knows.
         let recorded = read_optional(&path.join("boot"))?;
         let same_boot = recorded.is_some() && recorded == boot.0;
         Ok(Self { path: path.to_owned(), _lock: lock, identity, boot, same_boot })
@@ -201,12 +204,18 @@ impl DataDir {
     /// # Errors
     /// When the disk refuses.
     pub fn distrust_state(&self) -> Result<(), StoreError> {
-        let boot = self.path.join("boot");
-        match std::fs::remove_file(&boot) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(StoreError::io("remove", &boot)(source)),
-            Ok(()) => durable::sync_dir(&self.path),
-        }
+        distrust_state(&self.path)
+    }
+
+    /// Bytes that its disk still takes in.
+    ///
+    /// # Errors
+    /// When the local file system cannot say.
+    pub fn available(&self) -> Result<u64, StoreError> {
+        let asked = rustix::fs::statvfs(&self.path);
+        let space =
+            asked.map_err(|errno| StoreError::io("ask the space of", &self.path)(errno.into()))?;
+        Ok(space.f_bavail * space.f_frsize)
     }
 
     /// Where the directory is.
@@ -297,6 +306,19 @@ impl DataDir {
     }
 }
 
+/// See [`DataDir::distrust_state`]: of a data directory that this process has locked.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn distrust_state(data: &Path) -> Result<(), StoreError> {
+    let boot = data.join("boot");
+    match std::fs::remove_file(&boot) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(StoreError::io("remove", &boot)(source)),
+        Ok(()) => durable::sync_dir(data),
+    }
+}
+
 fn state_number(name: &str) -> Option<u64> {
     name.strip_prefix(STATE)?.parse().ok()
 }
@@ -335,8 +357,8 @@ fn anything_but_lock(dir: &Path) -> Result<Option<String>, StoreError> {
 }
 
 fn read_optional(path: &Path) -> Result<Option<String>, StoreError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(StoreError::io("read", path)(source)),
     }

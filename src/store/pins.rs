@@ -27,12 +27,13 @@ use parking_lot::Mutex;
 
 use super::durable;
 use super::files::Key;
+use super::marks::{checked, records};
 use super::space::copy_bytes;
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// Five integers: index, inode, generation, start and end of the range.
-const RECORD: usize = 40;
+pub(super) const RECORD: usize = 40;
 /// In place of an index: the file was removed.
 const REMOVED: LogIndex = LogIndex(0);
 
@@ -80,7 +81,7 @@ impl Pins {
             Ok(_) | Err(_) => Vec::new(),
         };
         let mut files: BTreeMap<Key, Pinned> = BTreeMap::new();
-        for (index, key, range) in noted.chunks_exact(RECORD).map(decode) {
+        for (index, key, range) in records(&noted, RECORD).flatten().map(decode) {
             if index == REMOVED {
                 files.entry(key).or_default().removed = true;
             } else if !stage_path(dir, index).exists() {
@@ -220,7 +221,10 @@ impl Pins {
         range: ByteRange,
     ) -> Result<(), StoreError> {
         let path = self.dir.join("pins");
-        inner.notes.write_all(&encode(index, key, range)).map_err(StoreError::io("write", &path))
+        inner
+            .notes
+            .write_all(&checked(&encode(index, key, range)))
+            .map_err(StoreError::io("write", &path))
     }
 
     fn write_stage(
@@ -256,10 +260,10 @@ fn write_notes(dir: &Path, files: &BTreeMap<Key, Pinned>) -> Result<File, StoreE
     let mut bytes = Vec::new();
     for (key, pinned) in files {
         for (index, range) in &pinned.ranges {
-            bytes.extend(encode(*index, *key, *range));
+            bytes.extend(checked(&encode(*index, *key, *range)));
         }
         if pinned.removed {
-            bytes.extend(encode(REMOVED, *key, ByteRange { start: 0, end: 0 }));
+            bytes.extend(checked(&encode(REMOVED, *key, ByteRange { start: 0, end: 0 })));
         }
     }
     let (path, beside) = (dir.join("pins"), dir.join("pins.tmp"));

@@ -215,13 +215,14 @@ fn a_damaged_or_foreign_snapshot_is_an_error_and_stays() {
     damaged[whole.len() - 60] ^= 1;
     std::fs::write(&path, &damaged).unwrap();
     let error = start(dir.path(), "another boot").unwrap_err();
-    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert!(matches!(error, StoreError::StateLost { .. }), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), damaged);
     std::fs::write(&path, &whole).unwrap();
     assert_at(&start(dir.path(), "another boot").unwrap(), 20);
-    let identity = dir.path().join("identity");
-    let text = std::fs::read_to_string(&identity).unwrap().replace("0101", "0202");
-    std::fs::write(&identity, text).unwrap();
+    let mut data = DataDir::open(dir.path()).unwrap();
+    let identity = Identity { cluster: ClusterId([2; 16]), ..data.identity().clone() };
+    data.set_identity(identity).unwrap();
+    drop(data);
     let error = start(dir.path(), "another boot").unwrap_err().to_string();
     assert!(error.contains("another data directory"), "{error}");
 }

@@ -2,13 +2,13 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Config, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use crate::store::StoreError;
+use crate::store::contained::contain;
 use crate::store::error::REJOIN;
 use crate::types::{LogIndex, Term, VolumeId};
 
@@ -89,7 +89,7 @@ pub(super) fn contained<T>(
     call: impl FnOnce() -> raft_engine::Result<T>,
 ) -> Result<T, StoreError> {
     use raft_engine::Error;
-    match catch_unwind(AssertUnwindSafe(call)) {
+    match contain(call) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(
             source @ (Error::Corruption(_)

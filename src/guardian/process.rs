@@ -36,12 +36,12 @@ pub fn run(tell: impl FnOnce(&Report)) -> io::Result<()> {
             Order::End => return Ok(()),
         }
     }
-    fence(mounts.into_values().collect(), &report, tell);
+    fence(&mounts.into_values().collect::<Vec<_>>(), &report, tell);
     Ok(())
 }
 
 /// What is to be logged is logged in the end: the disk that takes it may be what killed the daemon.
-fn fence(mounts: Vec<Watching>, report: &Report, tell: impl FnOnce(&Report)) {
+fn fence(mounts: &[Watching], report: &Report, tell: impl FnOnce(&Report)) {
     let began = Instant::now();
     // All of them before any path is looked at: one may be mounted within another.
     mounts.iter().for_each(Watching::abort);

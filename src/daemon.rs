@@ -144,24 +144,33 @@ async fn serve(
 
     telemetry::notify_stopping();
     tracing::info!("stopping");
+    // It may fail while it stops, too: then it ends in the other way after all.
+    let stopped = if fatal.borrow().is_none() { mounts.stop().await } else { Ok(()) };
     let reason = fatal.borrow().clone();
     if let Some(reason) = reason {
+        end_as_failed(&directory, &reason);
         // Nothing can be committed through this replica, so nobody is to wait for it.
         node.give_leadership_away(GIVING_UP).await;
         let _ = tokio::time::timeout(GIVING_UP, mounts.stop()).await;
-        let is_full = directory.available().is_ok_and(|left| left < ROOM_TO_START);
-        ending::failed(&directory, &reason, is_full);
-        // What could not be written is lost, and no later sync would say so: only what is durable is to be believed.
-        directory.distrust_state()?;
         bail!("{reason}");
     }
-    mounts.stop().await?;
+    stopped?;
+    let ended = node.stop().await.map_err(|error| error.to_string());
+    let failed = fatal.borrow().clone().or(ended.err());
+    if let Some(reason) = failed {
+        end_as_failed(&directory, &reason);
+        bail!("{reason}");
+    }
     guarding::stop(guardian).await;
-    node.stop().await?;
     let _ = stop_server.send(());
     // Streams of peers end with the process.
     server.abort();
     Ok(())
+}
+
+fn end_as_failed(directory: &DataDir, reason: &str) {
+    let is_full = directory.available().is_ok_and(|left| left < ROOM_TO_START);
+    ending::failed(directory, reason, is_full);
 }
 
 /// The record that newcomers start from. A node whose own is damaged serves all the same: they ask another one.

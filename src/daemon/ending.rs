@@ -5,15 +5,16 @@
 //! daemon end is recorded in its data directory; after some such ends it stays down until a person has looked.
 
 use std::panic::PanicHookInfo;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::node::StartError;
 use crate::store::{self, DataDir, EndKind, StoreError};
 
-/// A disk that does not answer must not keep a daemon that has panicked from ending.
+/// A disk that does not answer must not keep a daemon from ending.
 const RECORDING: Duration = Duration::from_secs(1);
 
 /// The data directory that this process works on.
@@ -61,7 +62,12 @@ pub(super) fn not_opened(error: anyhow::Error) -> anyhow::Error {
 
 /// The same of a start that came so far that it is recorded.
 pub(super) fn not_started(directory: &DataDir, error: impl Into<anyhow::Error>) -> anyhow::Error {
-    let error = not_opened(error.into());
+    let error = match error.into().downcast() {
+        Ok(StartError::Store(error)) => error.into(),
+        Ok(error) => error.into(),
+        Err(error) => error,
+    };
+    let error = not_opened(error);
     if !error.is::<StaysDown>() {
         let is_full = error.downcast_ref().is_some_and(StoreError::is_full);
         failed(directory, &error.to_string(), is_full);
@@ -69,10 +75,10 @@ pub(super) fn not_started(directory: &DataDir, error: impl Into<anyhow::Error>) 
     error
 }
 
-/// The replica could not go on.
+/// The replica could not go on: an fsync may have failed, and then the kernel gives back what is not on the disk.
 pub(super) fn failed(directory: &DataDir, reason: &str, is_full: bool) {
     let kind = if is_full { EndKind::Full } else { EndKind::Failed };
-    record(directory.path(), kind, reason);
+    distrust_and_record(directory.path().to_owned(), kind, reason.to_owned());
 }
 
 /// Has every panic end this process.
@@ -102,23 +108,23 @@ fn end(panic: &PanicHookInfo<'_>) -> ! {
         panic.payload_as_str().unwrap_or("no reason given")
     );
     if let Some(data) = DATA.get() {
-        let (done, recorded) = mpsc::channel();
-        std::thread::spawn(move || {
-            // What is in memory may be wrong, and so may what was made of it.
-            let distrusted = store::distrust_state(data);
-            if let Err(error) = distrusted {
-                eprintln!("quorumfs: {error}");
-            }
-            record(data, EndKind::Panicked, &reason);
-            let _ = done.send(());
-        });
-        let _ = recorded.recv_timeout(RECORDING);
+        // What is in memory may be wrong, and so may what was made of it.
+        distrust_and_record(data.clone(), EndKind::Panicked, reason);
     }
     std::process::abort()
 }
 
-fn record(data: &Path, kind: EndKind, reason: &str) {
-    if let Err(error) = store::record_end(data, kind, reason) {
-        tracing::warn!(%error, "the reason is not recorded");
-    }
+/// Waits no longer than [`RECORDING`].
+fn distrust_and_record(data: PathBuf, kind: EndKind, reason: String) {
+    let (done, recorded) = mpsc::channel();
+    std::thread::spawn(move || {
+        if let Err(error) = store::distrust_state(&data) {
+            eprintln!("quorumfs: {error}");
+        }
+        if let Err(error) = store::record_end(&data, kind, &reason) {
+            eprintln!("quorumfs: the reason is not recorded: {error}");
+        }
+        let _ = done.send(());
+    });
+    let _ = recorded.recv_timeout(RECORDING);
 }

@@ -193,7 +193,7 @@ impl Node {
     /// of the state durable. The mount must be gone.
     ///
     /// # Errors
-    /// When the cache cannot be flushed; it is rebuilt at the next start then.
+    /// When something cannot be made durable: the next start believes only what is.
     pub async fn stop(self) -> Result<(), StoreError> {
         let Self { handle, driver, threads, tasks } = self;
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
@@ -213,10 +213,13 @@ impl Node {
         });
         let _ = joined.await;
         // What is applied is then known to have been in the log, whatever becomes of that.
-        let files = handle.clone();
-        let synced = tokio::task::spawn_blocking(move || files.files().sync()).await;
-        synced.unwrap_or(Ok(()))?;
-        handle.0.state.flush()
+        let shared = handle.0.clone();
+        let synced = tokio::task::spawn_blocking(move || {
+            shared.files.sync().and_then(|()| shared.state.flush()).inspect_err(|error| {
+                shared.fail(error);
+            })
+        });
+        synced.await.expect("a panic ends the daemon, and nothing cancels this")
     }
 }
 

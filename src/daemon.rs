@@ -187,6 +187,9 @@ fn genesis(directory: &DataDir) -> Result<bytes::Bytes> {
 
 /// Whoever filled the disk may make room again. A start in between would end where the last one did.
 async fn until_there_is_room(directory: &DataDir) -> Result<()> {
+    if let Err(error) = directory.remove_leftovers() {
+        tracing::warn!("{error}");
+    }
     let mut is_told = false;
     loop {
         let left = directory.available()?;

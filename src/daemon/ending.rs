@@ -35,9 +35,16 @@ pub(super) fn look_back(directory: &DataDir, anyway: bool) -> anyhow::Result<()>
     // Of the directory that was locked first; there is one in a process.
     let _ = DATA.set(data.to_owned());
     if anyway {
-        store::forget_ends(data)?;
+        if let Err(error) = store::forget_ends(data) {
+            tracing::warn!("{error}");
+        }
+        return Ok(());
     }
-    let ends = store::recorded_ends(data)?;
+    let ends = store::recorded_ends(data).unwrap_or_else(|error| {
+        // Why others ended keeps nobody down by itself.
+        tracing::warn!("{error}");
+        Vec::new()
+    });
     if let Some(last) = ends.last() {
         tracing::warn!(reason = last.reason, "an earlier daemon on this data directory ended");
     }

@@ -39,8 +39,8 @@ async fn inform(guardian: Guardian, blank: Report, node: Handle, data: PathBuf) 
         members.borrow_and_update();
         match report(&blank, &node) {
             Ok(report) => {
+                guardian.set_report(report.clone());
                 record(&data, &report).await;
-                guardian.set_report(report);
             }
             Err(error) => tracing::warn!(%error, "the guardian does not know whom to report to"),
         }

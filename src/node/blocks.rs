@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::fetch::{Fetched, Wanted};
 use super::handle::{Handle, NodeError};
 use crate::fs::{proto, query};
-use crate::store::{PAGE_BLOCKS, Steady, StoreError, blocks_of};
+use crate::store::{self, PAGE_BLOCKS, Steady, StoreError, blocks_of};
 use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
 /// How often a file that changes is looked at again before it is left alone.
@@ -247,6 +247,19 @@ impl Handle {
         Ok(if kept { Taken::Kept } else { Taken::NoRoom })
     }
 
+    /// No peer has bytes that are missing here: where nothing is known of a file (its image was damaged), they may be in
+    /// it all the same. Says whether some were found.
+    pub(super) fn find_here(
+        &self,
+        key: (Ino, Generation),
+        range: ByteRange,
+    ) -> Result<bool, StoreError> {
+        match self.look_at(key.0)? {
+            Look::Steady(file) if file.key == key => self.files().find_here(&file, range),
+            Look::Steady(_) | Look::Nothing | Look::Changing => Ok(false),
+        }
+    }
+
     /// Reads blocks from the disk and says what they are; what is not what it should be is missing from then on.
     /// Nothing where this replica does not have that version, or the file changes.
     ///
@@ -337,7 +350,7 @@ impl Handle {
 
 /// What the disk cannot read: a bad sector.
 fn is_unreadable(error: &StoreError) -> bool {
-    matches!(error, StoreError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO))
+    matches!(error, StoreError::Io { source, .. } if store::is_broken(source))
 }
 
 fn length(bytes: u64) -> usize {

@@ -215,9 +215,12 @@ impl Node {
         // What is applied is then known to have been in the log, whatever becomes of that.
         let shared = handle.0.clone();
         let synced = tokio::task::spawn_blocking(move || {
-            shared.files.sync().and_then(|()| shared.state.flush()).inspect_err(|error| {
-                shared.fail(error);
-            })
+            let all = || {
+                shared.log.promise()?;
+                shared.files.sync()?;
+                shared.state.flush()
+            };
+            all().inspect_err(|error| shared.fail(error))
         });
         synced.await.expect("a panic ends the daemon, and nothing cancels this")
     }

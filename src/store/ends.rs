@@ -69,7 +69,8 @@ pub fn recorded_ends(data: &Path) -> Result<Vec<End>, StoreError> {
 /// # Errors
 /// When the disk refuses, which may be why it ends.
 pub fn record_end(data: &Path, kind: EndKind, reason: &str) -> Result<(), StoreError> {
-    let mut ends = recorded_ends(data)?;
+    // Where it cannot be read it begins anew.
+    let mut ends = recorded_ends(data).unwrap_or_default();
     ends.push(End { at: now(), kind, reason: reason.to_owned() });
     let line = |end: &End| {
         let reason = end.reason.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -163,7 +163,13 @@ impl StoreError {
     /// Whether it says that the disk has no room.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if super::room::is_full(source))
+        use super::room::is_full;
+        match self {
+            Self::Io { source, .. } => is_full(source),
+            Self::Sled { source: sled::Error::Io(source), .. } => is_full(source),
+            Self::Log { source: raft_engine::Error::Io(source), .. } => is_full(source),
+            _ => false,
+        }
     }
 
     /// Whether it says that the disk does not take bytes in: it has no room, or cannot write there.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::durable;
 use super::files::Key;
 use super::layout::{Away, Layout};
 use super::marks::records;
@@ -13,7 +14,7 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// Eight-byte integers, little-endian: kind, inode, generation, start and end of the range, two more.
 pub(super) const RECORD: usize = 56;
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"qfslayt1");
+const MAGIC: u64 = u64::from_le_bytes(*b"qfslayt1");
 /// Magic, number, index, and behind the records a CRC-32C of everything before it.
 const IMAGE_HEADER: usize = 24;
 const IMAGE_ADVICE: &str = "only two other voters can replace it: start the daemon where there are so many, or move this data directory away \
@@ -44,16 +45,49 @@ pub(super) fn has_notes(dir: &Path) -> Result<bool, StoreError> {
     Ok(entries.flatten().any(|entry| notes_number(&entry.path()).is_some()))
 }
 
-/// An image that is damaged, or gone, and the notes since are no more: nothing is known of the files then.
-pub(super) fn set_aside(dir: &Path) -> Result<(), StoreError> {
-    let (image, aside) = (dir.join("image"), dir.join("image.damaged"));
-    match std::fs::rename(&image, &aside) {
-        Err(source) if source.kind() != ErrorKind::NotFound => {
-            return Err(StoreError::io("set aside", &image)(source));
-        }
-        _ => {}
+/// An image that is gone, where backing files are, becomes a damaged one: every start finds it so until there is another.
+/// Durable on return.
+pub(super) fn note_lost(dir: &Path) -> Result<(), StoreError> {
+    let image = dir.join("image");
+    std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
+    if image.exists() { Ok(()) } else { durable::replace(&image, &[]) }
+}
+
+/// Fails where nothing says which bytes are in backing files, and there are some.
+pub(super) fn check_image_is_there(dir: &Path, has_files: bool) -> Result<(), StoreError> {
+    let image = dir.join("image");
+    if !has_files || image.exists() || (dir.exists() && has_notes(dir)?) {
+        return Ok(());
     }
-    remove_notes(dir, u64::MAX)
+    Err(damaged(&image, "it is gone"))
+}
+
+/// The image of a replica that has no files yet.
+pub(super) fn first_image() -> Vec<u8> {
+    image_of(0, 0, std::iter::empty())
+}
+
+/// An image: its number, its index, and what is not in place.
+pub(super) fn image_of(
+    number: u64,
+    index: u64,
+    away: impl Iterator<Item = (Key, ByteRange, Away)>,
+) -> Vec<u8> {
+    let mut bytes = [MAGIC, number, index].map(u64::to_le_bytes).concat();
+    for (key, range, away) in away {
+        bytes.extend(encode(key, range, Note::Away(away)));
+    }
+    bytes.extend(u64::from(crc32c::crc32c(&bytes)).to_le_bytes());
+    bytes
+}
+
+fn damaged(path: &Path, what: &str) -> StoreError {
+    StoreError::Corrupt {
+        path: path.to_owned(),
+        offset: None,
+        what: what.to_owned(),
+        advice: IMAGE_ADVICE,
+    }
 }
 
 /// Removes the notes of older images than that. The first ones last: see [`read_image`].
@@ -82,12 +116,7 @@ pub(super) fn read_image(
     path: &Path,
     files: &mut ByKey,
 ) -> Result<Option<(u64, LogIndex)>, StoreError> {
-    let damaged = |what: &str| StoreError::Corrupt {
-        path: path.to_owned(),
-        offset: None,
-        what: what.to_owned(),
-        advice: IMAGE_ADVICE,
-    };
+    let damaged = |what: &str| damaged(path, what);
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => {

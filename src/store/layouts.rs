@@ -24,7 +24,8 @@ use super::durable;
 use super::files::Key;
 use super::layout::{Away, Layout, Part};
 use super::layout_notes::{
-    ByKey, MAGIC, Note, encode, notes_path, open_notes, read_image, remove_notes, take_notes_of,
+    ByKey, Note, encode, first_image, image_of, notes_path, open_notes, read_image, remove_notes,
+    take_notes_of,
 };
 use super::marks::{MARK, checked, mark, marked};
 use super::unfinished::Unfinished;
@@ -54,6 +55,8 @@ pub(super) struct Layouts {
     held: AtomicU64,
     /// The index of the newest image that counts.
     synced: AtomicU64,
+    /// Nothing was known of the files at the start.
+    is_lost: bool,
 }
 
 #[derive(Debug)]
@@ -69,6 +72,17 @@ struct Notes {
     retired: Vec<(LogIndex, Option<Key>)>,
 }
 
+/// What is believed of what an earlier process has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Believed {
+    /// All: nothing but the process has died.
+    Notes,
+    /// What was synced.
+    Image,
+    /// Nothing: the image is damaged.
+    Nothing,
+}
+
 /// What becomes durable when the file system is synced next.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -82,9 +96,16 @@ pub(super) struct Image {
 
 impl Layouts {
     /// What an earlier process knew, or where more than it has died, what it had synced.
-    pub(super) fn open(dir: &Path, same_boot: bool) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, believed: Believed) -> Result<Self, StoreError> {
         let mut files = ByKey::new();
-        let (number, synced) = read_image(&dir.join("image"), &mut files)?.unwrap_or_default();
+        let path = dir.join("image");
+        let found = match believed {
+            Believed::Nothing => None,
+            Believed::Notes | Believed::Image => read_image(&path, &mut files)?,
+        };
+        let is_new = found.is_none() && believed != Believed::Nothing;
+        let (number, synced) = found.unwrap_or_default();
+        let same_boot = believed == Believed::Notes;
         let held = held(files.values(), synced.0);
         let mut last = number;
         let mut regained = HashSet::new();
@@ -95,10 +116,10 @@ impl Layouts {
         } else {
             remove_notes(dir, u64::MAX)?;
         }
-        let path = dir.join("carried");
+        let marks = dir.join("carried");
         let carried =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let carried = carried.map_err(StoreError::io("open", &path))?;
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&marks);
+        let carried = carried.map_err(StoreError::io("open", &marks))?;
         let found = |at: usize| {
             let mut bytes = [0; MARK];
             // An empty one says 0, too; what is no mark has been found before this (`marks.rs`).
@@ -114,10 +135,15 @@ impl Layouts {
         if !same_boot {
             // What an earlier process has carried out may be gone: were this one to die before it carries anything
             // out, the next one must not believe that.
-            let marks = [mark(resume), mark(LogIndex(0))].concat();
-            carried.write_all_at(&marks, 0).map_err(StoreError::io("write", &path))?;
+            let both = [mark(resume), mark(LogIndex(0))].concat();
+            carried.write_all_at(&both, 0).map_err(StoreError::io("write", &marks))?;
         }
         let file = open_notes(dir, last)?;
+        if is_new {
+            // From now on there always is one: a replica without has lost it.
+            durable::replace(&path, &first_image())?;
+            durable::sync_parent(dir)?;
+        }
         let (imaged, number) = (synced.0, last);
         let regained = regained.into_iter().map(|key| (key, number)).collect();
         let layouts = Self {
@@ -133,6 +159,7 @@ impl Layouts {
             done: AtomicU64::new(resume.0.saturating_sub(1).max(imaged)),
             held: AtomicU64::new(held),
             synced: AtomicU64::new(imaged),
+            is_lost: believed == Believed::Nothing,
         };
         for (key, layout) in files {
             if !layout.is_in_place() {
@@ -188,6 +215,11 @@ impl Layouts {
     /// The same where nobody has to be waited for.
     pub(super) fn try_lock(&self, ino: Ino) -> Option<Locked<'_>> {
         Some(Locked { layouts: self, shard: self.shard(ino).try_lock()? })
+    }
+
+    /// Whether nothing was known of the files at the start.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// Some file of this file system.
@@ -316,16 +348,12 @@ impl Layouts {
         notes.number = number;
         let synced = self.done.load(Ordering::Acquire);
         notes.imaged = synced;
-        let mut bytes = Vec::new();
-        for field in [MAGIC, number, synced] {
-            bytes.extend(field.to_le_bytes());
-        }
-        for (key, layout) in shards.iter().flat_map(|shard| shard.iter()) {
-            for (range, away) in layout.away() {
-                bytes.extend(encode(*key, range, Note::Away(away)));
-            }
-        }
-        bytes.extend(u64::from(crc32c::crc32c(&bytes)).to_le_bytes());
+        let all = shards.iter().flat_map(|shard| shard.iter());
+        let away = |(key, layout): (&Key, &Layout)| {
+            let key = *key;
+            layout.away().map(move |(range, away)| (key, range, away)).collect::<Vec<_>>()
+        };
+        let bytes = image_of(number, synced, all.flat_map(away));
         let held = held(shards.iter().flat_map(|shard| shard.values()), synced);
         // What a replay may set aside again, or has, stays.
         let needed: Vec<_> =

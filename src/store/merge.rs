@@ -213,8 +213,7 @@ impl Files {
         }
         let Some(stage) = self.stages().file(index)? else { return Ok(false) };
         // Cheap where everything was synced; its last bytes may have come after that.
-        let synced = stage.sync_data();
-        synced.map_err(StoreError::io("fsync", &self.stages().written_path(index)))?;
+        self.stages().sync_one(index, &stage)?;
         self.place(key, index)
     }
 
@@ -458,11 +457,16 @@ impl Files {
         };
         match written {
             Ok(true) => layouts.clear(key, part).map(|()| true),
-            Err(error) if !error.is_refused() => Err(error),
-            _ => {
+            Err(error) if error.is_full() => {
                 self.room().is_gone();
                 Ok(false)
             }
+            Ok(false) => {
+                self.room().is_gone();
+                Ok(false)
+            }
+            // Whoever brought it does not come at once again; the rest of the disk may be well.
+            Err(error) => Err(error),
         }
     }
 
@@ -520,7 +524,18 @@ impl Files {
             Ok(()) => layouts.clear(key, chunk)?,
             // Which of the two the disk refuses is not said.
             Err(error) if is_lost(&error) => {
-                self.give_up_staged(&mut layouts, (key, chunk), index, &error)?;
+                let mut bytes = vec![0; usize::try_from(chunk.len()).expect("a chunk is small")];
+                match stage.read_exact_at(&mut bytes, chunk.moved(shift).start) {
+                    Err(error) if is_lost(&error) => {
+                        self.give_up_staged(&mut layouts, (key, chunk), index, &error)?;
+                    }
+                    // It stays where it is, and is read there.
+                    read => {
+                        read.map_err(StoreError::io("read", &self.stages().written_path(index)))?;
+                        tracing::warn!(ino = key.0.0, start = chunk.start, "cannot merge: {error}");
+                        return Ok(false);
+                    }
+                }
             }
             Err(error) if room::is_full(&error) => {
                 self.room().is_gone();

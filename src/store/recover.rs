@@ -17,9 +17,12 @@ use super::beneath::Beneath;
 use super::datadir::DataDir;
 use super::files::Files;
 use super::layout_notes;
+use super::layouts::Believed;
 use super::log::{LogOptions, RaftLog, mend_log};
 use super::marks;
 use super::point::AppliedPoint;
+use super::refused::is_broken;
+use super::reread;
 use super::snapshot::{
     SnapshotHeader, latest_snapshot, put_snapshot, read_snapshot, remove_snapshots_but,
     write_snapshot,
@@ -88,6 +91,11 @@ pub(super) fn recover_over(
         tracing::warn!("{damage}");
     }
     let same_boot = dir.same_boot() && marks.is_none();
+    if !dir.same_boot() && beneath.is_none() {
+        // The kernel may be the same, and a sync may have failed.
+        reread::from_disk(&dir.snapshots_dir())?;
+        reread::from_disk(&dir.stages_dir())?;
+    }
     let verified = match verify_snapshot(dir) {
         // Nothing is changed where this cannot be mended.
         Err(error) if !is_unusable(&error) || beneath.is_some() => return Err(error),
@@ -100,6 +108,7 @@ pub(super) fn recover_over(
         log => log?,
     };
     check_log_is_there(dir, &log)?;
+    log.keep_promised(&dir.logged())?;
     let snapshot = match verified.and_then(|snapshot| {
         fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
         Ok(snapshot)
@@ -141,6 +150,9 @@ pub(super) fn recover_over(
     check_log_has_what_was_carried_out(dir, &log, files.carried_out())?;
     files.forget(covered)?;
     forget_stages(&files, &state)?;
+    // From here on it may vote.
+    log.promise()?;
+    dir.record_start()?;
     // From now on all that is here is of this boot.
     dir.record_boot()?;
     Ok(Recovered { log, state, files, snapshot, rebuilt })
@@ -152,7 +164,11 @@ fn reopen_log(
     options: LogOptions,
     damage: StoreError,
 ) -> Result<RaftLog, StoreError> {
-    let Ok(Some(snapshot)) = verify_snapshot(dir) else { return Err(damage) };
+    let snapshot = match verify_snapshot(dir) {
+        Ok(Some(snapshot)) => snapshot,
+        Ok(None) | Err(StoreError::Corrupt { .. }) => return Err(damage),
+        Err(error) => return Err(error),
+    };
     if !mend_log(&dir.log_dir(), options, snapshot.index, snapshot.term)? {
         return Err(damage);
     }
@@ -164,7 +180,7 @@ fn reopen_log(
 }
 
 /// The backing files, and whether it is known how far they have come. Where an image is damaged it is not, and all their
-/// bytes are missing: only where others hold them.
+/// bytes are missing: only where others hold them. A start that is cut short leaves the image damaged.
 fn open_files(
     dir: &DataDir,
     state: &State,
@@ -172,15 +188,17 @@ fn open_files(
     beneath: Option<Beneath>,
 ) -> Result<(Files, bool), StoreError> {
     let is_copy = beneath.is_some();
-    match Files::open_over(&dir.files_dir(), &dir.stages_dir(), same_boot, beneath) {
+    let (path, stages) = (dir.files_dir(), dir.stages_dir());
+    let believed = if same_boot { Believed::Notes } else { Believed::Image };
+    match Files::open_over(&path, &stages, believed, beneath) {
         Err(damage @ StoreError::Corrupt { .. }) if !is_copy => {
             let others = state.conf_state().voters.len().saturating_sub(1);
             if others < OTHER_HOLDERS {
                 return Err(damage);
             }
             tracing::error!("{damage}: all bytes of files are fetched again from the other nodes");
-            layout_notes::set_aside(&dir.stages_dir())?;
-            Ok((Files::open(&dir.files_dir(), &dir.stages_dir(), false)?, false))
+            layout_notes::note_lost(&stages)?;
+            Ok((Files::open_over(&path, &stages, Believed::Nothing, None)?, false))
         }
         files => Ok((files?, true)),
     }
@@ -192,7 +210,7 @@ fn is_unusable(error: &StoreError) -> bool {
         // What belongs to somebody else was put there by somebody.
         StoreError::Corrupt { advice, .. } => *advice != FOREIGN,
         StoreError::Io { action, source, .. } => {
-            *action == "read" && source.raw_os_error() == Some(libc::EIO)
+            ["open", "read", "list"].contains(action) && is_broken(source)
         }
         _ => false,
     }
@@ -223,7 +241,11 @@ fn mend_snapshot(
         digest: export.digest(),
         feature_level: FEATURE_LEVEL,
     };
-    let files = Files::open(&dir.files_dir(), &dir.stages_dir(), same_boot)?;
+    let files = match Files::open(&dir.files_dir(), &dir.stages_dir(), same_boot) {
+        // Then a peer's snapshot is better: what is not known of the files does not depend on it.
+        Err(StoreError::Corrupt { .. }) => return Err(lost(damage)),
+        files => files?,
+    };
     files.pass(header.index);
     files.sync()?;
     match write_snapshot(&dir.snapshots_dir(), &header, export) {
@@ -240,7 +262,10 @@ fn mend_snapshot(
 
 /// A start has always left a log that is not empty: one that is has forgotten votes, and what was acknowledged.
 fn check_log_is_there(dir: &DataDir, log: &RaftLog) -> Result<(), StoreError> {
-    if log.last_index() > LogIndex(0) || dir.current_state()?.is_none() {
+    // Early versions did not record that they had started: what only a replica has that has run.
+    let traces = ["boot", "peers", "stages/image", "stages/carried"];
+    let has_run = || dir.has_started() || traces.iter().any(|name| dir.path().join(name).exists());
+    if log.last_index() > LogIndex(0) || (dir.current_state()?.is_none() && !has_run()) {
         return Ok(());
     }
     Err(damaged_log(dir, "it is empty, but this replica had one".to_owned()))

@@ -24,14 +24,15 @@ impl Files {
     ) -> Result<(), StoreError> {
         match written {
             Err(error) if error.is_refused() => {
-                if !error.is_full() {
+                if error.is_full() {
+                    self.room().is_gone();
+                } else {
                     tracing::warn!(
                         start = range.start,
                         end = range.end,
                         "{error}: these bytes are fetched from a peer"
                     );
                 }
-                self.room().is_gone();
                 layouts.set(key, range, Away::Missing { version })?;
                 // What of it was set aside nobody needs.
                 self.layouts().retire(version, Some(key));
@@ -101,11 +102,18 @@ impl Files {
 
 /// Whether an error says that bytes are lost which were there.
 pub(super) fn is_lost(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof)
-        || error.raw_os_error() == Some(libc::EIO)
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) || is_broken(error)
 }
 
 /// Whether a disk does not take bytes in.
 pub(super) fn is_refused(error: &io::Error) -> bool {
-    room::is_full(error) || error.raw_os_error() == Some(libc::EIO)
+    room::is_full(error) || is_broken(error)
+}
+
+/// Whether an error says that a place of the disk cannot be read or written, or that the local file system has found what
+/// it knows of a file to be damaged.
+#[must_use]
+pub fn is_broken(error: &io::Error) -> bool {
+    let broken = [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::EILSEQ, libc::ENODATA];
+    error.raw_os_error().is_some_and(|errno| broken.contains(&errno))
 }

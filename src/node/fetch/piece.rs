@@ -74,6 +74,12 @@ async fn fetch_claimed(
         fetching.asked.refused(node, what, lacks, monotonic());
     }
     if fetching.asked.lacked_by_all(&connected, what) {
+        let (handle, key) = (handle.clone(), claim.key);
+        let found = tokio::task::spawn_blocking(move || handle.find_here(key, range));
+        // It ends where the daemon stops.
+        if found.await.unwrap_or(Ok(false))? {
+            return Ok(true);
+        }
         fetching.nobody_has(claim.key, range);
     }
     Ok(false)

@@ -75,7 +75,8 @@ fn damage(bytes: &[u8], number: u64, may_be_torn: bool) -> Option<usize> {
         }
     }
     if !may_be_torn {
-        return (offset != bytes.len()).then_some(offset);
+        // One that is empty is cut as well.
+        return (offset != bytes.len() || offset == 0).then_some(offset);
     }
     next_record(bytes, number, offset).map(|_| offset)
 }

@@ -4,16 +4,16 @@
 //! begins no later than behind the snapshot, so that no entry that is wanted can have been in the damage, and where it
 //! says the hard state, which is then newer than any that can have been.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use raft::eraftpb::{Entry, HardState};
-use raft_engine::{Command, Engine, LogBatch};
+use raft_engine::{Command, LogBatch};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::check::{FILE_HEADER, check_files, files, next_record};
 use super::engine::{
-    EntryCodec, HARD_STATE, LogOptions, TRUNCATED, VOLUME, config, contained, encode_truncated,
+    EntryCodec, HARD_STATE, LogOptions, OpenEngine, TRUNCATED, VOLUME, contained, encode_truncated,
     put_hard_state,
 };
 use crate::store::{StoreError, durable};
@@ -22,7 +22,7 @@ use crate::types::{LogIndex, Term};
 /// Damages that are looked behind, at most.
 const ATTEMPTS: usize = 16;
 
-/// Where the log in `dir` is damaged, and what follows the damage is all that is needed behind a snapshot at `at`, that
+/// Where the log in `dir` cannot be used, and what follows its damage is all that is needed behind a snapshot at `at`, that
 /// becomes the log; false where it is not. Durable on return.
 ///
 /// # Errors
@@ -47,12 +47,21 @@ pub(crate) fn mend_log(
     Ok(is_built)
 }
 
-/// Copies what follows the last damage; false where nothing does.
+/// Copies what follows the last damage; false where nothing does. Where every record is whole, something else is wrong:
+/// an older file is gone, or a cut was forgotten.
 fn build(dir: &Path, building: &Path) -> Result<bool, StoreError> {
     let mut from = dir.to_owned();
     for attempt in 0..ATTEMPTS {
         let (path, offset) = match check_files(&from) {
-            Ok(()) => return Ok(attempt > 0),
+            Ok(()) if attempt > 0 => return Ok(true),
+            Ok(()) => {
+                fs::create_dir(building).map_err(StoreError::io("create", building))?;
+                // What was rewritten is older than what is gone may be.
+                for (_, path) in files(dir, ".raftlog")? {
+                    copy_file(&path, &building.join(path.file_name().unwrap_or_default()))?;
+                }
+                return Ok(true);
+            }
             Err(StoreError::Corrupt { path, offset: Some(offset), .. }) => (path, offset),
             Err(error) => return Err(error),
         };
@@ -79,19 +88,25 @@ fn copy_behind(from: &Path, to: &Path, damaged: &Path, offset: u64) -> Result<bo
     let is_rewritten = damaged.extension().is_some_and(|extension| extension == "rewrite");
     for (number, path) in files(from, ".raftlog")? {
         if is_rewritten || path.as_path() > damaged {
-            fs::copy(&path, target(&path)).map_err(StoreError::io("copy", &path))?;
+            copy_file(&path, &target(&path))?;
             copied = true;
         } else if path == damaged {
             let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
             let offset = usize::try_from(offset).unwrap_or(usize::MAX);
             if let Some(next) = next_record(&bytes, number, offset) {
                 let rest = [FILE_HEADER, &bytes[next..]].concat();
-                fs::write(target(&path), rest).map_err(StoreError::io("write", &path))?;
+                durable::replace(&target(&path), &rest)?;
                 copied = true;
             }
         }
     }
     Ok(copied)
+}
+
+/// Durable on return, but for its name: the file that it is a copy of will be gone.
+fn copy_file(from: &Path, to: &Path) -> Result<(), StoreError> {
+    fs::copy(from, to).map_err(StoreError::io("copy", from))?;
+    File::open(to).and_then(|file| file.sync_all()).map_err(StoreError::io("fsync", to))
 }
 
 /// Makes what was copied begin behind the snapshot; false where it does not say all that it should.
@@ -101,9 +116,11 @@ fn begin_behind(
     at: LogIndex,
     term: Term,
 ) -> Result<bool, StoreError> {
-    let open = || Engine::open(config(dir, options));
-    // What raft-engine cannot make sense of is not all.
-    let Ok(engine) = contained("open", dir, open) else { return Ok(false) };
+    let engine = match OpenEngine::open(dir, options) {
+        // What raft-engine cannot make sense of is not all.
+        Err(StoreError::Corrupt { .. } | StoreError::LogPanicked { .. }) => return Ok(false),
+        engine => engine?,
+    };
     let found = contained("read", dir, || engine.get_message::<HardState>(VOLUME, HARD_STATE));
     let (Ok(Some(mut hard_state)), Some(first), Some(last)) =
         (found, engine.first_index(VOLUME), engine.last_index(VOLUME))

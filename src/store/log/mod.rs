@@ -9,6 +9,7 @@ mod engine;
 mod index;
 mod load;
 mod mend;
+mod promised;
 mod raft_log;
 mod storage;
 

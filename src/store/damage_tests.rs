@@ -10,10 +10,8 @@ use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 
 use crate::store::recover::{Recovered, recover, replace_snapshot};
-use crate::store::snapshot::{SnapshotHeader, write_snapshot};
-use crate::store::test_replica::{Author, CLUSTER, OPTIONS, append, contents, last, tree};
+use crate::store::test_replica::{Author, OPTIONS, append, contents, last, snapshot, tree};
 use crate::store::{BootIdentity, DataDir, StoreError};
-use crate::types::VolumeId;
 
 type Tree = BTreeMap<String, Vec<u8>>;
 
@@ -174,20 +172,6 @@ impl Whole {
             }
         }
     }
-}
-
-fn snapshot(dir: &Path, recovered: &Recovered) {
-    let state = &recovered.state;
-    let header = SnapshotHeader {
-        cluster: CLUSTER,
-        volume: VolumeId::FIRST,
-        index: state.applied(),
-        term: state.term(),
-        conf_state: state.conf_state(),
-        digest: state.digest(),
-        feature_level: 1,
-    };
-    write_snapshot(&dir.join("snapshots"), &header, state.export()).unwrap();
 }
 
 fn try_with(seed: u64, of_each: usize) {

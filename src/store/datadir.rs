@@ -265,11 +265,8 @@ impl DataDir {
         let space =
             asked.map_err(|errno| StoreError::io("ask the space of", &self.path)(errno.into()))?;
         // The reserve of the file system is root's.
-        let blocks = if rustix::process::geteuid().is_root() {
-            space.f_bfree
-        } else {
-            space.f_bavail
-        };
+        let blocks =
+            if rustix::process::geteuid().is_root() { space.f_bfree } else { space.f_bavail };
         Ok(blocks * space.f_frsize)
     }
 

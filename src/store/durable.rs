@@ -67,7 +67,8 @@ impl Syncs {
         sync: impl FnOnce() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         if self.0.have_failed.load(Ordering::SeqCst) {
-            let failed = io::Error::other("an earlier sync has failed, and what it lost is not known");
+            let failed =
+                io::Error::other("an earlier sync has failed, and what it lost is not known");
             return Err(StoreError::io("sync", path)(failed));
         }
         sync().inspect_err(|_| self.0.have_failed.store(true, Ordering::SeqCst))

@@ -412,6 +412,12 @@ impl Files {
         self.stages.remove_written(&image.retired)
     }
 
+    /// For tests: the next sync fails, as where the disk could not write.
+    #[cfg(test)]
+    pub(super) fn fail_next_sync(&self) {
+        self.syncs.fail_next();
+    }
+
     /// Makes the bytes of one file durable: those that are in place, and the stages that a replay would take them from.
     /// What was missing and has come only an image says, which is of all files.
     ///

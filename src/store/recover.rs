@@ -487,3 +487,7 @@ mod tests;
 #[cfg(test)]
 #[path = "damage_tests.rs"]
 mod damage_tests;
+
+#[cfg(test)]
+#[path = "lost_image_tests.rs"]
+mod lost_image_tests;

@@ -186,10 +186,38 @@ fn a_log_that_lost_its_end_is_not_passed_over() {
     drop(started);
     std::fs::remove_dir_all(dir.path().join("log")).unwrap();
     let log = RaftLog::open_with(&dir.path().join("log"), OPTIONS).unwrap();
-    log.append(&entries(1..15, 1), None, true).unwrap();
+    let state = HardState { term: 1, vote: 1, ..HardState::default() };
+    log.append(&entries(1..15, 1), Some(&state), true).unwrap();
     drop(log);
+    // After a power loss, too, when nobody believes what was applied.
+    let error = start(dir.path(), "another boot").unwrap_err().to_string();
+    assert!(error.contains("it held entry 30"), "{error}");
+    std::fs::remove_file(dir.path().join("logged")).unwrap();
     let error = start(dir.path(), "boot").unwrap_err().to_string();
     assert!(error.contains("entry 20 was applied"), "{error}");
+}
+
+/// A replica that has run has voted. Whatever else is lost with its log, it does not come back without it.
+#[test]
+fn a_replica_that_has_run_never_begins_anew() {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    apply_up_to(&started.state, 20);
+    snapshot(dir.path(), &started.state);
+    drop(started);
+    for name in ["log", "current", "boot", "logged", "peers", "stages", "files"] {
+        let path = dir.path().join(name);
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        assert!(removed.is_ok() || !path.exists());
+        if name != "log" {
+            let error = start(dir.path(), "boot").unwrap_err().to_string();
+            assert!(error.contains("it is empty, but this replica had one"), "{name}: {error}");
+        }
+    }
 }
 
 #[test]

@@ -218,8 +218,12 @@ mod tests {
             std::fs::write(only_file(&log), damaged).unwrap();
             match RaftLog::open_with(&log, OPTIONS) {
                 Err(StoreError::Corrupt { .. }) => {}
-                // The last record looks torn.
-                opened => assert!(opened.unwrap().last_index() >= LogIndex(LAST - 1), "byte {at}"),
+                opened => {
+                    // The last record looks torn: nobody mends it.
+                    assert!(opened.unwrap().last_index() >= LogIndex(LAST - 1), "byte {at}");
+                    refused.push(at);
+                    continue;
+                }
             }
             if mend_log(&log, OPTIONS, AT, Term(3)).unwrap() {
                 let log = RaftLog::open_with(&log, OPTIONS).unwrap();
@@ -234,6 +238,36 @@ mod tests {
         }
         assert!(mended.len() > 20 && refused.len() > 20, "{mended:?} {refused:?}");
         assert!(mended.last() < refused.first(), "{mended:?} {refused:?}");
+    }
+
+    /// Every record of it is whole, and an older file is gone; or a cut was forgotten, and files were removed after it.
+    #[test]
+    fn a_log_that_begins_too_late_is_mended_where_the_snapshot_covers_the_rest() {
+        let small = LogOptions { file_bytes: 600, ..OPTIONS };
+        for at in [AT, LogIndex(2)] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("log");
+            let log = RaftLog::open_with(&path, small).unwrap();
+            for entry in entries() {
+                let state = hard_state(entry.index - 1);
+                log.append(std::slice::from_ref(&entry), Some(&state), true).unwrap();
+            }
+            drop(log);
+            let (_, first) = super::files(&path, ".raftlog").unwrap().swap_remove(0);
+            std::fs::remove_file(first).unwrap();
+            let error = RaftLog::open_with(&path, small).unwrap_err();
+            assert!(error.to_string().contains("should begin with"), "{error}");
+            let is_mended = mend_log(&path, small, at, Term(3)).unwrap();
+            assert_eq!(is_mended, at == AT);
+            if is_mended {
+                let log = RaftLog::open_with(&path, small).unwrap();
+                let found = log.entries(AT.next(), LogIndex(LAST + 1), None).unwrap();
+                assert_eq!(
+                    (found, log.hard_state()),
+                    (entries()[10..].to_vec(), hard_state(LAST - 1))
+                );
+            }
+        }
     }
 
     /// It is another history.

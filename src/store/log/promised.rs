@@ -86,7 +86,8 @@ impl Promise {
         let is_there = last <= log.truncated().0.0
             || log.term(LogIndex(last)).is_some_and(|found| found.0 == last_term);
         let ends = log.last_index();
-        (!is_there).then(|| format!("it held entry {last} of term {last_term}, but ends with {ends}"))
+        (!is_there)
+            .then(|| format!("it held entry {last} of term {last_term}, but ends with {ends}"))
     }
 }
 

@@ -131,6 +131,10 @@ impl Handle {
         };
         let (header, _) = read_snapshot(&path)?;
         if header.index < from {
+            if self.state().applied() < from {
+                // A new one would be too old as well.
+                return Ok(None);
+            }
             self.0.next_snapshot.store(0, Ordering::Relaxed);
             // The thread may be at work on one, or at its end.
             let _ = self.0.due.upgrade().map(|due| due.try_send(Due::Own));

@@ -91,10 +91,14 @@ pub(super) fn recover_over(
         tracing::warn!("{damage}");
     }
     let same_boot = dir.same_boot() && marks.is_none();
-    if !dir.same_boot() && beneath.is_none() {
-        // The kernel may be the same, and a sync may have failed.
-        reread::from_disk(&dir.snapshots_dir())?;
-        reread::from_disk(&dir.stages_dir())?;
+    if beneath.is_none() {
+        // All that is found in it counts as durable.
+        reread::from_disk(&dir.log_dir())?;
+        if !dir.same_boot() {
+            // The kernel may be the same, and a sync may have failed.
+            reread::from_disk(&dir.snapshots_dir())?;
+            reread::from_disk(&dir.stages_dir())?;
+        }
     }
     let verified = match verify_snapshot(dir) {
         // Nothing is changed where this cannot be mended.

@@ -139,8 +139,11 @@ impl Drop for Failing {
     }
 }
 
-/// Whether all threads of a process are traced.
+/// Whether all threads of a process are traced; or it has met its fault already, and is gone.
 fn is_traced(pid: i32) -> bool {
+    if !Path::new(&format!("/proc/{pid}/exe")).exists() {
+        return true;
+    }
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     threads.flatten().all(|thread| {
         let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();

@@ -4,6 +4,7 @@
 
 pub mod disk;
 pub mod program;
+pub mod promises;
 pub mod python;
 
 use std::collections::BTreeMap;

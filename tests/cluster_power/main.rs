@@ -5,12 +5,14 @@
 mod support;
 
 mod images;
+mod loose;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use images::Disks;
+use loose::Loose;
 use support::promises::{Promise, Writers};
 use support::{Cluster, quorumfs, succeed};
 
@@ -36,19 +38,21 @@ struct Machines {
 
 fn lose_power(rounds: usize) {
     let mut machines = Machines::up();
-    let (mut kept, mut promises) = (0, Vec::<(String, Vec<Promise>)>::new());
+    let (mut kept, mut lost, mut promises) = (0, 0, Vec::<(String, Vec<Promise>)>::new());
     for round in 0..rounds {
         for alone in [false, true] {
             let dir = format!("r{round}{}", if alone { "-alone" } else { "" });
             fs::create_dir(machines.mounts[0].join(&dir)).expect("mkdir");
-            let made = if alone {
-                machines.one_loses_power(&dir, round)
+            let (made, loose) = if alone {
+                (machines.one_loses_power(&dir, round), None)
             } else {
-                machines.all_lose_power(&dir)
+                let (made, loose) = machines.all_lose_power(&dir);
+                (made, Some(loose))
             };
             kept += made.len();
             promises.push((dir, made));
             machines.check(promises.iter().flat_map(|(_, made)| made));
+            lost += usize::from(loose.is_some_and(|loose| loose.check(&machines)));
             if promises.len() > 3 {
                 let (oldest, _) = promises.remove(0);
                 fs::remove_dir_all(machines.mounts[1].join(oldest)).expect("removal");
@@ -59,13 +63,15 @@ fn lose_power(rounds: usize) {
     for node in NODES {
         succeed(quorumfs().arg("fsck").arg("--data").arg(machines.data(node)));
     }
-    println!("{kept} promises over {rounds} power losses of one and of all were kept");
+    println!(
+        "{kept} promises over {rounds} power losses of one and of all were kept, and {lost} loose files lost"
+    );
 }
 
 impl Machines {
     fn up() -> Self {
         let mut disks = None;
-        let cluster = Cluster::up_in(3, |dir| {
+        let cluster = Cluster::up_in_with(3, &[loose::SETTING], |dir| {
             let places = NODES.map(|node| dir.join(format!("n{node}/data")));
             disks = Some(Disks::make(dir, &places));
         });
@@ -78,13 +84,14 @@ impl Machines {
     }
 
     /// The disks of all nodes are what they were at one moment of the run. Answers what was promised before.
-    fn all_lose_power(&mut self, dir: &str) -> Vec<Promise> {
+    fn all_lose_power(&mut self, dir: &str) -> (Vec<Promise>, Loose) {
         let (cluster, disks) = (&self.cluster, &mut self.disks);
-        let mut taken = None;
+        let (writing, mut taken) = (&self.mounts[0], None);
         Writers::run(&self.mounts, dir, |writers| {
             writers.until_promised(60);
             let promised = writers.so_far();
-            taken = Some((promised, disks.clone_all()));
+            let loose = Loose::write(writing);
+            taken = Some((promised, loose, disks.clone_all()));
             (0..NODES.len()).for_each(|mount| writers.dies(mount));
             thread::scope(|killers| {
                 for node in NODES {
@@ -92,11 +99,11 @@ impl Machines {
                 }
             });
         });
-        let (promised, clone) = taken.expect("the writers ran");
+        let (promised, loose, clone) = taken.expect("the writers ran");
         self.disks.become_clone(clone);
         NODES.iter().for_each(|node| forget_boot(&self.data(*node)));
         self.cluster.up_again();
-        promised
+        (promised, loose)
     }
 
     /// The disk of one node is what it was when its daemon was killed; the others go on. Answers all that was promised.
@@ -123,6 +130,13 @@ impl Machines {
             promises.clone().for_each(|promise| promise.check(mount));
         }
         self.cluster.settle();
+    }
+}
+
+impl Drop for Machines {
+    /// Before the disks go. What fails here fails again when the cluster is dropped.
+    fn drop(&mut self) {
+        let _ = self.cluster.dev("down").output();
     }
 }
 

@@ -4,15 +4,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod doubtful;
 mod images;
-mod loose;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use doubtful::Doubtful;
 use images::Disks;
-use loose::Loose;
 use support::promises::{Promise, Writers};
 use support::{Cluster, quorumfs, succeed};
 
@@ -43,16 +43,16 @@ fn lose_power(rounds: usize) {
         for alone in [false, true] {
             let dir = format!("r{round}{}", if alone { "-alone" } else { "" });
             fs::create_dir(machines.mounts[0].join(&dir)).expect("mkdir");
-            let (made, loose) = if alone {
+            let (made, doubtful) = if alone {
                 (machines.one_loses_power(&dir, round), None)
             } else {
-                let (made, loose) = machines.all_lose_power(&dir);
-                (made, Some(loose))
+                let (made, files) = machines.all_lose_power(&dir);
+                (made, Some(files))
             };
             kept += made.len();
             promises.push((dir, made));
             machines.check(promises.iter().flat_map(|(_, made)| made));
-            lost += usize::from(loose.is_some_and(|loose| loose.check(&machines)));
+            lost += usize::from(doubtful.is_some_and(|files| files.check(&machines)));
             if promises.len() > 3 {
                 let (oldest, _) = promises.remove(0);
                 fs::remove_dir_all(machines.mounts[1].join(oldest)).expect("removal");
@@ -71,7 +71,7 @@ fn lose_power(rounds: usize) {
 impl Machines {
     fn up() -> Self {
         let mut disks = None;
-        let cluster = Cluster::up_in_with(3, &[loose::SETTING], |dir| {
+        let cluster = Cluster::up_in_with(3, &[doubtful::SETTING], |dir| {
             let places = NODES.map(|node| dir.join(format!("n{node}/data")));
             disks = Some(Disks::make(dir, &places));
         });
@@ -84,14 +84,14 @@ impl Machines {
     }
 
     /// The disks of all nodes are what they were at one moment of the run. Answers what was promised before.
-    fn all_lose_power(&mut self, dir: &str) -> (Vec<Promise>, Loose) {
+    fn all_lose_power(&mut self, dir: &str) -> (Vec<Promise>, Doubtful) {
         let (cluster, disks) = (&self.cluster, &mut self.disks);
         let (writing, mut taken) = (&self.mounts[0], None);
         Writers::run(&self.mounts, dir, |writers| {
             writers.until_promised(60);
             let promised = writers.so_far();
-            let loose = Loose::write(writing);
-            taken = Some((promised, loose, disks.clone_all()));
+            let doubtful = Doubtful::write(writing);
+            taken = Some((promised, doubtful, disks.clone_all()));
             (0..NODES.len()).for_each(|mount| writers.dies(mount));
             thread::scope(|killers| {
                 for node in NODES {
@@ -99,11 +99,14 @@ impl Machines {
                 }
             });
         });
-        let (promised, loose, clone) = taken.expect("the writers ran");
+        let (promised, doubtful, clone) = taken.expect("the writers ran");
         self.disks.become_clone(clone);
-        NODES.iter().for_each(|node| forget_boot(&self.data(*node)));
+        for node in NODES {
+            forget_boot(&self.data(node));
+            Doubtful::lose_stages(&self.data(node));
+        }
         self.cluster.up_again();
-        (promised, loose)
+        (promised, doubtful)
     }
 
     /// The disk of one node is what it was when its daemon was killed; the others go on. Answers all that was promised.

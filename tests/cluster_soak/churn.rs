@@ -27,6 +27,8 @@ pub struct Churn {
     over: AtomicBool,
     away: AtomicBool,
     operations: AtomicU64,
+    /// What failed although the daemon was not killed.
+    failures: AtomicU64,
 }
 
 /// Ends them.
@@ -50,7 +52,8 @@ impl Churn {
         }
         write_and_close(&mounts[0].join("lock"), b"").expect("write");
         let (over, away) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { mounts, over, away, operations: AtomicU64::new(0) }
+        let (operations, failures) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { mounts, over, away, operations, failures }
     }
 
     /// From now on the daemon of the last mount may be gone, or not any more.
@@ -58,8 +61,9 @@ impl Churn {
         self.away.store(away, Ordering::SeqCst);
     }
 
-    pub fn operations(&self) -> u64 {
-        self.operations.load(Ordering::Relaxed)
+    /// How many there were, and how many of them failed although no daemon had been killed.
+    pub fn operations(&self) -> (u64, u64) {
+        (self.operations.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
     }
 
     pub fn until_dropped(&self) -> Over<'_> {
@@ -80,8 +84,18 @@ impl Churn {
             }
             let was_away = self.away.load(Ordering::SeqCst);
             if let Err(error) = step(number) {
-                let may_fail = was_away || self.away.load(Ordering::SeqCst);
-                assert!(may_fail && mount == 2, "mount {}: {error}", mount + 1);
+                let was_killed = mount == 2 && (was_away || self.away.load(Ordering::SeqCst));
+                if !was_killed {
+                    // A session that is not heard of for its TTL ends, as on a machine that does too much besides;
+                    // who has bytes under way is told.
+                    assert_eq!(
+                        error.raw_os_error(),
+                        Some(libc::EIO),
+                        "mount {}: {error}",
+                        mount + 1
+                    );
+                    self.failures.fetch_add(1, Ordering::Relaxed);
+                }
                 std::thread::sleep(Duration::from_millis(200));
             }
             self.operations.fetch_add(1, Ordering::Relaxed);

@@ -20,6 +20,7 @@ pub struct Report {
     samples: Vec<Sample>,
     length: Duration,
     operations: u64,
+    failures: u64,
 }
 
 /// One measure of one node, by its medians in parts of the time.
@@ -32,8 +33,8 @@ struct Course {
 }
 
 impl Report {
-    pub fn of(samples: Vec<Sample>, length: Duration, operations: u64) -> Self {
-        Self { samples, length, operations }
+    pub fn of(samples: Vec<Sample>, length: Duration, (operations, failures): (u64, u64)) -> Self {
+        Self { samples, length, operations, failures }
     }
 
     /// Prints the table, and appends it to a file; likewise the samples.
@@ -55,10 +56,10 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let deaths = "node 3 was killed now and then, and leadership moved";
+        let Self { operations, failures, .. } = self;
         let mut table = format!(
-            "{} operations; {deaths}. Medians of each sixth of the time.\n\n",
-            self.operations
+            "{operations} operations, {failures} of which failed although no daemon had been killed; node 3 was killed \
+             now and then, and leadership moved. Medians of each sixth of the time.\n\n"
         );
         table += "| node | what | 1 (warming up) | 2 | 3 | 4 | 5 | 6 | 6 to 2 |\n";
         table += "|---|---|---:|---:|---:|---:|---:|---:|---:|\n";

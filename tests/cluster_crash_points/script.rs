@@ -53,7 +53,8 @@ pub fn run(dir: &Path, round: usize) -> io::Result<()> {
     fs::rename(dir.join("new"), dir.join("renamed"))?;
     append(&dir.join("appended"), &files["appended"])?;
     let gone = dir.join("gone");
-    fs::create_dir(&gone)?;
+    // A round that failed may have left it.
+    fs::create_dir_all(&gone)?;
     write_and_sync(&gone.join("staged"), &files["renamed"])?;
     fs::remove_file(gone.join("staged"))?;
     fs::remove_dir(gone)

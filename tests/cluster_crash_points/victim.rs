@@ -110,7 +110,7 @@ impl Victim {
 
     /// Ends the daemon by a signal; strace ends with it.
     pub fn end(&mut self, signal: &str) -> Option<ExitStatus> {
-        let Some(mut process) = self.process.take() else { return None };
+        let mut process = self.process.take()?;
         if let Some(pid) = self.pid() {
             let _ = Command::new("kill").args(["-s", signal, &pid.to_string()]).output();
         } else {

@@ -69,7 +69,7 @@ impl Report {
                 write!(table, " {} |", course.shown(*part)).expect("memory");
             }
             let (before, after) = course.ends();
-            let ratio = if before == 0 { 100 } else { after * 100 / before };
+            let ratio = (after * 100).checked_div(before).unwrap_or(100);
             writeln!(table, " {ratio}% |").expect("memory");
         }
         table

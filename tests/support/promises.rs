@@ -74,7 +74,7 @@ impl Writers {
                 scope.spawn({
                     let name = name.clone();
                     move || {
-                        writer.goes_on(|number| writer.make(&format!("{name}-{number}"), number))
+                        writer.goes_on(|number| writer.make(&format!("{name}-{number}"), number));
                     }
                 });
                 scope.spawn({
@@ -231,9 +231,9 @@ impl Writer<'_> {
             let bytes: Vec<u8> = filled.clone().flat_map(|at| cell(number, at)).collect();
             file.write_all_at(&bytes, start as u64)?;
             if number == 0 {
-                file.sync_all()?
+                file.sync_all()?;
             } else {
-                file.sync_data()?
+                file.sync_data()?;
             }
             match place {
                 None => {

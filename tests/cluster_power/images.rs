@@ -24,9 +24,9 @@ pub struct Disks {
     mounted: Vec<PathBuf>,
 }
 
-/// A clone of all disks.
+/// A clone of all disks: what they were at one moment.
 #[derive(Debug)]
-pub struct Clone(PathBuf);
+pub struct Moment(PathBuf);
 
 impl Disks {
     /// In a directory: an XFS, on it the disks, which are mounted at the places given.
@@ -52,15 +52,15 @@ impl Disks {
     }
 
     /// Clones all disks, which are in use.
-    pub fn clone_all(&mut self) -> Clone {
+    pub fn clone_all(&mut self) -> Moment {
         self.clones += 1;
         let clone = self.xfs.join(self.clones.to_string());
         succeed(Command::new("cp").arg("--reflink=always").arg(&self.image).arg(&clone));
-        Clone(clone)
+        Moment(clone)
     }
 
     /// From now on all places show the clone, which is what the disks are. Nobody uses them.
-    pub fn become_clone(&mut self, clone: Clone) {
+    pub fn become_clone(&mut self, clone: Moment) {
         for (number, place) in self.mounted.iter().enumerate() {
             unmount(place);
             mount_disk(&clone.0, number, place);
@@ -70,7 +70,7 @@ impl Disks {
     }
 
     /// From now on one disk is as it is in the clone, and the others are as they are. Nobody uses it.
-    pub fn one_becomes_clone(&mut self, number: usize, clone: Clone) {
+    pub fn one_becomes_clone(&mut self, number: usize, clone: &Moment) {
         let place = &self.mounted[number];
         unmount(place);
         let from = File::open(&clone.0).expect("open");

@@ -51,7 +51,7 @@ fn lose_power(rounds: usize) {
             };
             kept += made.len();
             promises.push((dir, made));
-            machines.check(promises.iter().flat_map(|(_, made)| made));
+            machines.check(&promises);
             lost += usize::from(doubtful.is_some_and(|files| files.check(&machines)));
             if promises.len() > 3 {
                 let (oldest, _) = promises.remove(0);
@@ -121,16 +121,16 @@ impl Machines {
             // What it says after the clone, nobody hears.
             cluster.kill(node, "KILL");
             let clone = disks.clone_all();
-            disks.one_becomes_clone(number, clone);
+            disks.one_becomes_clone(number, &clone);
             forget_boot(&data);
             cluster.start(node);
         })
     }
 
-    fn check<'a>(&self, promises: impl Iterator<Item = &'a Promise> + Clone) {
+    fn check(&self, promises: &[(String, Vec<Promise>)]) {
         self.cluster.settle();
         for mount in &self.mounts {
-            promises.clone().for_each(|promise| promise.check(mount));
+            promises.iter().flat_map(|(_, made)| made).for_each(|promise| promise.check(mount));
         }
         self.cluster.settle();
     }

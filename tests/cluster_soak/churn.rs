@@ -156,8 +156,9 @@ impl Churn {
         write_and_sync(&new, &weights(checkpoint))?;
         fs::rename(new, dir.join(&name))?;
         let others = self.dir(mount, (mount + 1) % self.mounts.len());
-        let found = fs::read(others.join(&name))?;
-        assert!(found == weights(checkpoint), "{name} of another mount");
+        let path = others.join(&name);
+        let found = fs::read(&path)?;
+        assert_weights(&path, &found, checkpoint);
         std::thread::sleep(Duration::from_secs(1));
         Ok(())
     }
@@ -182,6 +183,20 @@ fn bytes_of(slot: usize) -> Vec<u8> {
 fn weights(checkpoint: usize) -> Vec<u8> {
     let line = format!("weights of checkpoint {checkpoint}\n");
     line.bytes().cycle().take(CHECKPOINT_LEN).collect()
+}
+
+fn assert_weights(path: &Path, found: &[u8], checkpoint: usize) {
+    let wanted = weights(checkpoint);
+    let same = wanted.iter().zip(found).take_while(|(one, other)| one == other).count();
+    let differs = found.iter().zip(&wanted).filter(|(one, other)| one != other).count();
+    let there = String::from_utf8_lossy(&found[same..found.len().min(same + 60)]);
+    assert!(
+        found == wanted,
+        "{}: {} bytes of {}, of which {differs} differ, from {same} on, where there is {there:?}",
+        path.display(),
+        found.len(),
+        wanted.len()
+    );
 }
 
 /// Begins anew when it is long.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Scope;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
 use super::support::{write_and_close, write_and_sync};
@@ -29,6 +30,8 @@ pub struct Churn {
     operations: AtomicU64,
     /// What failed although the daemon was not killed.
     failures: AtomicU64,
+    /// What was read and had never been written.
+    wrong: Mutex<Vec<String>>,
 }
 
 /// Ends them.
@@ -53,7 +56,8 @@ impl Churn {
         write_and_close(&mounts[0].join("lock"), b"").expect("write");
         let (over, away) = (AtomicBool::new(false), AtomicBool::new(false));
         let (operations, failures) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { mounts, over, away, operations, failures }
+        let wrong = Mutex::default();
+        Self { mounts, over, away, operations, failures, wrong }
     }
 
     /// From now on the daemon of the last mount may be gone, or not any more.
@@ -64,6 +68,11 @@ impl Churn {
     /// How many there were, and how many of them failed although no daemon had been killed.
     pub fn operations(&self) -> (u64, u64) {
         (self.operations.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
+    }
+
+    /// The programs go on where they have read something wrong, so that there is a report.
+    pub fn assert_right(&self) {
+        assert_eq!(*self.wrong.lock(), Vec::<String>::new());
     }
 
     pub fn until_dropped(&self) -> Over<'_> {
@@ -158,7 +167,7 @@ impl Churn {
         let others = self.dir(mount, (mount + 1) % self.mounts.len());
         let path = others.join(&name);
         let found = fs::read(&path)?;
-        assert_weights(&path, &found, checkpoint);
+        self.wrong.lock().extend(difference(&path, &found, checkpoint));
         std::thread::sleep(Duration::from_secs(1));
         Ok(())
     }
@@ -185,18 +194,15 @@ fn weights(checkpoint: usize) -> Vec<u8> {
     line.bytes().cycle().take(CHECKPOINT_LEN).collect()
 }
 
-fn assert_weights(path: &Path, found: &[u8], checkpoint: usize) {
+/// How a checkpoint differs from what it must be, if it does.
+fn difference(path: &Path, found: &[u8], checkpoint: usize) -> Option<String> {
     let wanted = weights(checkpoint);
     let same = wanted.iter().zip(found).take_while(|(one, other)| one == other).count();
-    let differs = found.iter().zip(&wanted).filter(|(one, other)| one != other).count();
     let there = String::from_utf8_lossy(&found[same..found.len().min(same + 60)]);
-    assert!(
-        found == wanted,
-        "{}: {} bytes of {}, of which {differs} differ, from {same} on, where there is {there:?}",
-        path.display(),
-        found.len(),
-        wanted.len()
-    );
+    let lengths = (found.len(), wanted.len());
+    (found != wanted).then(|| {
+        format!("{}: {lengths:?} bytes, differs from {same} on: {there:?}", path.display())
+    })
 }
 
 /// Begins anew when it is long.

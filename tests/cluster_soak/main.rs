@@ -50,6 +50,7 @@ fn nothing_grows_while_the_files_stay_as_many_and_as_large() {
     cluster.settle();
     let report = Report::of(samples, length, churn.operations());
     report.publish(&format!("{minutes} minutes"));
+    churn.assert_right();
     report.assert_steady();
 }
 

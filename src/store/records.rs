@@ -8,13 +8,15 @@
 //! While sled takes a batch it answers nobody. So the rounds of a second go to it in groups: each is an
 //! atomic batch of whole rounds, and ends in a state that was.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::BuildHasher;
 use std::iter::Peekable;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -29,7 +31,7 @@ const RECENT_VALUE_BYTES: usize = 1024;
 /// Locks that they are spread over.
 const SHARDS: usize = 16;
 /// A group with at least as many changes is closed: sled takes that many in a few milliseconds.
-const GROUP: usize = 512;
+const GROUP: usize = 256;
 /// More bytes than this do not wait for the next time: whoever commits gives them to sled.
 const MAX_PENDING_BYTES: usize = 32 << 20;
 
@@ -143,9 +145,13 @@ impl Records {
             group.add(&key, value.as_deref());
             newest.insert(key, value);
         }
-        let full = pending.newest_bytes > MAX_PENDING_BYTES;
         drop(pending);
-        if full { self.drain() } else { Ok(()) }
+        if self.is_full() { self.drain() } else { Ok(()) }
+    }
+
+    /// Who commits waits for sled.
+    fn is_full(&self) -> bool {
+        self.pending.read().newest_bytes > MAX_PENDING_BYTES
     }
 
     /// Gives sled all rounds that it does not have. Readers and commits go on.
@@ -172,12 +178,17 @@ impl Records {
         written
     }
 
-    /// Takes away what sled has taken.
+    /// Takes away what sled has taken. Leaves it to others for as long as it took each group: who reads 32 records must not
+    /// wait for 32 groups.
     fn write(&self, groups: &mut VecDeque<Group>) -> Result<(), StoreError> {
         while let Some(group) = groups.front() {
             let batch = group.batch.clone();
+            let began = Instant::now();
             self.db.apply_batch(batch).map_err(StoreError::sled("write", &self.path))?;
             groups.pop_front();
+            if !self.is_full() {
+                thread::sleep(began.elapsed());
+            }
         }
         Ok(())
     }

@@ -274,6 +274,10 @@ fn damaged_nodes_heal_or_stay_down_with_a_reason() {
         ];
         for path in heals {
             let path = path(&node);
+            // Nobody makes that one again.
+            if path.ends_with("genesis") && !path.exists() {
+                continue;
+            }
             if path.ends_with("carried") && damage == Damage::Gone && !is_power_loss {
                 continue;
             }

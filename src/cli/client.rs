@@ -9,8 +9,9 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::rpc::admin::admin_client::AdminClient;
 use crate::rpc::admin::{
-    AddMemberRequest, MountRequest, PromoteMemberRequest, RemoveMemberRequest, ScrubProgress,
-    ScrubRequest, StatusReply, StatusRequest, TransferLeaderRequest, UnmountRequest,
+    AcceptLostRequest, AddMemberRequest, LostReport, MountRequest, PromoteMemberRequest,
+    RemoveMemberRequest, ScrubProgress, ScrubRequest, StatusReply, StatusRequest,
+    TransferLeaderRequest, UnmountRequest,
 };
 use crate::types::NodeId;
 
@@ -91,6 +92,15 @@ impl Admin {
             .with_context(|| format!("the daemon at {} does not answer", self.address))?
             .map(tonic::Response::into_inner)
             .map_err(|status| refusal(&self.address, &status))
+    }
+
+    /// Begins to look for lost bytes, which ends when the stream is dropped.
+    pub(crate) async fn accept_lost(
+        &mut self,
+        request: AcceptLostRequest,
+    ) -> Result<tonic::Streaming<LostReport>> {
+        let asked = tokio::time::timeout(ANSWER_TIMEOUT, self.client.accept_lost(request)).await;
+        self.answer(asked)
     }
 
     /// Announces a member that is going to listen at `address`; answers its id.

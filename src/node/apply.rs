@@ -238,6 +238,11 @@ fn apply_entry(
         changes.iter().all(|c| shared.received.unapplied.read().covers(index, c)),
         "{command:?} changed what was not marked: {changes:?}"
     );
+    if let Some(proto::command::Op::AcceptLost(lost)) = &command.op
+        && !effects.is_empty()
+    {
+        super::lost::note(index, &command, lost);
+    }
     shared.durability.applied(index, &command);
     let key = key_of(&command);
     let proposer = shared.mutations.applied(key, &outcome);

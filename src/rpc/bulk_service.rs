@@ -8,16 +8,15 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::examining;
 use super::hello::admit;
 use super::peer::bulk_server::Bulk;
 use super::peer::stage_frame::Body;
 use super::peer::{
-    ExamineReply, ExamineRequest, FetchReply, FetchRequest, OutvoteReply, OutvoteRequest,
-    SnapshotPiece, SnapshotRequest, StageAnswer, StageData, StageFrame, StageMark, SyncReply,
-    SyncRequest,
+    ExamineReply, ExamineRequest, FetchReply, FetchRequest, LackingReply, LackingRequest,
+    OutvoteReply, OutvoteRequest, SnapshotPiece, SnapshotRequest, StageAnswer, StageData,
+    StageFrame, StageMark, SyncReply, SyncRequest,
 };
-use super::wire;
+use super::{examining, losing, wire};
 use crate::node::{DecodeError, Fetched, Handle, StageError, Synced, Wanted};
 use crate::store::StoreError;
 use crate::types::{
@@ -150,6 +149,13 @@ impl Bulk for BulkService {
         request: Request<OutvoteRequest>,
     ) -> Result<Response<OutvoteReply>, Status> {
         examining::outvoted(self.cluster, &self.handle, request.into_inner()).await
+    }
+
+    async fn lacking(
+        &self,
+        request: Request<LackingRequest>,
+    ) -> Result<Response<LackingReply>, Status> {
+        losing::lacked(self.cluster, &self.handle, request.into_inner()).await
     }
 }
 

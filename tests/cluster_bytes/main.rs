@@ -6,6 +6,7 @@ mod appends;
 mod direct;
 mod execution;
 mod healing;
+mod lost;
 mod mappings;
 mod overlapping;
 mod passthrough;

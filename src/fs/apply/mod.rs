@@ -11,6 +11,7 @@ mod context;
 mod copy;
 mod link;
 mod locks;
+mod lost;
 mod make;
 mod members;
 mod orphans;
@@ -110,6 +111,7 @@ fn execute<V: ViewMut + Records>(
         Op::Write(op) => write::write(context, op),
         Op::Allocate(op) => allocate::allocate(context, op),
         Op::CopyRange(op) => copy::copy(context, op),
+        Op::AcceptLost(op) => lost::accept(context, op),
         Op::ReleaseOrphans(op) => orphans::release(context, op),
         Op::GrantInodes(op) => sessions::grant(context, op.count),
         Op::Touch(op) => attributes::touch(context, op),
@@ -144,6 +146,7 @@ fn may_propose(is_cluster: bool, op: &Op) -> bool {
         | Op::Write(_)
         | Op::Allocate(_)
         | Op::CopyRange(_)
+        | Op::AcceptLost(_)
         | Op::ReleaseOrphans(_)
         | Op::GrantInodes(_)
         | Op::Touch(_)

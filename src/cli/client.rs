@@ -148,10 +148,29 @@ impl Admin {
 }
 
 fn refusal(address: &str, status: &tonic::Status) -> anyhow::Error {
+    if status.code() == Code::Unimplemented {
+        return anyhow::anyhow!(
+            "the daemon at {address} is of another version of quorumfs and does not know this request: use the quorumfs \
+             that it runs (quorumfs status says which)"
+        );
+    }
     anyhow::anyhow!("the daemon at {address} says: {}", status.message())
 }
 
 /// Connects and asks once.
 pub(crate) async fn status_of(address: &str) -> Result<StatusReply> {
     Admin::connect(address).await?.status().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::refusal;
+
+    #[test]
+    fn an_older_daemon_is_named_as_that() {
+        let error = refusal("n:1", &tonic::Status::unimplemented("")).to_string();
+        assert!(error.contains("another version of quorumfs"), "{error}");
+        let error = refusal("n:1", &tonic::Status::internal("no")).to_string();
+        assert_eq!(error, "the daemon at n:1 says: no");
+    }
 }

@@ -1,5 +1,9 @@
 //! Limits that outcomes depend on. Part of the format: changing one needs a new feature level.
 
+/// How commands and records are encoded, and what applying a command does. There is one level until the first release; see
+/// `docs/formats.md`.
+pub const FEATURE_LEVEL: u32 = 1;
+
 /// Bytes of a name in a directory.
 pub const NAME_MAX: usize = 255;
 /// Bytes of a symlink's target.

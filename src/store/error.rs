@@ -96,15 +96,17 @@ pub enum StoreError {
     },
     /// A file of a format that came later.
     #[error(
-        "{path} was written by a newer version of quorumfs (format {found}, this one reads up to \
-         {supported}); start that version, or a newer one"
+        "{path} was written by a newer version of quorumfs ({what} {found}, this one knows up to {supported}); start \
+         that version, or a newer one"
     )]
     Newer {
         /// Which file.
         path: PathBuf,
-        /// Its format.
+        /// What came later: its format, or the feature level of what is in it.
+        what: &'static str,
+        /// Which it has.
         found: u64,
-        /// The newest format known here.
+        /// The newest one known here.
         supported: u64,
     },
     /// Another daemon works on the data directory.

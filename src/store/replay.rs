@@ -85,7 +85,7 @@ fn command(log: &RaftLog, entry: &Entry) -> Result<Option<proto::Command>, Store
     decoded.map(Some).map_err(|source| StoreError::Corrupt {
         path: log.dir().to_owned(),
         offset: None,
-        what: format!("entry {} holds a command that cannot be decoded ({source})", entry.index),
+        what: format!("the command in entry {} {source}", entry.index),
         advice: REJOIN,
     })
 }

@@ -30,6 +30,8 @@ use crate::types::{ByteRange, NodeId, SessionId, StageId};
 
 /// Bytes on their way to peers at most, of all stages of this node.
 const BUDGET: usize = 256 << 20;
+/// Stages of this node that are open: each has a descriptor, here and at each peer.
+const STAGES: usize = 1024;
 /// A stage that is sent again goes in pieces of so many bytes.
 const PIECE: u64 = 1 << 20;
 /// Between two attempts to find a quorum.
@@ -39,6 +41,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Staging {
     budget: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     stages: AtomicU64,
     marks: AtomicU64,
     /// Marks that peers are to answer.
@@ -59,10 +62,15 @@ impl Staging {
     pub(super) fn new() -> Self {
         Self {
             budget: Arc::new(Semaphore::new(BUDGET)),
+            places: Arc::new(Semaphore::new(STAGES)),
             stages: AtomicU64::new(0),
             marks: AtomicU64::new(0),
             waiting: Mutex::default(),
         }
+    }
+
+    fn has_place(&self) -> bool {
+        self.places.available_permits() > 0
     }
 
     pub(super) fn marked(&self, from: NodeId, mark: u64, holds: bool) {
@@ -92,9 +100,16 @@ pub struct OpenStage {
     homeless: Vec<(u64, Bytes)>,
     encoder: Encoder,
     is_written: bool,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Handle {
+    /// Whether there may be another stage. Otherwise bytes go through the log.
+    #[must_use]
+    pub fn may_begin_stage(&self) -> bool {
+        self.0.staging.has_place()
+    }
+
     /// A new stage of this node's session.
     ///
     /// # Errors
@@ -118,6 +133,8 @@ impl Handle {
             homeless: Vec::new(),
             encoder: Encoder::new(self.0.config.compression),
             is_written: false,
+            // One or two more, where several begin at the same moment.
+            _place: self.0.staging.places.clone().try_acquire_owned().ok(),
         })
     }
 
@@ -449,7 +466,17 @@ impl Checksums {
 
 #[cfg(test)]
 mod tests {
-    use super::{ByteRange, CHECKSUM_BLOCK, Checksums};
+    use super::{ByteRange, CHECKSUM_BLOCK, Checksums, STAGES, Staging};
+
+    #[test]
+    fn so_many_stages_are_open_and_no_more() {
+        let staging = Staging::new();
+        let taken = (0..STAGES).filter_map(|_| staging.places.clone().try_acquire_owned().ok());
+        let mut taken: Vec<_> = taken.collect();
+        assert_eq!((taken.len(), staging.has_place()), (STAGES, false));
+        taken.pop();
+        assert!(staging.has_place(), "one is written");
+    }
 
     #[test]
     fn checksums_of_what_came_in_order_are_known() {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::hello::admit;
@@ -26,6 +26,8 @@ use crate::types::{
 /// Pieces of a snapshot that are read and not yet sent.
 const PIECES: usize = 4;
 const PIECE_BYTES: usize = 1 << 20;
+/// Answers that a peer has not taken: it is not listened to meanwhile.
+const ANSWERS: usize = 1024;
 /// Stages that a connection remembers at least before it looks which are complete.
 const PRUNE: usize = 1024;
 
@@ -46,7 +48,7 @@ impl BulkService {
 
 #[tonic::async_trait]
 impl Bulk for BulkService {
-    type StageStream = UnboundedReceiverStream<Result<StageAnswer, Status>>;
+    type StageStream = ReceiverStream<Result<StageAnswer, Status>>;
 
     async fn stage(
         &self,
@@ -57,7 +59,7 @@ impl Bulk for BulkService {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };
         let from = admit(self.cluster, &self.handle, &hello)?;
-        let (answers, answered) = mpsc::unbounded_channel();
+        let (answers, answered) = mpsc::channel(ANSWERS);
         let incoming = Incoming {
             from,
             handle: self.handle.clone(),
@@ -67,7 +69,7 @@ impl Bulk for BulkService {
             failed: BTreeSet::new(),
         };
         tokio::spawn(incoming.run(frames));
-        Ok(Response::new(UnboundedReceiverStream::new(answered)))
+        Ok(Response::new(ReceiverStream::new(answered)))
     }
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<FetchReply>, Status> {
@@ -187,7 +189,7 @@ fn reply(handle: &Handle, Fetched { version, data }: Fetched) -> FetchReply {
 struct Incoming {
     from: NodeId,
     handle: Handle,
-    answers: mpsc::UnboundedSender<Result<StageAnswer, Status>>,
+    answers: mpsc::Sender<Result<StageAnswer, Status>>,
     /// Those that may be incomplete when the stream ends.
     stages: BTreeSet<StageId>,
     /// Those that are complete are dropped when there are this many.
@@ -211,7 +213,7 @@ impl Incoming {
                     self.store(id, data).await;
                     self.prune();
                 }
-                Some(Body::Mark(mark)) => self.answer(id, mark),
+                Some(Body::Mark(mark)) => self.answer(id, mark).await,
                 Some(Body::Abandon(_)) => {
                     self.stages.remove(&id);
                     self.failed.remove(&id);
@@ -267,22 +269,23 @@ impl Incoming {
     }
 
     /// Everything that came before it has been stored, or has failed.
-    fn answer(&self, id: StageId, StageMark { number, durable }: StageMark) {
+    async fn answer(&self, id: StageId, StageMark { number, durable }: StageMark) {
         let (handle, answers) = (self.handle.clone(), self.answers.clone());
         let failed = self.failed.contains(&id);
-        let answer = move |holds| {
-            // Nobody listens where the connection is lost.
-            let _ = answers.send(Ok(StageAnswer { mark: number, holds }));
-        };
+        let answer = move |holds| Ok(StageAnswer { mark: number, holds });
         if failed || !durable {
-            return answer(!failed);
+            // Nobody listens where the connection is lost.
+            let _ = answers.send(answer(!failed)).await;
+            return;
         }
+        // Before the disk is waited for: so many wait at once.
+        let Ok(place) = answers.reserve_owned().await else { return };
         tokio::task::spawn_blocking(move || {
             let synced = handle.files().sync_stage(id);
             if let Err(error) = &synced {
                 tracing::warn!(stage = %id, %error, "a stage could not be made durable");
             }
-            answer(synced.unwrap_or(false));
+            place.send(answer(synced.unwrap_or(false)));
         });
     }
 }

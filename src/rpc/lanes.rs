@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use super::connection::{Connection, Place, Places};
 use super::peer::bulk_client::BulkClient;
 use super::{FRAME, MAX_MESSAGE, WINDOW};
 
@@ -23,14 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections that have not been taken over yet.
 const WAITING: usize = 16;
 
-type Accepted = ReceiverStream<io::Result<TcpStream>>;
+type Accepted = ReceiverStream<io::Result<Connection>>;
+/// To be registered with the runtime that serves it.
+type ForBulk = (std::net::TcpStream, Place);
 
 /// Connections of both kinds: for the core's thread, which is the caller's, and for bulk data, to be served on
 /// another runtime.
-pub(super) fn split(listener: TcpListener) -> (Accepted, mpsc::Receiver<std::net::TcpStream>) {
+pub(super) fn split(listener: TcpListener) -> (Accepted, mpsc::Receiver<ForBulk>) {
     let (to_core, core) = mpsc::channel(WAITING);
     let (to_bulk, bulk) = mpsc::channel(WAITING);
     tokio::spawn(async move {
+        let places = Places::new();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -44,9 +48,16 @@ pub(super) fn split(listener: TcpListener) -> (Accepted, mpsc::Receiver<std::net
                     continue;
                 }
             };
+            let Some(place) = places.take() else {
+                // Whoever called finds it closed, and may try again.
+                tracing::warn!("there are too many connections: another one was refused");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
             let (to_core, to_bulk) = (to_core.clone(), to_bulk.clone());
             tokio::spawn(async move {
-                let sorted = tokio::time::timeout(PATIENCE, sort(stream, &to_core, &to_bulk));
+                let sorted = sort(stream, place, &to_core, &to_bulk);
+                let sorted = tokio::time::timeout(PATIENCE, sorted);
                 // Whoever says nothing, or goes away, has no connection.
                 drop(sorted.await);
             });
@@ -57,8 +68,9 @@ pub(super) fn split(listener: TcpListener) -> (Accepted, mpsc::Receiver<std::net
 
 async fn sort(
     mut stream: TcpStream,
-    to_core: &mpsc::Sender<io::Result<TcpStream>>,
-    to_bulk: &mpsc::Sender<std::net::TcpStream>,
+    place: Place,
+    to_core: &mpsc::Sender<io::Result<Connection>>,
+    to_bulk: &mpsc::Sender<ForBulk>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut first = [0; PREFACE.len()];
@@ -75,9 +87,9 @@ async fn sort(
     // The server has ended where nobody receives.
     if is_bulk {
         stream.read_exact(&mut first).await?;
-        let _ = to_bulk.send(stream.into_std()?).await;
+        let _ = to_bulk.send((stream.into_std()?, place)).await;
     } else {
-        let _ = to_core.send(Ok(stream)).await;
+        let _ = to_core.send(Ok(Connection { stream, _place: place })).await;
     }
     Ok(())
 }

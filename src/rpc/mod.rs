@@ -5,6 +5,7 @@
 
 mod admin_service;
 mod bulk_service;
+mod connection;
 mod envelope;
 mod examining;
 mod fencing;

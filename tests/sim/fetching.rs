@@ -77,10 +77,14 @@ impl World {
         self.fetch_later(node);
     }
 
-    /// Some other member, as far as this node knows.
+    /// Some other member, or one that is removed and still has a place, as far as this node knows.
     fn some_peer(&mut self, node: usize) -> Option<usize> {
-        let members = self.nodes[node].state.members().into_iter();
-        let places = members.map(|(id, _)| usize::try_from(id.0).expect("few nodes") - 1);
+        let state = &self.nodes[node].state;
+        let members = state.members().into_iter().map(|(id, _)| id.0);
+        let placed = &state.membership;
+        let voters = placed.get_voters().iter().chain(placed.get_voters_outgoing()).copied();
+        let peers: BTreeSet<u64> = members.chain(voters).collect();
+        let places = peers.into_iter().map(|id| usize::try_from(id).expect("few nodes") - 1);
         let others: Vec<_> = places.filter(|place| *place != node).collect();
         (!others.is_empty()).then(|| self.random.pick(&others))
     }

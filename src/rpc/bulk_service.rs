@@ -83,11 +83,12 @@ impl Bulk for BulkService {
             generation: Generation(request.generation),
             range: ByteRange::at(request.offset, request.length),
             version: LogIndex(request.version),
+            apart: request.apart,
         };
         let handle = self.handle.clone();
         let given = tokio::task::spawn_blocking(move || {
             let given = handle.give(wanted)?;
-            Ok::<_, StoreError>(given.map(|given| reply(&handle, given)))
+            Ok::<_, StoreError>(given.map(|given| reply(&handle, wanted.range.start, given)))
         });
         match given.await {
             Ok(Ok(Some(reply))) => Ok(Response::new(reply)),
@@ -179,10 +180,11 @@ fn send_pieces(
     }
 }
 
-fn reply(handle: &Handle, Fetched { version, data }: Fetched) -> FetchReply {
+fn reply(handle: &Handle, asked: u64, Fetched { version, start, data }: Fetched) -> FetchReply {
     let checksum = crc32c::crc32c(&data);
     let (encoding, plain_length, data) = wire::parts(handle.encode(data));
-    FetchReply { version: version.0, data, checksum, encoding, plain_length }
+    let skipped = start - asked;
+    FetchReply { version: version.0, data, checksum, encoding, plain_length, skipped }
 }
 
 /// A stream of one peer's stages.

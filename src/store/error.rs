@@ -109,6 +109,17 @@ pub enum StoreError {
         /// The newest one known here.
         supported: u64,
     },
+    /// A command that came later.
+    #[error(
+        "entry {index} of the log in {path} is of a kind that this version of quorumfs does not know: start the newer \
+         version that has written it"
+    )]
+    NewerCommand {
+        /// The log's directory.
+        path: PathBuf,
+        /// Which entry.
+        index: LogIndex,
+    },
     /// Another daemon works on the data directory.
     #[error("{path} is in use by another daemon (process {pid}); stop that one first")]
     InUse {

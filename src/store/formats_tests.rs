@@ -3,15 +3,18 @@
 
 use std::fs;
 
+use prost::Message;
+
 use super::checksums::Checksums;
 use super::datadir::DataDir;
 use super::identity::Identity;
 use super::layouts::Layouts;
 use super::mount_list::{record_mounts, recorded_mounts};
 use super::snapshot::{SnapshotHeader, read_snapshot, write_snapshot};
+use super::test_replica::{Author, append};
 use super::{BootIdentity, StoreError};
-use crate::fs::Digest;
 use crate::fs::limits::FEATURE_LEVEL;
+use crate::fs::{Digest, proto};
 use crate::types::{ClusterId, Generation, Ino, LogIndex, NodeId, Term, VolumeId};
 
 #[track_caller]
@@ -119,4 +122,23 @@ fn a_newer_list_of_mounts() {
     assert_eq!(fs::read(&path).unwrap(), b"1\0/mnt\0");
     fs::write(&path, b"2\0/mnt\0").unwrap();
     assert_newer(recorded_mounts(dir.path()), "format 2");
+}
+
+/// Read offline: what the newer version has written is no damage, and nothing to be thrown away.
+#[test]
+fn a_newer_command() {
+    let mut author = Author::new();
+    let mut entry = author.session();
+    let command = proto::Command { volume: 1, ..proto::Command::default() };
+    let mut bytes = command.encode_to_vec();
+    // Field 999, two bytes long.
+    bytes.extend([0xba, 0x3e, 2, 8, 1]);
+    entry.data = bytes.into();
+    let recovered = author.start("a");
+    append(&recovered, &[entry], 2);
+    for error in [recovered.replay(LogIndex(2)).unwrap_err(), recovered.last_time().unwrap_err()] {
+        let said = error.to_string();
+        assert!(said.contains("start the newer version") && !said.contains("move this"), "{said}");
+        assert!(!error.is_damage(), "{error:?}");
+    }
 }

@@ -31,6 +31,8 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex};
 const SHARDS: usize = 16;
 /// Eight-byte integers, little-endian: kind, inode, generation, start and end of the range, two more.
 const RECORD: usize = 56;
+/// Its last digit is the format. Whoever changes the image raises the format of the data directory, too: where the
+/// checksum of another format is, this one does not know.
 const MAGIC: u64 = u64::from_le_bytes(*b"qfslayt1");
 const FORMAT: u64 = 1;
 /// Magic, number, index, and behind the records a CRC-32C of everything before it.

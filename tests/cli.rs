@@ -160,7 +160,9 @@ fn too_few_files_that_may_be_open() {
     let program = quorumfs().get_program().to_owned();
     let with_limit = |limit: &str| {
         let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("{limit}; exec \"$0\" serve --config \"$1\"")]);
+        // Root would raise the hard limit.
+        let serve = "exec setpriv --bounding-set -sys_resource \"$0\" serve --config \"$1\"";
+        shell.args(["-c", &format!("{limit}; {serve}")]);
         shell.arg(&program).arg(bench.path("quorumfs.toml"));
         shell
     };

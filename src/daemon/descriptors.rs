@@ -10,7 +10,14 @@ const ENOUGH: u64 = 1 << 16;
 
 /// Raises the limit of this process as far as it may, and as is of use. Its guardian inherits it.
 pub(super) fn raise_limit() -> Result<()> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let Rlimit { current, mut maximum } = getrlimit(Resource::Nofile);
+    if maximum.is_some_and(|maximum| maximum < ENOUGH) {
+        // Root may have as many as it wants, unless it was left without that capability.
+        let all = Rlimit { current, maximum: Some(ENOUGH) };
+        if setrlimit(Resource::Nofile, all).is_ok() {
+            maximum = Some(ENOUGH);
+        }
+    }
     let may = maximum.unwrap_or(u64::MAX);
     ensure!(
         may >= NEEDED,

@@ -88,6 +88,7 @@ async fn serve_bulk(
         .initial_connection_window_size(2 * WINDOW)
         .max_frame_size(Some(FRAME))
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(1)))
+        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(2)))
         .add_service(bulk)
         .serve_with_incoming(incoming)
         .await

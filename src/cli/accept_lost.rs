@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// A node that need not answer: what it may have is given up as well. Once for each.
     #[arg(long, value_name = "NODE", value_parser = clap::value_parser!(u64).range(1..))]
     even_if_away: Vec<u64>,
-    /// Prints JSON, one line for each file.
+    /// Prints JSON, one line for each file, or several where very many of its ranges are missing.
     #[arg(long)]
     json: bool,
 }
@@ -45,14 +45,14 @@ struct Report {
     path: String,
     ino: u64,
     lost: Vec<Lost>,
-    accepted: bool,
+    accepted: Vec<Lost>,
     held_bytes: u64,
     holders: Vec<u64>,
     away: Vec<u64>,
     refusal: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 struct Lost {
     start: u64,
     end: u64,
@@ -69,14 +69,12 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     let mut admin = Admin::connect(&address).await?;
     let request = AcceptLostRequest { path: path.into(), within, accept, away };
     let mut reports = admin.accept_lost(request).await?;
-    let (mut files, mut bytes, mut refused) = (0_u64, 0, 0_u64);
+    let mut total = Total::default();
     loop {
         let report = reports.message().await;
         let Some(report) = report.map_err(|status| anyhow!("{}", status.message()))? else { break };
         let report = Report::from(report);
-        files += u64::from(!report.lost.is_empty());
-        bytes += report.lost.iter().map(|lost| lost.end - lost.start).sum::<u64>();
-        refused += u64::from(report.refusal.is_some());
+        total.add(&report);
         if args.json {
             println!("{}", serde_json::to_string(&report)?);
         } else {
@@ -84,15 +82,44 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         }
     }
     if !args.json {
-        conclude(files, bytes, accept);
+        conclude(&total, accept);
     }
-    ensure!(refused == 0, "nothing was accepted of {refused} files; why is said for each above");
+    let refused = total.refused;
+    ensure!(refused == 0, "not all was accepted of {refused} files; why is said for each above");
     Ok(())
 }
 
+/// What the reports come to.
+#[derive(Debug, Default)]
+struct Total {
+    /// The file of the last report.
+    ino: u64,
+    files: u64,
+    lost: u64,
+    accepted: u64,
+    /// Files of which something was not accepted.
+    refused: u64,
+}
+
+impl Total {
+    fn add(&mut self, report: &Report) {
+        let len = |ranges: &[Lost]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+        let (lost, accepted) = (len(&report.lost), len(&report.accepted));
+        let is_next = report.ino != self.ino && lost + accepted > 0;
+        if is_next {
+            (self.ino, self.files) = (report.ino, self.files + 1);
+        }
+        self.lost += lost;
+        self.accepted += accepted;
+        // The last report of a file says so.
+        self.refused += u64::from(report.refusal.is_some());
+    }
+}
+
 fn print(report: &Report) {
-    for Lost { start, end } in &report.lost {
-        let what = if report.accepted { "accepted as lost" } else { "lost" };
+    let lost = report.lost.iter().map(|range| (range, "lost"));
+    let accepted = report.accepted.iter().map(|range| (range, "accepted as lost"));
+    for (Lost { start, end }, what) in accepted.chain(lost) {
         println!("/{}: bytes {start}..{end} {what}", report.path);
     }
     if report.held_bytes > 0 {
@@ -105,7 +132,7 @@ fn print(report: &Report) {
     }
     match &report.refusal {
         Some(refusal) => println!("/{}: {refusal}", report.path),
-        None if !report.accepted && !report.away.is_empty() => {
+        None if report.accepted.is_empty() && !report.away.is_empty() => {
             println!(
                 "/{}: nodes {} do not answer, and may have them",
                 report.path,
@@ -116,14 +143,17 @@ fn print(report: &Report) {
     }
 }
 
-fn conclude(files: u64, bytes: u64, accept: bool) {
-    if files == 0 {
+fn conclude(total: &Total, accept: bool) {
+    let Total { files, lost, accepted, .. } = total;
+    if *files == 0 {
         println!("nothing is lost there");
-    } else if !accept {
+    } else if accept {
+        println!("{} were accepted as lost, {} were not", size(*accepted), size(*lost));
+    } else {
         println!(
             "{} of {files} files are lost. They read as an error until a node comes back that has them, or until they are \
              named: --range START..END, or --all for everything above",
-            size(bytes)
+            size(*lost)
         );
     }
 }
@@ -143,11 +173,14 @@ fn parse_range(text: &str) -> Result<Named, String> {
 impl From<LostReport> for Report {
     fn from(report: LostReport) -> Self {
         let LostReport { path, ino, lost, accepted, held_bytes, holders, away, refusal } = report;
+        let ranges = |ranges: Vec<LostRange>| {
+            ranges.into_iter().map(|LostRange { start, end }| Lost { start, end }).collect()
+        };
         Self {
             path: String::from_utf8_lossy(&path).into_owned(),
             ino,
-            lost: lost.into_iter().map(|LostRange { start, end }| Lost { start, end }).collect(),
-            accepted,
+            lost: ranges(lost),
+            accepted: ranges(accepted),
             held_bytes,
             holders,
             away,

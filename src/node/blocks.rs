@@ -87,7 +87,7 @@ impl Handle {
 
     /// Whether the state has come to what the files were when the last process died: they may be ahead of it
     /// before. The entry that opens a session of this process comes after all that the last one can have applied.
-    fn has_replayed(&self) -> bool {
+    pub(super) fn has_replayed(&self) -> bool {
         let replayed = &self.0.replayed;
         if !replayed.load(Ordering::Relaxed) && self.session() != SessionId::CLUSTER {
             replayed.store(true, Ordering::Relaxed);

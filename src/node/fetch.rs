@@ -145,6 +145,11 @@ impl Fetching {
         }
     }
 
+    /// There is one more peer to be asked: what no other one has it may have.
+    pub(super) fn lane_opened(&self) {
+        self.nowhere.clear();
+    }
+
     /// The connection for bulk data to a peer is lost.
     pub(super) fn lane_lost(&self, node: NodeId) {
         self.asked.lost(node);

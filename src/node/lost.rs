@@ -17,7 +17,7 @@ use super::handle::{Handle, NodeError};
 use super::scrub::{Found, Walk};
 use crate::fs::limits::LOST_MAX;
 use crate::fs::proto::command::Op;
-use crate::fs::{Errno, proto, query};
+use crate::fs::{Errno, proto};
 use crate::store::{Steady, StoreError};
 use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId};
 
@@ -67,7 +67,7 @@ pub struct LostOptions {
     pub away: BTreeSet<NodeId>,
 }
 
-/// A file that lacks bytes here.
+/// What a file lacks here; one of several where it lacks very many ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LostFile {
     /// Below the root of the file system.
@@ -76,27 +76,49 @@ pub struct LostFile {
     pub ino: Ino,
     /// What none of those has that answered.
     pub lost: Vec<ByteRange>,
-    /// It is given up.
-    pub accepted: bool,
+    /// What of that is given up.
+    pub accepted: Vec<ByteRange>,
     /// Bytes that are missing here, and that others have.
     pub held_bytes: u64,
     /// Who has some of these.
     pub holders: BTreeSet<NodeId>,
     /// Who did not answer, and may have some.
     pub away: BTreeSet<NodeId>,
-    /// Why nothing was given up.
+    /// Why the lost bytes that are named here were not given up.
     pub refusal: Option<String>,
 }
 
+type Reports = mpsc::Sender<Result<LostFile, NodeError>>;
+
 /// What is known of a file's missing bytes.
+#[derive(Debug)]
 struct Survey {
     file: Steady,
     lost: RangeSet<u64>,
     held: RangeSet<u64>,
     holders: BTreeSet<NodeId>,
+    /// Who answered, this node among them.
+    asked: BTreeSet<NodeId>,
     away: BTreeSet<NodeId>,
     /// What lies behind was not looked at.
     end: u64,
+}
+
+/// What a survey comes to.
+enum Surveyed {
+    /// Nothing is missing here.
+    Whole,
+    /// The file changes at this moment.
+    Changing,
+    Lacks(Survey),
+}
+
+/// What became of bytes that were to be given up.
+enum Answer {
+    Accepted,
+    /// The file, or who is a member, has changed since.
+    Changed,
+    Refused(u32),
 }
 
 impl Handle {
@@ -126,13 +148,16 @@ impl Handle {
         let missing = self.files().missing(file.key, range).into_iter();
         // What its writer is still sending is not lost.
         let stays = |(_, version): &(_, LogIndex)| !self.files().is_arriving(file.key, *version);
-        let mut ranges: Vec<_> = missing.filter(stays).map(|(part, _)| part).collect();
+        let ranges: Vec<_> = missing.filter(stays).map(|(part, _)| part).collect();
+        // A stage may have ended in between, and what was asked about first is here now.
+        let still = ranges.into_iter().flat_map(|part| self.files().missing(file.key, part));
+        let mut ranges: Vec<_> = still.map(|(part, _)| part).collect();
         let end = ranges.get(NAMED).map_or(range.end, |next| next.start);
         ranges.truncate(NAMED);
         Lacked { ranges, end }
     }
 
-    /// Finds lost bytes, and gives them up where that is wanted: a report for each file that lacks bytes here. It stops
+    /// Finds lost bytes, and gives them up where that is wanted: a report for each file that lacks bytes here, or several. It stops
     /// where the reports are no longer wanted. Nothing where there is no such file.
     ///
     /// # Errors
@@ -160,8 +185,11 @@ impl Handle {
         &self,
         mut walk: Walk,
         options: &LostOptions,
-        reports: &mpsc::Sender<Result<LostFile, NodeError>>,
+        reports: &Reports,
     ) -> Result<(), NodeError> {
+        if !self.has_replayed() {
+            self.until_session().await?;
+        }
         loop {
             let handle = self.clone();
             let walked = tokio::task::spawn_blocking(move || {
@@ -172,105 +200,138 @@ impl Handle {
             let Some(page) = page? else { return Ok(()) };
             walk = rest;
             for found in page {
-                if let Some(report) = self.lost_of(found, options).await?
-                    && reports.send(Ok(report)).await.is_err()
-                {
-                    return Ok(());
-                }
+                self.lost_of(found, options, reports).await?;
             }
         }
     }
 
-    /// One file; nothing where it lacks nothing.
+    /// One file: a report for each page of what it lacks.
     async fn lost_of(
         &self,
         found: Found,
         options: &LostOptions,
-    ) -> Result<Option<LostFile>, NodeError> {
+        reports: &Reports,
+    ) -> Result<(), NodeError> {
         let Found { ino, path, .. } = found;
-        let mut report = LostFile { path, ino, ..LostFile::default() };
         let within = options.within.unwrap_or(ByteRange::from(0));
-        let mut from = within.start;
-        let mut attempts = 0;
+        let (mut from, mut attempts) = (within.start, 0);
         while from < within.end {
-            if attempts == ATTEMPTS {
+            let mut report = LostFile { path: path.clone(), ino, ..LostFile::default() };
+            if attempts < ATTEMPTS {
+                let page = ByteRange { start: from, ..within };
+                let Some(end) = self.lost_page(page, options, &mut report).await? else {
+                    attempts += 1;
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                };
+                (from, attempts) = (end, 0);
+            } else {
                 report.refusal =
                     Some("it changes all the time: ask again when nobody writes it".to_owned());
-                break;
             }
-            let Some(survey) = self.survey(ino, ByteRange { start: from, ..within }).await? else {
-                attempts += 1;
-                tokio::time::sleep(AGAIN).await;
-                continue;
-            };
-            let Some(survey) = survey else { break };
-            let lost: Vec<_> = ranges(&survey.lost).take(LOST_MAX).collect();
-            if options.accept && !lost.is_empty() {
-                report.refusal = refusal(&survey, options);
-                if report.refusal.is_none() {
-                    if !self.give_up(&survey.file, &lost).await? {
-                        attempts += 1;
-                        continue;
-                    }
-                    report.accepted = true;
-                }
+            let is_over = report.refusal.is_some();
+            let lacks =
+                report.held_bytes > 0 || !report.lost.is_empty() || !report.accepted.is_empty();
+            if lacks || is_over {
+                // Whoever asked may have gone: then this ends with it.
+                let _ = reports.send(Ok(report)).await;
             }
-            from = match lost.last() {
-                Some(last) if lost.len() < survey.lost.len() => last.end,
-                Some(_) | None => survey.end,
-            };
-            report.lost.extend(lost);
-            let held = ranges(&survey.held).take_while(|held| held.start < from);
-            report.held_bytes += held.map(|held| held.end.min(from) - held.start).sum::<u64>();
-            report.holders.extend(survey.holders);
-            report.away.extend(survey.away);
-            if report.refusal.is_some() {
+            if is_over {
                 break;
             }
         }
-        let is_whole = report.lost.is_empty() && report.held_bytes == 0;
-        Ok((!is_whole || report.refusal.is_some()).then_some(report))
+        Ok(())
     }
 
-    /// What is missing of a file here and elsewhere: `Some(None)` where nothing is missing here, nothing at all where it
-    /// changes meanwhile.
-    async fn survey(
+    /// The beginning of what a file lacks in a range, and up to where that was; nothing where the file changes meanwhile.
+    async fn lost_page(
         &self,
-        ino: Ino,
         range: ByteRange,
-    ) -> Result<Option<Option<Survey>>, NodeError> {
-        let file = match self.look_at(ino)? {
-            Look::Nothing => return Ok(Some(None)),
-            Look::Changing => return Ok(None),
-            Look::Steady(file) => file,
+        options: &LostOptions,
+        report: &mut LostFile,
+    ) -> Result<Option<u64>, NodeError> {
+        let mut survey = match self.survey(report.ino, range).await? {
+            Surveyed::Whole => return Ok(Some(range.end)),
+            Surveyed::Changing => return Ok(None),
+            Surveyed::Lacks(survey) => survey,
         };
-        let Lacked { ranges: own, end } = self.lacked(&file, range);
-        let (Some(first), Some(last)) = (own.first(), own.last()) else { return Ok(Some(None)) };
-        let own: RangeSet<u64> = own.iter().map(|range| range.start..range.end).collect();
+        if options.accept && !survey.lost.is_empty() {
+            // Who lacked it may have fetched it meanwhile from another, which lost it then. It is lost where nobody has it
+            // twice.
+            match self.survey(report.ino, range).await? {
+                Surveyed::Lacks(again) if again.file == survey.file => survey.confirm(again),
+                Surveyed::Lacks(_) | Surveyed::Whole | Surveyed::Changing => return Ok(None),
+            }
+        }
+        let mut lost: Vec<_> = ranges(&survey.lost).take(LOST_MAX).collect();
+        let end = match lost.last() {
+            Some(last) if lost.len() < survey.lost.len() => last.end,
+            Some(_) | None => survey.end,
+        };
+        if options.accept && !lost.is_empty() {
+            report.refusal = self.refusal(&survey, options).await?;
+            if report.refusal.is_none() {
+                match self.give_up(&survey, &lost).await? {
+                    Answer::Accepted => report.accepted = std::mem::take(&mut lost),
+                    Answer::Changed => return Ok(None),
+                    Answer::Refused(errno) => {
+                        report.refusal =
+                            Some(format!("the cluster refused it (errno {errno}): ask again"));
+                    }
+                }
+            }
+        }
+        let held = ranges(&survey.held).take_while(|held| held.start < end);
+        report.held_bytes = held.map(|held| held.end.min(end) - held.start).sum();
+        (report.lost, report.holders, report.away) = (lost, survey.holders, survey.away);
+        Ok(Some(end))
+    }
+
+    /// What is missing of a file here and elsewhere.
+    async fn survey(&self, ino: Ino, range: ByteRange) -> Result<Surveyed, NodeError> {
+        let handle = self.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            let look = handle.look_at(ino)?;
+            let lacked = match look {
+                Look::Steady(file) => Some(handle.lacked(&file, range)),
+                Look::Nothing | Look::Changing => None,
+            };
+            Ok::<_, StoreError>((look, lacked))
+        });
+        let (file, Lacked { ranges: own, end }) =
+            match looked.await.map_err(|_| NodeError::Stopping)?? {
+                (Look::Steady(file), Some(lacked)) => (file, lacked),
+                (Look::Changing, _) => return Ok(Surveyed::Changing),
+                (Look::Nothing | Look::Steady(_), _) => return Ok(Surveyed::Whole),
+            };
+        let (Some(first), Some(last)) = (own.first(), own.last()) else {
+            return Ok(Surveyed::Whole);
+        };
+        let lost: RangeSet<u64> = own.iter().map(|range| range.start..range.end).collect();
         let (ino, generation) = file.key;
         let range = ByteRange { start: first.start, end: last.end.min(end) };
         let asked = Lacking { ino, generation, version: file.version, range };
         let mut survey = Survey {
             file,
-            lost: own.clone(),
+            lost,
             held: RangeSet::new(),
             holders: BTreeSet::new(),
+            asked: [self.node()].into(),
             away: BTreeSet::new(),
             end,
         };
-        let members = query::members(&self.state())?.into_iter();
-        // One that has not joined has nothing.
-        let members = members.filter(|member| query::suffrage(member).is_some());
-        let peers = members.map(|member| NodeId(member.node)).filter(|node| *node != self.node());
+        // Also whoever leaves: it may be the only one that has something.
+        let asking = self.0.others()?.into_iter();
         let asking =
-            peers.map(|node| async move { (node, self.ask_what_lacks(node, asked).await) });
+            asking.map(|node| async move { (node, self.ask_what_lacks(node, asked).await) });
         for (node, answer) in join_all(asking).await {
             match answer {
                 Some(lacked) if lacked.end > range.start => survey.hear(node, &lacked, range),
                 Some(_) | None => drop(survey.away.insert(node)),
             }
         }
-        Ok(self.files().is_still(&file).then_some(Some(survey)))
+        let is_still = self.files().is_still(&file);
+        Ok(if is_still { Surveyed::Lacks(survey) } else { Surveyed::Changing })
     }
 
     async fn ask_what_lacks(&self, node: NodeId, asked: Lacking) -> Option<Lacked> {
@@ -285,24 +346,84 @@ impl Handle {
         None
     }
 
-    /// False where the file has changed since.
-    async fn give_up(&self, file: &Steady, lost: &[ByteRange]) -> Result<bool, NodeError> {
+    async fn give_up(&self, survey: &Survey, lost: &[ByteRange]) -> Result<Answer, NodeError> {
         let ranges = lost.iter().map(|range| proto::Extent { start: range.start, end: range.end });
+        let nodes = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| node.0).collect();
         let op = proto::AcceptLost {
-            ino: file.key.0.0,
-            generation: file.key.1.0,
-            data_version: file.version.0,
+            ino: survey.file.key.0.0,
+            generation: survey.file.key.1.0,
+            data_version: survey.file.version.0,
             ranges: ranges.collect(),
+            asked: nodes(&survey.asked),
+            away: nodes(&survey.away),
         };
         let outcome = self.mutate_in(None, Op::AcceptLost(op)).await?;
         let changed = [Errno::ECANCELED, Errno::ENOENT].map(Errno::number);
-        Ok(!changed.contains(&outcome.errno))
+        Ok(match outcome.errno {
+            0 => Answer::Accepted,
+            errno if changed.contains(&errno) => Answer::Changed,
+            errno => Answer::Refused(errno),
+        })
+    }
+
+    /// Why lost bytes are not given up.
+    async fn refusal(
+        &self,
+        survey: &Survey,
+        options: &LostOptions,
+    ) -> Result<Option<String>, NodeError> {
+        let refusal = refusal(survey, options);
+        let Some(within) = options.within.filter(|_| refusal.is_none() && !survey.away.is_empty())
+        else {
+            return Ok(refusal);
+        };
+        let beside = self.lost_beside(survey.file.key.0, within).await?;
+        Ok(beside.map(|beside| {
+            let ByteRange { start, end } = beside;
+            format!(
+                "bytes {start}..{end} of it are lost, too, and nodes {} may have them, but would throw them away with these: \
+                 give up all of it (--all), or wait for them",
+                names(&survey.away)
+            )
+        }))
+    }
+
+    /// Bytes of a file that are lost outside of a range. Whoever is away and returns when the log of the time is gone throws
+    /// away all that it has of a file that has changed since.
+    async fn lost_beside(
+        &self,
+        ino: Ino,
+        within: ByteRange,
+    ) -> Result<Option<ByteRange>, NodeError> {
+        let before = ByteRange { start: 0, end: within.start };
+        for mut rest in [before, ByteRange::from(within.end)] {
+            let mut attempts = 0;
+            while rest.start < rest.end {
+                match self.survey(ino, rest).await? {
+                    Surveyed::Whole => break,
+                    Surveyed::Changing if attempts < ATTEMPTS => {
+                        attempts += 1;
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    // Nothing is known of it.
+                    Surveyed::Changing => return Ok(Some(rest)),
+                    Surveyed::Lacks(survey) => {
+                        if let Some(lost) = ranges(&survey.lost).next() {
+                            return Ok(Some(lost));
+                        }
+                        rest.start = survey.end;
+                    }
+                }
+            }
+        }
+        Ok(None)
     }
 }
 
 impl Survey {
     /// What another member lacks, of the range that it was asked about.
     fn hear(&mut self, node: NodeId, lacked: &Lacked, asked: ByteRange) {
+        self.asked.insert(node);
         let lacks: RangeSet<u64> =
             lacked.ranges.iter().map(|range| range.start..range.end).collect();
         if lacked.end < asked.end {
@@ -320,13 +441,21 @@ impl Survey {
             self.held.insert(range.clone());
         }
     }
+
+    /// The same was asked again: lost is what is so both times, and who was away once was away.
+    fn confirm(&mut self, again: Survey) {
+        self.lost = self.lost.intersection(&again.lost).collect();
+        self.held.extend(again.held);
+        self.holders.extend(again.holders);
+        self.asked.retain(|node| again.asked.contains(node));
+        self.away.extend(again.away);
+        self.end = self.end.min(again.end);
+    }
 }
 
 /// Why lost bytes are not given up.
 fn refusal(survey: &Survey, options: &LostOptions) -> Option<String> {
-    let names =
-        |nodes: &[NodeId]| nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ");
-    let away: Vec<_> = survey.away.difference(&options.away).copied().collect();
+    let away: BTreeSet<_> = survey.away.difference(&options.away).copied().collect();
     if !away.is_empty() {
         return Some(format!(
             "nodes {} do not answer, or have not caught up, and may have these bytes: bring them back, remove them from \
@@ -336,20 +465,23 @@ fn refusal(survey: &Survey, options: &LostOptions) -> Option<String> {
     }
     let is_named = options.within.is_some();
     if is_named && !survey.held.is_empty() {
-        let holders: Vec<_> = survey.holders.iter().copied().collect();
         return Some(format!(
             "nodes {} have some of these bytes, which come by themselves: name only what is lost",
-            names(&holders)
+            names(&survey.holders)
         ));
     }
     None
+}
+
+fn names(nodes: &BTreeSet<NodeId>) -> String {
+    nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn ranges(set: &RangeSet<u64>) -> impl Iterator<Item = ByteRange> + '_ {
     set.iter().map(|range| ByteRange { start: range.start, end: range.end })
 }
 
-/// Says in the log of this replica what was given up, by whose command.
+/// Says in the log of this replica what was given up, by whose command, and who was not asked.
 pub(super) fn note(index: LogIndex, command: &proto::Command, lost: &proto::AcceptLost) {
     let ranges: Vec<_> = lost.ranges.iter().map(|r| format!("{}..{}", r.start, r.end)).collect();
     tracing::warn!(
@@ -357,6 +489,7 @@ pub(super) fn note(index: LogIndex, command: &proto::Command, lost: &proto::Acce
         proposer = command.node,
         ino = lost.ino,
         ranges = ranges.join(" "),
+        away = ?lost.away,
         "bytes that no node had were accepted as lost: they are zeros from now on"
     );
 }
@@ -375,6 +508,7 @@ mod tests {
             lost: own.iter().map(|(start, end)| *start..*end).collect(),
             held: RangeSet::new(),
             holders: BTreeSet::new(),
+            asked: [NodeId(1)].into(),
             away: BTreeSet::new(),
             end: u64::MAX,
         }
@@ -403,6 +537,20 @@ mod tests {
         survey.hear(NodeId(3), &lacked(&[(0, 1000)], 600), asked);
         assert_eq!(listed(&survey.lost), [(0, 50), (200, 250)]);
         assert_eq!(survey.holders, [NodeId(2)].into());
+        assert_eq!(survey.asked, [NodeId(1), NodeId(2), NodeId(3)].into());
+    }
+
+    /// Bytes that wander from one node to another while they are asked.
+    #[test]
+    fn lost_is_what_is_lost_twice() {
+        let mut once = survey(&[(0, 100), (200, 300)]);
+        let mut again = survey(&[(50, 100), (200, 250)]);
+        once.asked.insert(NodeId(2));
+        (again.away, again.end) = ([NodeId(2)].into(), 1000);
+        once.confirm(again);
+        assert_eq!(listed(&once.lost), [(50, 100), (200, 250)]);
+        assert_eq!((once.asked, once.away), ([NodeId(1)].into(), [NodeId(2)].into()));
+        assert_eq!(once.end, 1000);
     }
 
     /// A node that does not answer may have them; one that is named need not answer. Who names a range means all of it.

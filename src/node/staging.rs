@@ -21,7 +21,6 @@ use super::deadline::Deadline;
 use super::durability::voters;
 use super::encoding::{Encoded, Encoder};
 use super::handle::{Handle, NodeError};
-use super::shared::Shared;
 use super::transport::ToStage;
 use crate::fs::limits::CHECKSUM_BLOCK;
 use crate::fs::{proto, query};
@@ -118,7 +117,7 @@ impl Handle {
         let session = self.until_session().await?;
         let number = self.0.staging.stages.fetch_add(1, Ordering::Relaxed) + 1;
         let mut lanes = BTreeMap::new();
-        for node in peers(&self.0)? {
+        for node in self.0.others()? {
             if let Some(lane) = self.0.transport.stage_lane(node) {
                 lanes.insert(node, lane);
             }
@@ -148,6 +147,11 @@ impl Handle {
     pub fn makes_quorum_with(&self, others: &[NodeId]) -> bool {
         let nodes: Vec<_> = others.iter().copied().chain([self.node()]).collect();
         is_quorum(&nodes, &voters(&self.0))
+    }
+
+    /// There is a connection for bulk data to a peer.
+    pub fn stage_lane_opened(&self) {
+        self.0.fetching.lane_opened();
     }
 
     /// The connection for stages to a peer is lost.
@@ -357,7 +361,7 @@ impl OpenStage {
 
     /// Sends everything to whoever has a new connection.
     async fn send_again(&mut self) -> Result<(), NodeError> {
-        for node in peers(&self.handle.0)? {
+        for node in self.handle.0.others()? {
             let Some(lane) = self.handle.0.transport.stage_lane(node) else { continue };
             if self.lanes.get(&node) == Some(&lane) {
                 continue;
@@ -420,16 +424,6 @@ impl Drop for OpenStage {
 
 fn is_quorum(nodes: &[NodeId], voters: &[NodeId]) -> bool {
     2 * voters.iter().filter(|voter| nodes.contains(voter)).count() > voters.len()
-}
-
-/// The other members.
-fn peers(shared: &Shared) -> Result<Vec<NodeId>, StoreError> {
-    let members = query::members(&shared.state.read())?;
-    Ok(members
-        .into_iter()
-        .map(|member| NodeId(member.node))
-        .filter(|node| *node != shared.node)
-        .collect())
 }
 
 /// Checksums of blocks, summed up while bytes come in order.

@@ -14,7 +14,7 @@ use super::peer::{Hello, LackingRange, LackingReply, LackingRequest};
 use crate::node::{Answered, Handle, Lacked, Lacking, LostFile, LostOptions};
 use crate::types::{ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, VolumeId};
 
-/// One for each file that lacks bytes.
+/// One for each file that lacks bytes, or several.
 pub(super) type Reports = Pin<Box<dyn Stream<Item = Result<LostReport, Status>> + Send>>;
 
 /// Asks a peer what it lacks.
@@ -101,12 +101,14 @@ fn range(start: u64, end: u64) -> Result<ByteRange, Status> {
 
 fn encode(file: LostFile) -> LostReport {
     let LostFile { path, ino, lost, accepted, held_bytes, holders, away, refusal } = file;
-    let lost = lost.into_iter().map(|ByteRange { start, end }| LostRange { start, end });
+    let ranges = |ranges: Vec<ByteRange>| {
+        ranges.into_iter().map(|ByteRange { start, end }| LostRange { start, end }).collect()
+    };
     LostReport {
         path: path.into(),
         ino: ino.0,
-        lost: lost.collect(),
-        accepted,
+        lost: ranges(lost),
+        accepted: ranges(accepted),
         held_bytes,
         holders: holders.into_iter().map(u64::from).collect(),
         away: away.into_iter().map(u64::from).collect(),

@@ -214,6 +214,10 @@ impl Kept {
         connection.number += 1;
         connection.queue = Some(queue);
         connection.client = Some(client);
+        drop(connection);
+        if let Some(handle) = self.handle.get() {
+            handle.stage_lane_opened();
+        }
     }
 
     fn close(&self) {

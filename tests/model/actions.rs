@@ -439,6 +439,7 @@ fn both(
                 ino,
                 data_version,
                 ranges: ranges.clone(),
+                asked: vec![1],
                 ..Default::default()
             };
             let expected = tree.accept_lost(&op, when);

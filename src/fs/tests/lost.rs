@@ -1,7 +1,7 @@
 //! AcceptLost.
 
 use super::proto::{AcceptLost, Extent};
-use super::{Errno, Ino, Op, ROOT, World, resize, write};
+use super::{Errno, Ino, Op, ROOT, World, proto, resize, write};
 use crate::fs::limits::{LOST_MAX, SIZE_MAX};
 use crate::fs::{Change, FileEffect};
 use crate::types::{ByteRange, Generation};
@@ -10,7 +10,7 @@ fn accept(world: &World, file: u64, ranges: &[(u64, u64)]) -> AcceptLost {
     let inode = world.inode(file);
     let (generation, data_version) = (inode.generation, inode.data_version);
     let ranges = ranges.iter().map(|(start, end)| Extent { start: *start, end: *end }).collect();
-    AcceptLost { ino: file, generation, data_version, ranges }
+    AcceptLost { ino: file, generation, data_version, ranges, asked: vec![1], away: vec![] }
 }
 
 #[test]
@@ -22,8 +22,10 @@ fn what_is_lost_becomes_a_hole_of_a_new_version() {
     let before = world.inode(file);
     let applied = world.ok(Op::AcceptLost(accept(&world, file, &[(2, 4), (6, 10)])));
     let ranges = [(2, 4), (6, 10)].map(|(start, end)| ByteRange { start, end });
-    let holes = ranges.map(|range| FileEffect::Zero { ino, generation, range, reserved: false });
-    assert_eq!(applied.effects, holes);
+    let hole = |range| FileEffect::Zero { ino, generation, range, reserved: false };
+    // The end of the file may have been what was missing.
+    let whole = FileEffect::Truncate { ino, generation, size: 10 };
+    assert_eq!(applied.effects, [hole(ranges[0]), hole(ranges[1]), whole]);
     for range in ranges {
         assert!(applied.changes.contains(&Change::Bytes { ino, range }), "{:?}", applied.changes);
     }
@@ -33,6 +35,28 @@ fn what_is_lost_becomes_a_hole_of_a_new_version() {
     assert_eq!(after.version, before.version + 1);
     assert_eq!((after.mtime, after.ctime), (applied.outcome.inode.unwrap().mtime, after.mtime));
     assert_ne!(after.mtime, before.mtime);
+}
+
+/// Who was asked may not be all there are; who has not joined has nothing.
+#[test]
+fn a_member_that_nobody_asked_is_in_the_way() {
+    let mut world = World::new();
+    let file = world.file(ROOT, "f");
+    world.ok(write(file, 0, "0123456789"));
+    let add = |nonce| proto::AddMember { nonce, address: format!("a:{nonce}"), learner: true };
+    world.cluster(Op::AddMember(add(0)));
+    world.ok(Op::AcceptLost(accept(&world, file, &[(2, 4)])));
+    let joined = world.cluster(Op::AddMember(add(7))).outcome.id;
+    let mut lost = accept(&world, file, &[(2, 4)]);
+    world.refused(Errno::ECANCELED, Op::AcceptLost(lost.clone()));
+    lost.asked.push(joined);
+    world.ok(Op::AcceptLost(lost));
+    let mut lost = AcceptLost { away: vec![joined], ..accept(&world, file, &[(4, 5)]) };
+    lost.asked.clear();
+    world.refused(Errno::ECANCELED, Op::AcceptLost(lost.clone()));
+    lost.away.push(1);
+    let applied = world.ok(Op::AcceptLost(lost));
+    assert_eq!(applied.effects.len(), 1, "the end is not lost");
 }
 
 /// Once is enough; and whatever was written since is nobody's to throw away.

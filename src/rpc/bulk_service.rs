@@ -265,7 +265,10 @@ impl Incoming {
     /// A connection lasts for as long as two daemons do.
     fn prune(&mut self) {
         if self.stages.len() >= self.prune_at {
-            self.stages.retain(|id| self.handle.files().is_stage_open(*id));
+            let files = self.handle.files();
+            self.stages.retain(|id| files.is_stage_open(*id));
+            // Until it is written somebody may ask whether it is here.
+            self.failed.retain(|id| !files.is_stage_done(*id));
             self.prune_at = 2 * self.stages.len() + PRUNE;
         }
     }

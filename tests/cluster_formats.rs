@@ -8,6 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -115,13 +116,21 @@ fn address_of(data: &Path) -> String {
     line.expect("it has one").trim_matches('"').to_owned()
 }
 
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it has one")
+}
+
 /// A configuration in `dir`, with a mount point beside it.
 fn configure(dir: &Path, data: &Path) -> PathBuf {
     fs::create_dir(dir.join("mnt")).expect("mkdir");
     let config = dir.join("quorumfs.toml");
-    let listen = address_of(data);
+    // Where it listened another test's cluster may be by now; the others are told where it was, of whom there are none.
+    let (listen, advertise) = (free_address(), address_of(data));
     let data = data.display();
-    let settings = format!("data = \"{data}\"\nmount = \"mnt\"\nlisten = \"{listen}\"\n");
+    let settings = format!(
+        "data = \"{data}\"\nmount = \"mnt\"\nlisten = \"{listen}\"\nadvertise = \"{advertise}\"\n"
+    );
     fs::write(&config, settings).expect("write");
     config
 }
@@ -134,7 +143,10 @@ struct Serving {
 
 impl Serving {
     fn start(dir: &Path, data: &Path) -> Self {
-        let (config, address) = (configure(dir, data), address_of(data));
+        let config = configure(dir, data);
+        let settings = fs::read_to_string(&config).expect("it was written");
+        let address = settings.lines().find_map(|line| line.strip_prefix("listen = "));
+        let address = address.expect("it listens").trim_matches('"').to_owned();
         let log = File::create(dir.join("log")).expect("create");
         let mut serve = quorumfs();
         serve.args(["serve", "--config"]).arg(config);
@@ -175,6 +187,7 @@ impl Drop for Serving {
 fn golden_data_directories_can_be_used() {
     if std::env::var_os("QUORUMFS_WRITE_GOLDEN").is_some() {
         write_golden();
+        panic!("they are written: run this without QUORUMFS_WRITE_GOLDEN");
     }
     for name in DIRECTORIES {
         let dir = temporary_dir("golden");

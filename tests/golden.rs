@@ -11,7 +11,7 @@ use std::fs;
 use prost::Message;
 use protobuf::Message as _;
 use quorumfs::fs::proto::{self, command::Op};
-use quorumfs::fs::{Digest, decode};
+use quorumfs::fs::{Digest, Overlay, Position, apply, decode, genesis};
 use quorumfs::rpc::peer::{self, envelope::Body, stage_frame};
 use quorumfs::store::{SnapshotHeader, read_snapshot, write_snapshot};
 use quorumfs::types::{ClusterId, LogIndex, Term, VolumeId};
@@ -33,6 +33,9 @@ fn compare(file: &str, records: &BTreeMap<String, Vec<u8>>, what_to_do: &str) {
     let line = |(name, bytes): (&String, &Vec<u8>)| format!("{name} {}\n", hex(bytes));
     if std::env::var_os("QUORUMFS_WRITE_GOLDEN").is_some() {
         fs::write(&path, records.iter().map(line).collect::<Vec<_>>().concat()).expect("write");
+        panic!(
+            "{path} is written: look at what has changed, and run this without QUORUMFS_WRITE_GOLDEN"
+        );
     }
     let text = fs::read_to_string(&path).expect("the golden records");
     let golden: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once(' ')).collect();
@@ -60,13 +63,14 @@ fn time(seconds: i64) -> Option<proto::Time> {
 }
 
 fn some_write() -> proto::Write {
-    let inline = proto::Piece { offset: 3, data: "bytes".into(), ..Default::default() };
+    let inline = proto::Piece { offset: 3, data: "bytes".into(), length: 0, checksums: vec![] };
     proto::Write {
         ino: 5,
         pieces: vec![inline],
         append: true,
         kill_suid_sgid: true,
-        ..Default::default()
+        stage: 0,
+        loose: false,
     }
 }
 
@@ -74,15 +78,11 @@ fn lock() -> proto::Lock {
     proto::Lock { session: 3, owner: 4, start: 5, end: u64::MAX, exclusive: true, pid: 7 }
 }
 
-/// One of each, no field of which is as it is by default.
+/// One of each, no field of which is as it is by default. All fields are named, so that none is added unseen.
 #[allow(clippy::too_many_lines, reason = "a list")]
 fn operations() -> Vec<Op> {
-    let staged = proto::Piece {
-        offset: 1,
-        length: 9,
-        checksums: vec![1, 0xffff_ffff],
-        ..Default::default()
-    };
+    let checksums = vec![1, 0xffff_ffff];
+    let staged = proto::Piece { offset: 1, length: 9, checksums, data: bytes::Bytes::new() };
     let name = || bytes::Bytes::from_static(b"name");
     vec![
         Op::Make(proto::Make {
@@ -126,9 +126,10 @@ fn operations() -> Vec<Op> {
         Op::Write(proto::Write {
             ino: 1,
             pieces: vec![staged],
+            append: false,
+            kill_suid_sgid: false,
             stage: 2,
             loose: true,
-            ..Default::default()
         }),
         Op::ReleaseOrphans(proto::ReleaseOrphans { inos: vec![1, 300] }),
         Op::GrantInodes(proto::GrantInodes { count: 1 }),
@@ -156,6 +157,8 @@ fn operations() -> Vec<Op> {
             generation: 2,
             data_version: 3,
             ranges: vec![proto::Extent { start: 4, end: 5 }],
+            asked: vec![6, 300],
+            away: vec![7],
         }),
         Op::RequestLock(proto::RequestLock {
             ino: 1,
@@ -179,7 +182,8 @@ fn operations() -> Vec<Op> {
     ]
 }
 
-/// What there is: an operation that is added wants a line here, one in [`operations`], and a new feature level.
+/// What there is: an operation that is added wants a line here, one in [`OPERATIONS`] and one in [`operations`], and a
+/// new feature level.
 fn name(op: &Op) -> &'static str {
     match op {
         Op::Make(_) => "Make",
@@ -229,7 +233,125 @@ fn commands_are_encoded_as_ever() {
         assert_eq!(decode(bytes.clone().into()).as_ref(), Ok(&command), "{name}");
         assert!(records.insert(name.clone(), bytes).is_none(), "{name} is there twice");
     }
+    let known: Vec<_> = records.keys().map(String::as_str).collect();
+    assert_eq!(known, OPERATIONS, "a record of each");
     compare("commands.txt", &records, RAISE_LEVEL);
+}
+
+/// What [`name`] knows, in order.
+const OPERATIONS: [&str; 25] = [
+    "AcceptLost",
+    "AddMember",
+    "Allocate",
+    "CancelLock",
+    "CopyRange",
+    "GrantInodes",
+    "Link",
+    "Make",
+    "PromoteMember",
+    "ReleaseOrphans",
+    "RemoveMember",
+    "RemoveXattr",
+    "Rename",
+    "RequestLock",
+    "ReturnLocks",
+    "Rmdir",
+    "SessionEnd",
+    "SessionOpen",
+    "SetAttr",
+    "SetXattr",
+    "Touch",
+    "Unlink",
+    "Unlock",
+    "Write",
+    "Write.staged",
+];
+
+/// What applying them does: the errno and the digest of the state after each, from an empty file system on.
+#[test]
+fn commands_do_what_they_ever_did() {
+    let mut state = BTreeMap::new();
+    let at = |index| Position { index: LogIndex(index), term: Term(1) };
+    genesis(&mut state, at(1), &time(1).expect("some"), "n:1", 9);
+    let make = |name: &str, ino, kind: proto::Kind| {
+        let name = name.to_owned().into();
+        Op::Make(proto::Make {
+            parent: 1,
+            name,
+            ino,
+            kind: kind.into(),
+            mode: 0o644,
+            ..Default::default()
+        })
+    };
+    // A session, a file 5 and a directory 2: most operations are about them.
+    let mut script = vec![
+        Op::SessionOpen(proto::SessionOpen {
+            node: 1,
+            nonce: 1,
+            strong: true,
+            ..Default::default()
+        }),
+        make("five", 5, proto::Kind::Regular),
+        make("dir", 2, proto::Kind::Directory),
+        make("name", 1000, proto::Kind::Symlink),
+        Op::Write(some_write()),
+        Op::Link(proto::Link { ino: 5, parent: 2, name: "linked".into() }),
+        Op::SetXattr(proto::SetXattr {
+            ino: 5,
+            name: "user.a".into(),
+            value: "b".into(),
+            flags: 0,
+        }),
+        Op::RequestLock(proto::RequestLock {
+            ino: 5,
+            lock: Some(lock()),
+            mode: proto::LockMode::Try.into(),
+        }),
+        Op::Allocate(proto::Allocate { ino: 5, offset: 2, length: 30, ..Default::default() }),
+    ];
+    // As they are: what is refused is a part of it.
+    let is_end = |op: &Op| matches!(op, Op::SessionOpen(_) | Op::SessionEnd(_));
+    script.extend(operations().into_iter().filter(|op| !is_end(op)));
+    script.push(Op::SessionEnd(proto::SessionEnd { session: 2, expired: true }));
+    let (mut records, mut digest) = (BTreeMap::new(), digest_of(&state));
+    for (number, op) in (2..).zip(script) {
+        let what = format!("{number:02}.{}", name(&op));
+        let is_of_cluster = matches!(
+            op,
+            Op::SessionOpen(_)
+                | Op::SessionEnd(_)
+                | Op::AddMember(_)
+                | Op::RemoveMember(_)
+                | Op::PromoteMember(_)
+        );
+        let command = proto::Command {
+            volume: 1,
+            session: if is_of_cluster { 0 } else { 2 },
+            seq: number,
+            lowest_unanswered: if is_of_cluster { 0 } else { 1 },
+            time: time(100 + i64::try_from(number).expect("few")),
+            clock: number << 40,
+            node: 1,
+            op: Some(op),
+        };
+        let mut overlay = Overlay::new(&state);
+        let applied = apply(&mut overlay, at(number), &command).expect("sound records");
+        let batch = overlay.finish().expect("a map can be read");
+        digest.merge(batch.digest);
+        batch.write_to(&mut state);
+        let mut record = applied.outcome.errno.to_be_bytes().to_vec();
+        record.extend(digest.to_string().into_bytes());
+        records.insert(what, record);
+    }
+    assert_eq!(digest, digest_of(&state));
+    compare("applied.txt", &records, RAISE_LEVEL);
+}
+
+fn digest_of(state: &BTreeMap<Vec<u8>, Vec<u8>>) -> Digest {
+    let mut digest = Digest::default();
+    state.iter().for_each(|(key, value)| digest.add(key, value));
+    digest
 }
 
 #[test]
@@ -375,13 +497,15 @@ fn messages_are_encoded_as_ever() {
         encoding: peer::Encoding::Zstd.into(),
         plain_length: 3,
     };
-    let stage = peer::StageFrame {
+    let stage = |body| peer::StageFrame {
         hello: Some(hello.clone()),
         volume: 1,
         session: 2,
         stage: 3,
-        body: Some(stage_frame::Body::Data(data)),
+        body: Some(body),
     };
+    let mark = stage_frame::Body::Mark(peer::StageMark { number: 1, durable: true });
+    let abandon = stage_frame::Body::Abandon(peer::StageAbandon {});
     let fetch = peer::FetchRequest {
         hello: Some(hello.clone()),
         volume: 1,
@@ -390,6 +514,7 @@ fn messages_are_encoded_as_ever() {
         offset: 4,
         length: 5,
         version: 6,
+        apart: true,
     };
     let reply = peer::FetchReply {
         version: 1,
@@ -397,6 +522,7 @@ fn messages_are_encoded_as_ever() {
         checksum: 2,
         encoding: peer::Encoding::Lz4.into(),
         plain_length: 3,
+        skipped: 4,
     };
     let join = peer::JoinRequest {
         format: quorumfs::rpc::FORMAT,
@@ -423,10 +549,36 @@ fn messages_are_encoded_as_ever() {
         first: 5,
         count: 6,
     };
-    let fenced = peer::FencedRequest { hello: Some(hello), session: 1 };
+    let lacked =
+        peer::LackingReply { lacking: vec![peer::LackingRange { start: 1, end: 2 }], end: 3 };
+    let block = peer::ExaminedBlock { checksum: Some(1), whole: true, rotten: true };
+    let outvote = peer::OutvoteRequest { block: Some(examine.clone()), checksum: 1 };
+    let sync = peer::SyncRequest {
+        hello: Some(hello.clone()),
+        volume: 1,
+        ino: 2,
+        generation: 3,
+        index: 4,
+    };
+    let snapshot = peer::SnapshotRequest { hello: Some(hello.clone()), volume: 1 };
+    let member = peer::MemberAddress { node: 1, address: "n:1".to_owned() };
+    let joined = peer::JoinReply { node: 1, genesis: "record".into(), members: vec![member] };
+    let fenced = peer::FencedRequest { hello: Some(hello.clone()), session: 1 };
     let records = [
         ("Frame", frame.encode_to_vec()),
-        ("StageFrame", stage.encode_to_vec()),
+        ("StageFrame", stage(stage_frame::Body::Data(data)).encode_to_vec()),
+        ("StageFrame.mark", stage(mark).encode_to_vec()),
+        ("StageFrame.abandon", stage(abandon).encode_to_vec()),
+        ("StageAnswer", peer::StageAnswer { mark: 1, holds: true }.encode_to_vec()),
+        ("LackingReply", lacked.encode_to_vec()),
+        ("ExamineReply", peer::ExamineReply { blocks: vec![block] }.encode_to_vec()),
+        ("OutvoteRequest", outvote.encode_to_vec()),
+        ("OutvoteReply", peer::OutvoteReply { outvoted: true }.encode_to_vec()),
+        ("SyncRequest", sync.encode_to_vec()),
+        ("SyncReply", peer::SyncReply { durable: true }.encode_to_vec()),
+        ("SnapshotRequest", snapshot.encode_to_vec()),
+        ("SnapshotPiece", peer::SnapshotPiece { data: "bytes".into() }.encode_to_vec()),
+        ("JoinReply", joined.encode_to_vec()),
         ("FetchRequest", fetch.encode_to_vec()),
         ("FetchReply", reply.encode_to_vec()),
         ("JoinRequest", join.encode_to_vec()),

@@ -10,7 +10,7 @@ use crate::random::Random;
 use crate::world::{Event, World};
 
 /// Kinds of faults.
-const KINDS: u64 = 17;
+const KINDS: u64 = 18;
 
 /// The kinds that a run has: most have some but not all, so that others meet more often.
 pub fn choose_kinds(random: &mut Random) -> Vec<u64> {
@@ -85,6 +85,11 @@ impl World {
                 self.pause(node)
             }
             15 => self.replace_member(victim),
+            16 => {
+                let until = self.now + self.random.within(SECOND, 10 * SECOND);
+                self.lanes.slow_down(victim, until);
+                "fault: bytes come slowly"
+            }
             _ => {
                 let mut clock = self.nodes[victim].clock;
                 clock.change_rate(&mut self.random, self.now);
@@ -187,6 +192,7 @@ impl World {
             self.nodes[node].dies_after_effects = None;
             self.nodes[node].slow_disk_until = 0;
             self.nodes[node].applier_stuck_until = 0;
+            self.lanes.slow_down(node, 0);
             self.cure(Cure::Resume { node });
             self.cure(Cure::Restart { node });
         }

@@ -79,6 +79,7 @@ const MUST_MEET: &[&str] = &[
     "fault: process killed",
     "fault: slow disk",
     "fault: stuck applier",
+    "fault: bytes come slowly",
     "fenced",
     "leader changes",
     "locks: cancelled in the queue",

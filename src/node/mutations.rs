@@ -266,7 +266,9 @@ impl Inner {
         let lowest = *self.unanswered.first().expect("one was just inserted");
         // Whoever applies this, or a later one, refuses what is so far below.
         self.given_up.retain(|seq, _| seq + PRUNE_BATCH > lowest);
-        self.given_up.values_mut().for_each(|by| drop(by.get_or_insert(self.last_seq)));
+        for by in self.given_up.values_mut() {
+            by.get_or_insert(self.last_seq);
+        }
         let given_up = self.given_up.keys().copied().collect();
         let key = ProposalKey { session: self.session, seq: Seq(self.last_seq) };
         self.waiting.insert(key, Waiting { deadline, outcome: None, proposer, answer });

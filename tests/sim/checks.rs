@@ -83,7 +83,7 @@ impl Truth {
             let newest = self.newest.entry(key.session).or_default();
             match self.given_up.get(&key) {
                 Some(_) if is_refused => {
-                    coverage.count("commands refused after they were given up")
+                    coverage.count("commands refused after they were given up");
                 }
                 None if is_refused => {
                     coverage.count("commands refused because their session had ended");

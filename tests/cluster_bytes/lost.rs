@@ -110,82 +110,94 @@ fn what_nobody_has_is_an_error_until_it_is_accepted_as_lost() {
     fs::write(&path, &wanted).expect("write");
     assert_backing(&cluster, &path, &wanted);
     scrub_on_all(&cluster);
-    let ino = fs::metadata(&path).expect("stat").ino();
     let files: Vec<_> = (1..=3).map(|node| backing(&cluster, node, &path)).collect();
     let nothing = accept_lost(&cluster.mount(1), &[]);
     assert!(nothing.status.success() && reports(&nothing).is_empty(), "{nothing:?}");
 
+    lose_a_block(&cluster, &path, &files, &wanted);
+    accept_a_block(&cluster, &path, &mut wanted);
+    accept_while_one_is_away(&cluster, &path, &files, &mut wanted);
+}
+
+/// Block 2 is rotten everywhere, and on node 3 all others are as well.
+fn lose_a_block(cluster: &Cluster, path: &Path, files: &[PathBuf], wanted: &[u8]) {
+    let ino = fs::metadata(path).expect("stat").ino();
     cluster.down();
-    flip_block(&cluster, &files, 2);
+    flip_block(cluster, files, 2);
     for block in (0..8).filter(|block| *block != 2) {
-        flip_block(&cluster, &files[2..], block);
+        flip_block(cluster, &files[2..], block);
     }
     cluster.up_again();
     cluster.settle();
-    let listed = until_lost(&path);
+    let listed = until_lost(path);
     // The others refuse all of what node 3 asks for first, and have seven eighths of it.
     wait_until(PATIENCE, "what is not lost to be healed", || {
-        let lacks = status(&cluster, 3)["missing"]["bytes"] == BLOCK;
+        let lacks = status(cluster, 3)["missing"]["bytes"] == BLOCK;
         let mut found = fs::read(&files[2]).expect("read");
         found[2 * BLOCK..3 * BLOCK].copy_from_slice(&wanted[2 * BLOCK..3 * BLOCK]);
         (lacks && found == wanted).then_some(())
     });
-    for read in read_block(&cluster, 2) {
+    for read in read_block(cluster, 2) {
         assert_eq!(read.expect_err("it is lost").raw_os_error(), EIO);
     }
     assert_eq!((listed.len(), &listed[0]["path"]), (1, &NAME.into()), "{listed:?}");
     assert_eq!((&listed[0]["ino"], &listed[0]["lost"]), (&ino.into(), &named(2..3)));
     assert_eq!(listed[0]["accepted"], serde_json::json!([]));
     wait_until(PATIENCE, "it to be listed", || {
-        let problems = status(&cluster, 2)["problems"].to_string();
+        let problems = status(cluster, 2)["problems"].to_string();
         problems.contains("quorumfs accept-lost").then_some(())
     });
+}
 
+fn accept_a_block(cluster: &Cluster, path: &Path, wanted: &mut [u8]) {
     // Whatever is named beside it stays as it is.
-    let before = fs::metadata(&path).expect("stat").mtime_nsec();
-    let accepted = accept_lost(&path, &["--range", "262144..524288"]);
+    let before = fs::metadata(path).expect("stat").mtime_nsec();
+    let accepted = accept_lost(path, &["--range", "262144..524288"]);
     assert!(accepted.status.success(), "{accepted:?}");
     let report = &reports(&accepted)[0];
     assert_eq!((&report["accepted"], &report["lost"]), (&named(2..3), &serde_json::json!([])));
     wanted[2 * BLOCK..3 * BLOCK].fill(0);
-    assert_shown(&cluster, &wanted);
-    assert_ne!(fs::metadata(&path).expect("stat").mtime_nsec(), before);
+    assert_shown(cluster, wanted);
+    assert_ne!(fs::metadata(path).expect("stat").mtime_nsec(), before);
     for node in 1..=3 {
         wait_until(PATIENCE, "nothing to be wrong", || {
-            let status = status(&cluster, node);
+            let status = status(cluster, node);
             let is_clean = status["problems"] == serde_json::json!([]);
             (is_clean && status["missing"]["files"] == 0).then_some(())
         });
         let log = fs::read_to_string(cluster.dir().join(format!("n{node}/log/quorumfs.log")));
         assert!(log.expect("a log").contains("accepted as lost"), "node {node}");
     }
-    let again = accept_lost(&path, &["--range", "262144..524288"]);
+    let again = accept_lost(path, &["--range", "262144..524288"]);
     assert!(again.status.success() && reports(&again).is_empty(), "{again:?}");
+}
 
-    scrub_on_all(&cluster);
+/// Two blocks are rotten on nodes 1 and 2.
+fn accept_while_one_is_away(cluster: &Cluster, path: &Path, files: &[PathBuf], wanted: &mut [u8]) {
+    scrub_on_all(cluster);
     cluster.leader_beside(3);
     cluster.kill(3, "KILL");
-    flip_block(&cluster, &files[..2], 6);
-    flip_block(&cluster, &files[..2], 7);
+    flip_block(cluster, &files[..2], 6);
+    flip_block(cluster, &files[..2], 7);
     wait_until(PATIENCE, "both to be found out", || {
-        (until_lost(&path)[0]["lost"] == named(6..8)).then_some(())
+        (until_lost(path)[0]["lost"] == named(6..8)).then_some(())
     });
-    let refused = accept_lost(&path, &["--all"]);
+    let refused = accept_lost(path, &["--all"]);
     assert!(!refused.status.success(), "{refused:?}");
     let report = &reports(&refused)[0];
     let refusal = report["refusal"].as_str().expect("a sentence");
     assert!(refusal.contains("nodes 3 do not answer"), "{refusal}");
     assert_eq!((&report["accepted"], &report["lost"]), (&serde_json::json!([]), &named(6..8)));
     // Node 3 may have both, and would throw away the one that is not named, too, where the log has been cut.
-    let refused = accept_lost(&path, &["--range", "917504..1048576", "--even-if-away", "3"]);
+    let refused = accept_lost(path, &["--range", "917504..1048576", "--even-if-away", "3"]);
     assert!(!refused.status.success(), "{refused:?}");
     let refusal = reports(&refused)[0]["refusal"].as_str().expect("a sentence").to_owned();
     assert!(refusal.contains("786432..917504") && refusal.contains("--all"), "{refusal}");
-    let accepted = accept_lost(&path, &["--all", "--even-if-away", "3"]);
+    let accepted = accept_lost(path, &["--all", "--even-if-away", "3"]);
     assert!(accepted.status.success(), "{accepted:?}");
     assert_eq!(reports(&accepted)[0]["accepted"], named(6..8));
     wanted[6 * BLOCK..].fill(0);
     cluster.start(3);
     cluster.settle();
-    assert_shown(&cluster, &wanted);
+    assert_shown(cluster, wanted);
 }

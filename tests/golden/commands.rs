@@ -213,6 +213,7 @@ fn commands_do_what_they_ever_did() {
             ino,
             kind: kind.into(),
             mode: 0o644,
+            target: if kind == proto::Kind::Symlink { "target".into() } else { Default::default() },
             ..Default::default()
         })
     };

@@ -205,6 +205,58 @@ fn commands_do_what_they_ever_did() {
     let mut state = BTreeMap::new();
     let at = |index| Position { index: LogIndex(index), term: Term(1) };
     genesis(&mut state, at(1), &time(1).expect("some"), "n:1", 9);
+    let (mut records, mut digest) = (BTreeMap::new(), digest_of(&state));
+    let mut unused = Vec::new();
+    for (number, mut op) in (2..).zip(script()) {
+        let five = query::inode(&state, Ino(5)).expect("sound").unwrap_or_default();
+        match &mut op {
+            Op::CopyRange(copy) if copy.source == 5 => copy.source_version = five.data_version,
+            Op::AcceptLost(lost) if lost.ino == 5 => {
+                (lost.generation, lost.data_version) = (five.generation, five.data_version);
+            }
+            _ => {}
+        }
+        let what = format!("{number:02}.{}", name(&op));
+        let is_of_cluster = matches!(
+            op,
+            Op::SessionOpen(_)
+                | Op::SessionEnd(_)
+                | Op::AddMember(_)
+                | Op::RemoveMember(_)
+                | Op::PromoteMember(_)
+        );
+        if is_of_cluster && number > 2 {
+            unused.push(number);
+        }
+        let command = proto::Command {
+            volume: 1,
+            session: if is_of_cluster { 0 } else { 2 },
+            seq: number,
+            lowest_unanswered: u64::from(!is_of_cluster),
+            time: time(100 + i64::try_from(number).expect("few")),
+            clock: number << 40,
+            node: 1,
+            // What the cluster used is not used by the session.
+            given_up: if is_of_cluster { Vec::new() } else { unused.clone() },
+            op: Some(op),
+        };
+        let mut overlay = Overlay::new(&state);
+        let applied = apply(&mut overlay, at(number), &command).expect("sound records");
+        let batch = overlay.finish().expect("a map can be read");
+        digest.merge(batch.digest);
+        batch.write_to(&mut state);
+        let mut record = applied.outcome.errno.to_be_bytes().to_vec();
+        record.extend(digest.to_string().into_bytes());
+        records.insert(what, record);
+    }
+    assert_eq!(digest, digest_of(&state));
+    compare("applied.txt", &records, RAISE_LEVEL);
+}
+
+/// A session, a file 5 and a directory 2, and something of each that succeeds; then one of each as it is: what is refused is a
+/// part of it.
+#[allow(clippy::too_many_lines, reason = "a list")]
+fn script() -> Vec<Op> {
     let make = |name: &str, ino, kind: proto::Kind| {
         let name = name.to_owned().into();
         Op::Make(proto::Make {
@@ -213,11 +265,14 @@ fn commands_do_what_they_ever_did() {
             ino,
             kind: kind.into(),
             mode: 0o644,
-            target: if kind == proto::Kind::Symlink { "target".into() } else { Default::default() },
+            target: if kind == proto::Kind::Symlink {
+                "target".into()
+            } else {
+                bytes::Bytes::new()
+            },
             ..Default::default()
         })
     };
-    // A session, a file 5 and a directory 2: most operations are about them.
     let mut script = vec![
         Op::SessionOpen(proto::SessionOpen {
             node: 1,
@@ -281,61 +336,17 @@ fn commands_do_what_they_ever_did() {
         }),
         Op::RemoveXattr(proto::RemoveXattr { ino: 5, name: "user.a".into() }),
     ];
-    // As they are: what is refused is a part of it.
     let is_end = |op: &Op| matches!(op, Op::SessionOpen(_) | Op::SessionEnd(_));
     script.extend(operations().into_iter().filter(|op| !is_end(op)));
     script.push(Op::SessionEnd(proto::SessionEnd { session: 2, expired: true }));
-    let (mut records, mut digest) = (BTreeMap::new(), digest_of(&state));
-    let mut unused = Vec::new();
-    for (number, mut op) in (2..).zip(script) {
-        let five = query::inode(&state, Ino(5)).expect("sound").unwrap_or_default();
-        match &mut op {
-            Op::CopyRange(copy) if copy.source == 5 => copy.source_version = five.data_version,
-            Op::AcceptLost(lost) if lost.ino == 5 => {
-                (lost.generation, lost.data_version) = (five.generation, five.data_version);
-            }
-            _ => {}
-        }
-        let what = format!("{number:02}.{}", name(&op));
-        let is_of_cluster = matches!(
-            op,
-            Op::SessionOpen(_)
-                | Op::SessionEnd(_)
-                | Op::AddMember(_)
-                | Op::RemoveMember(_)
-                | Op::PromoteMember(_)
-        );
-        if is_of_cluster && number > 2 {
-            unused.push(number);
-        }
-        let command = proto::Command {
-            volume: 1,
-            session: if is_of_cluster { 0 } else { 2 },
-            seq: number,
-            lowest_unanswered: if is_of_cluster { 0 } else { 1 },
-            time: time(100 + i64::try_from(number).expect("few")),
-            clock: number << 40,
-            node: 1,
-            // What the cluster used is not used by the session.
-            given_up: if is_of_cluster { Vec::new() } else { unused.clone() },
-            op: Some(op),
-        };
-        let mut overlay = Overlay::new(&state);
-        let applied = apply(&mut overlay, at(number), &command).expect("sound records");
-        let batch = overlay.finish().expect("a map can be read");
-        digest.merge(batch.digest);
-        batch.write_to(&mut state);
-        let mut record = applied.outcome.errno.to_be_bytes().to_vec();
-        record.extend(digest.to_string().into_bytes());
-        records.insert(what, record);
-    }
-    assert_eq!(digest, digest_of(&state));
-    compare("applied.txt", &records, RAISE_LEVEL);
+    script
 }
 
 fn digest_of(state: &BTreeMap<Vec<u8>, Vec<u8>>) -> Digest {
     let mut digest = Digest::default();
-    state.iter().for_each(|(key, value)| digest.add(key, value));
+    for (key, value) in state {
+        digest.add(key, value);
+    }
     digest
 }
 

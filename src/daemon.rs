@@ -1,5 +1,6 @@
 //! One daemon: puts the store, the node, the services and the mount together.
 
+mod descriptors;
 mod guarding;
 mod mounts;
 
@@ -59,6 +60,7 @@ pub fn init(config: &Config) -> Result<InitReport> {
 /// # Errors
 /// When it cannot start, or cannot go on.
 pub fn run(config: &Config) -> Result<()> {
+    descriptors::raise_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

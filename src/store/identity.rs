@@ -63,7 +63,12 @@ pub(super) fn read_identity(dir: &Path) -> Result<Identity, StoreError> {
     };
     let any: AnyFormat = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
     if any.format > FORMAT {
-        return Err(StoreError::Newer { path, found: any.format, supported: FORMAT });
+        return Err(StoreError::Newer {
+            path,
+            what: "format",
+            found: any.format,
+            supported: FORMAT,
+        });
     }
     let file: IdentityFile = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
     Ok(Identity {

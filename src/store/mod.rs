@@ -16,6 +16,8 @@ mod durable;
 mod error;
 mod export;
 mod files;
+#[cfg(test)]
+mod formats_tests;
 mod genesis;
 mod identity;
 mod layout;

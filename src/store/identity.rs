@@ -8,7 +8,8 @@ use super::durable;
 use crate::store::StoreError;
 use crate::types::{ClusterId, NodeId};
 
-const FORMAT: u64 = 1;
+/// 2: marks and notes have checks, `logged` and `started` are there. 1 is read.
+const FORMAT: u64 = 2;
 
 /// Whose replica a data directory holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +87,12 @@ pub(super) fn read_identity(dir: &Path) -> Result<(Identity, bool), StoreError> 
     };
     let any: AnyFormat = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
     if any.format > FORMAT {
-        return Err(StoreError::Newer { path, found: any.format, supported: FORMAT });
+        return Err(StoreError::Newer {
+            path,
+            what: "format",
+            found: any.format,
+            supported: FORMAT,
+        });
     }
     let file: IdentityFile = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
     if file.checksum.as_ref().is_some_and(|sum| *sum != file.sum()) {

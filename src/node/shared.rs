@@ -1,12 +1,12 @@
 //! What the node's threads and its [`super::Handle`]s share.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedSender, WeakSender};
 use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
@@ -17,7 +17,7 @@ use super::install::Paused;
 use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
-use super::snapshots::Lent;
+use super::snapshots::{Due, Lent};
 use super::space::Space;
 use super::staging::Staging;
 use super::status::RaftStatus;
@@ -28,6 +28,9 @@ use crate::consensus::{Input, ReadGate};
 use crate::fs::{Unapplied, query};
 use crate::store::{Files, RaftLog, State, StoreError};
 use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
+
+/// How long whoever has failed waits for the disk to take in that the state is not to be believed.
+const DISTRUSTING: Duration = Duration::from_secs(1);
 
 /// A message to the driver.
 pub(super) enum ToDriver {
@@ -71,6 +74,8 @@ pub(super) struct Shared {
     pub(super) late: Mutex<Vec<Input>>,
     /// A snapshot is due when the log has this many bytes; 0: not known yet.
     pub(super) next_snapshot: AtomicU64,
+    /// Asks for one.
+    pub(super) due: WeakSender<Due>,
     pub(super) lent: Lent,
     pub(super) log: RaftLog,
     pub(super) clock: HybridClock,
@@ -182,8 +187,24 @@ impl Shared {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// This replica cannot go on: it stops acknowledging, and the daemon ends.
+    /// Waits no longer than [`DISTRUSTING`]: the disk may not answer.
+    fn distrust_state(&self) {
+        let directory = self.config.directory.clone();
+        let (done, distrusted) = mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            if let Err(error) = directory.distrust_state() {
+                tracing::error!("{error}");
+            }
+            // Nobody may wait any more.
+            let _ = done.send(());
+        });
+        let _ = distrusted.recv_timeout(DISTRUSTING);
+    }
+
+    /// This replica cannot go on: it stops acknowledging, and the daemon ends. What could not be written is lost, and no
+    /// later sync would say so: the next start is to believe only what is durable, whatever ends this process.
     pub(super) fn fail(&self, reason: &dyn std::fmt::Display) {
+        self.distrust_state();
         tracing::error!(node = self.node.0, "this replica stops: {reason}");
         self.fatal.send_if_modified(|fatal| {
             let first = fatal.is_none();

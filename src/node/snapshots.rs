@@ -119,16 +119,26 @@ fn needed(shared: &Shared) -> LogIndex {
 }
 
 impl Handle {
-    /// The newest snapshot file of this node, for a peer whose log position was cut off: the log from there on is kept
-    /// for it for a while. Nothing before the first one.
+    /// The newest snapshot file of this node, for a peer whose log position was cut off, or who has lost its own: the log
+    /// from there on is kept for it for a while. Nothing before there is one at `from` or later, which is made then.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn lend_snapshot(&self, to: NodeId) -> Result<Option<File>, StoreError> {
+    pub fn lend_snapshot(&self, to: NodeId, from: LogIndex) -> Result<Option<File>, StoreError> {
         let Some((path, file)) = open_newest(&self.0.config.directory.snapshots_dir())? else {
             return Ok(None);
         };
         let (header, _) = read_snapshot(&path)?;
+        if header.index < from {
+            if self.state().applied() < from {
+                // A new one would be too old as well.
+                return Ok(None);
+            }
+            self.0.next_snapshot.store(0, Ordering::Relaxed);
+            // The thread may be at work on one, or at its end.
+            let _ = self.0.due.upgrade().map(|due| due.try_send(Due::Own));
+            return Ok(None);
+        }
         tracing::info!(peer = to.0, index = header.index.0, "a snapshot goes to a peer");
         self.0.lent.lend(to, header.index);
         Ok(Some(file))

@@ -129,7 +129,7 @@ impl Bulk for BulkService {
         let handle = self.handle.clone();
         let (pieces, sent) = mpsc::channel(PIECES);
         tokio::task::spawn_blocking(move || {
-            let whole = match handle.lend_snapshot(to) {
+            let whole = match handle.lend_snapshot(to, LogIndex(request.from)) {
                 Ok(Some(file)) => send_pieces(file, &pieces, || handle.lends_on(to)),
                 Ok(None) => Err(Status::not_found("there is no snapshot here yet")),
                 Err(error) => Err(Status::internal(error.to_string())),
@@ -286,7 +286,7 @@ impl Incoming {
         // Before the disk is waited for: so many wait at once.
         let Ok(place) = answers.reserve_owned().await else { return };
         tokio::task::spawn_blocking(move || {
-            let synced = handle.files().sync_stage(id);
+            let synced = handle.sync_stage(id);
             if let Err(error) = &synced {
                 tracing::warn!(stage = %id, %error, "a stage could not be made durable");
             }

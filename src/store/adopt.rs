@@ -4,6 +4,9 @@
 //! when its bytes changed last, so what was changed since is missing, and fetched as anything that is missing. Nothing
 //! says how far this has come: until all of it is done, the files are behind the state, and whoever finds them so
 //! begins again.
+//!
+//! Where nothing is known of the files, because their image is damaged, all of their bytes are missing. But they stay where
+//! they are: what nobody else has, and checksums prove, is found in them again ([`Files::find_here`]).
 
 use super::files::{Files, Key};
 use super::layout::Away;
@@ -82,7 +85,7 @@ impl Files {
     }
 
     /// All bytes of a file are other ones than it has here. Whoever reads it by itself finds nothing, until they come,
-    /// rather than a mixture.
+    /// rather than a mixture. Where it is only not known which bytes it has, it keeps them.
     fn renew_bytes(&self, at: LogIndex, ino: Ino, inode: &proto::Inode) -> Result<(), StoreError> {
         let key = (ino, Generation(inode.generation));
         self.checksums().changing(ino, at);
@@ -90,15 +93,17 @@ impl Files {
         layouts.clear(key, ByteRange::from(0))?;
         let all = ByteRange { start: 0, end: inode.size };
         layouts.set(key, all, Away::Missing { version: LogIndex(inode.data_version) })?;
-        self.checksums().forget(key)?;
         self.bring_up_file(key)?;
-        match self.file(key.0, key.1)? {
-            None => Ok(()),
-            Some(file) => {
-                let cut = file.set_len(0);
-                cut.map_err(|source| self.failed("truncate", key.0, key.1, source))
-            }
+        let kept = if self.layouts().is_lost() { inode.size } else { 0 };
+        if kept == 0 {
+            self.checksums().forget(key)?;
         }
+        let Some(file) = self.file(key.0, key.1)? else { return Ok(()) };
+        let cut = || {
+            let len = file.metadata()?.len();
+            if len > kept { file.set_len(kept) } else { Ok(()) }
+        };
+        cut().map_err(|source| self.failed("truncate", key.0, key.1, source))
     }
 }
 

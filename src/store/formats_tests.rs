@@ -8,7 +8,7 @@ use prost::Message;
 use super::checksums::Checksums;
 use super::datadir::DataDir;
 use super::identity::Identity;
-use super::layouts::Layouts;
+use super::layouts::{Believed, Layouts};
 use super::mount_list::{record_mounts, recorded_mounts};
 use super::snapshot::{SnapshotHeader, read_snapshot, write_snapshot};
 use super::test_replica::{Author, append};
@@ -37,12 +37,12 @@ fn a_newer_identity() {
     drop(DataDir::create(dir.path(), identity).unwrap());
     let path = dir.path().join("identity");
     let text = fs::read_to_string(&path).unwrap();
-    assert!(text.starts_with("format = 1\n"), "{text}");
-    fs::write(&path, text.replace("format = 1\n", "format = 2\n")).unwrap();
+    assert!(text.starts_with("format = 2\n"), "{text}");
+    fs::write(&path, text.replace("format = 2\n", "format = 3\n")).unwrap();
     fs::write(dir.path().join("boot"), "not looked at").unwrap();
-    assert_newer(DataDir::open(dir.path()), "format 2");
-    assert_newer(DataDir::open_under(dir.path(), BootIdentity::named("b")), "format 2");
-    assert_newer(DataDir::open_to_refound(dir.path()), "format 2");
+    assert_newer(DataDir::open(dir.path()), "format 3");
+    assert_newer(DataDir::open_under(dir.path(), BootIdentity::named("b")), "format 3");
+    assert_newer(DataDir::open_to_refound(dir.path()), "format 3");
 }
 
 /// Snapshot files travel: their own format, and the level of what is in them. `genesis` is one, too.
@@ -74,10 +74,10 @@ fn a_newer_snapshot() {
 fn a_newer_image_of_layouts() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
-    let layouts = Layouts::open(dir.path(), false).unwrap();
+    let layouts = Layouts::open(dir.path(), Believed::Image).unwrap();
     layouts.keep(&layouts.image(|_| false).unwrap()).unwrap();
     drop(layouts);
-    Layouts::open(dir.path(), false).unwrap();
+    Layouts::open(dir.path(), Believed::Image).unwrap();
     let mut bytes = fs::read(&path).unwrap();
     assert_eq!(&bytes[..8], b"qfslayt1");
     bytes[7] = b'2';
@@ -85,10 +85,10 @@ fn a_newer_image_of_layouts() {
     let checksum = u64::from(crc32c::crc32c(&bytes[..end]));
     bytes[end..].copy_from_slice(&checksum.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
-    assert_newer(Layouts::open(dir.path(), false), "format 2");
+    assert_newer(Layouts::open(dir.path(), Believed::Image), "format 2");
     bytes[7] = b'x';
     fs::write(&path, bytes).unwrap();
-    let damaged = Layouts::open(dir.path(), false).unwrap_err();
+    let damaged = Layouts::open(dir.path(), Believed::Image).unwrap_err();
     assert!(matches!(damaged, StoreError::Corrupt { .. }), "{damaged}");
 }
 

@@ -11,6 +11,7 @@ use rustix::fs::XattrFlags;
 use super::files::{Files, Key};
 use super::layout::{Away, Layout, Part};
 use super::layouts::Locked;
+use super::refused::is_lost;
 use super::room;
 use super::space::copy_data;
 use super::stages::{Found, Stage};
@@ -222,8 +223,7 @@ impl Files {
         }
         let Some(stage) = self.stages().file(index)? else { return Ok(false) };
         // Cheap where everything was synced; its last bytes may have come after that.
-        let synced = stage.sync_data();
-        synced.map_err(StoreError::io("fsync", &self.stages().written_path(index)))?;
+        self.stages().sync_one(index, &stage)?;
         self.place(key, index)
     }
 
@@ -448,8 +448,8 @@ impl Files {
         Ok(fits)
     }
 
-    /// False where it has no room here. Until the next look at the disk there is none for anybody then: nobody is to
-    /// bring it again and again.
+    /// False where it has no room here, or the disk does not take it. Until the next look at the disk there is none for
+    /// anybody then, or nothing is taken for that file: nobody is to bring it again and again.
     fn install_part(
         &self,
         layouts: &mut Locked<'_>,
@@ -457,7 +457,7 @@ impl Files {
         part: ByteRange,
         data: &[u8],
     ) -> Result<bool, StoreError> {
-        if self.would_bare(layouts, key, part.start)? {
+        if self.is_broken(key) || self.would_bare(layouts, key, part.start)? {
             return Ok(false);
         }
         let written = if self.has_room(key, part)? {
@@ -467,7 +467,12 @@ impl Files {
         };
         match written {
             Ok(true) => layouts.clear(key, part).map(|()| true),
-            Err(error) if !error.is_full() => Err(error),
+            Err(error) if !error.is_refused() => Err(error),
+            Err(error) if !error.is_full() => {
+                tracing::warn!(start = part.start, end = part.end, "{error}");
+                self.room().broke(key);
+                Ok(false)
+            }
             _ => {
                 self.room().is_gone();
                 Ok(false)
@@ -516,13 +521,25 @@ impl Files {
         let staged = layouts.get(key).and_then(|layout| layout.to_merge(range, CHUNK));
         let Some((chunk, index, shift)) = staged else { return Ok(false) };
         // Where this would bare what is missing, those behind it would, too.
-        if self.would_bare(&layouts, key, chunk.start)? || !self.has_room(key, chunk)? {
+        if self.is_broken(key)
+            || self.would_bare(&layouts, key, chunk.start)?
+            || !self.has_room(key, chunk)?
+        {
             return Ok(false);
         }
-        let stage = self.stages().file(index)?.ok_or_else(|| self.lost_stage(index))?;
+        let Some(stage) = self.stages().file(index)? else {
+            let gone = io::Error::from(io::ErrorKind::NotFound);
+            self.give_up_staged(&mut layouts, (key, chunk), index, &gone)?;
+            return Ok(true);
+        };
         let file = self.file_or_new(key.0, key.1)?;
         match copy_data(&stage, chunk.moved(shift), &file, chunk.start) {
             Ok(()) => layouts.clear(key, chunk)?,
+            // Which of the two the disk refuses is not said.
+            Err(error) if is_lost(&error) => {
+                let staged = (&*stage, index, shift);
+                return self.not_merged(&mut layouts, (key, chunk), staged, &error);
+            }
             Err(error) if room::is_full(&error) => {
                 self.room().is_gone();
                 return Ok(false);
@@ -546,26 +563,15 @@ impl Files {
             match away {
                 None => self.read_in_place(key, part.start, buffer)?,
                 Some(Away::Staged { index, shift }) => {
-                    // It may have been merged and removed by now.
-                    let Some(stage) = self.stages().file(*index)? else { return Ok(false) };
-                    stage
-                        .read_exact_at(buffer, part.moved(*shift).start)
-                        .map_err(StoreError::io("read", &self.stages().written_path(*index)))?;
+                    if !self.read_staged((key, *part), (*index, *shift), buffer)? {
+                        return Ok(false);
+                    }
                 }
                 Some(Away::Missing { .. }) => return Ok(false),
             }
         }
         let range = ByteRange::at(offset, buffer.len() as u64);
         Ok(self.layouts().lock(key.0).parts(key, range) == parts)
-    }
-
-    pub(super) fn lost_stage(&self, index: LogIndex) -> StoreError {
-        StoreError::Corrupt {
-            path: self.stages().written_path(index),
-            offset: None,
-            what: "it is gone, and bytes of a file are only there".to_owned(),
-            advice: crate::store::error::REJOIN,
-        }
     }
 }
 

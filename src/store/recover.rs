@@ -4,6 +4,11 @@
 //! but the process has died since it was written, and where it agrees with the log; otherwise it is
 //! built anew from the snapshot file. In both cases the node then applies what the log holds after
 //! [`State::applied`]: nothing is replayed here.
+//!
+//! Damage is mended here where this replica has what it takes (decision 0023): a damaged snapshot file is written anew
+//! from a state that is believed; marks and images of files that are damaged are as good as none. A replica that has
+//! neither state nor snapshot file still has its log, which is all that a vote needs: it takes a peer's snapshot
+//! ([`StoreError::StateLost`]) before it starts. Without its log it must not come back.
 
 use std::path::{Path, PathBuf};
 
@@ -11,14 +16,27 @@ use super::adopt::Adopted;
 use super::beneath::Beneath;
 use super::datadir::DataDir;
 use super::files::Files;
-use super::log::{LogOptions, RaftLog};
+use super::layout_notes;
+use super::layouts::Believed;
+use super::log::{LogOptions, RaftLog, mend_log};
+use super::marks;
 use super::point::AppliedPoint;
-use super::snapshot::{SnapshotHeader, latest_snapshot, put_snapshot, read_snapshot};
+use super::refused::is_broken;
+use super::reread;
+use super::snapshot::{
+    SnapshotHeader, latest_snapshot, put_snapshot, read_snapshot, remove_snapshots_but,
+    write_snapshot,
+};
 use super::state::State;
+use crate::fs::limits::FEATURE_LEVEL;
 use crate::fs::query;
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
 use crate::types::{LogIndex, VolumeId};
+
+const FOREIGN: &str = "it belongs to another data directory: put back the one that was here";
+/// So many other voters must be there for this replica to give up all of its bytes: more than one of them has each.
+const OTHER_HOLDERS: usize = 2;
 
 /// A replica's stores, agreeing with each other.
 #[derive(Debug)]
@@ -44,6 +62,8 @@ pub enum Rebuilt {
     AnotherBoot,
     /// sled could not read it.
     Unreadable,
+    /// What says how far the files have come is damaged.
+    DamagedMarks,
     /// It is older than the snapshot file: what a replay from there needs may be gone, from the log and
     /// from the stages.
     BehindTheSnapshot,
@@ -66,11 +86,49 @@ pub(super) fn recover_over(
     options: LogOptions,
     beneath: Option<Beneath>,
 ) -> Result<Recovered, StoreError> {
-    let snapshot = verify_snapshot(dir)?;
-    let log = RaftLog::open_with(&dir.log_dir(), options)?;
-    fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
+    let marks = if dir.same_boot() { marks::damage(&dir.stages_dir())? } else { None };
+    if let Some(damage) = &marks {
+        tracing::warn!("{damage}");
+    }
+    let same_boot = dir.same_boot() && marks.is_none();
+    if beneath.is_none() {
+        // All that is found in it counts as durable.
+        reread::from_disk(&dir.log_dir())?;
+        if !dir.same_boot() {
+            // The kernel may be the same, and a sync may have failed.
+            reread::from_disk(&dir.snapshots_dir())?;
+            reread::from_disk(&dir.stages_dir())?;
+        }
+    }
+    let verified = match verify_snapshot(dir) {
+        // Nothing is changed where this cannot be mended.
+        Err(error) if !is_unusable(&error) || beneath.is_some() => return Err(error),
+        verified => verified,
+    };
+    let log = match RaftLog::open_with(&dir.log_dir(), options) {
+        Err(damage @ StoreError::Corrupt { .. }) if beneath.is_none() => {
+            reopen_log(dir, options, damage)?
+        }
+        log => log?,
+    };
+    check_log_is_there(dir, &log)?;
+    log.keep_promised(&dir.logged())?;
+    let snapshot = match verified.and_then(|snapshot| {
+        fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
+        Ok(snapshot)
+    }) {
+        Err(damage) if is_unusable(&damage) && beneath.is_none() => {
+            tracing::warn!("{damage}");
+            Some(mend_snapshot(dir, &log, same_boot, damage)?)
+        }
+        snapshot => snapshot?,
+    };
     let covered = snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
-    let (state, rebuilt) = match believe_state(dir, &log, covered)? {
+    let believed = match marks {
+        None => believe_state(dir, &log, covered)?,
+        Some(_) => Err(Rebuilt::DamagedMarks),
+    };
+    let (state, rebuilt) = match believed {
         Ok(state) => (state, None),
         Err(why) => {
             tracing::info!(?why, "building the state anew from the snapshot file and the log");
@@ -81,8 +139,8 @@ pub(super) fn recover_over(
         tracing::info!(%error, "an old state stays until the next start");
     }
     raise_commit(&log, &state)?;
-    let files = Files::open_over(&dir.files_dir(), &dir.stages_dir(), dir.same_boot(), beneath)?;
-    if rebuilt.is_none() {
+    let (files, is_known) = open_files(dir, &state, same_boot, beneath)?;
+    if rebuilt.is_none() && is_known {
         // What a state says has reached the files before.
         files.pass(state.applied());
     }
@@ -93,11 +151,165 @@ pub(super) fn recover_over(
             tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
         }
     }
+    check_log_has_what_was_carried_out(dir, &log, files.carried_out())?;
     files.forget(covered)?;
     forget_stages(&files, &state)?;
+    // From here on it may vote.
+    log.promise()?;
+    dir.record_start()?;
     // From now on all that is here is of this boot.
     dir.record_boot()?;
     Ok(Recovered { log, state, files, snapshot, rebuilt })
+}
+
+/// A damaged log, where the snapshot covers all that the damage can have been.
+fn reopen_log(
+    dir: &DataDir,
+    options: LogOptions,
+    damage: StoreError,
+) -> Result<RaftLog, StoreError> {
+    let snapshot = match verify_snapshot(dir) {
+        Ok(Some(snapshot)) => snapshot,
+        Ok(None) | Err(StoreError::Corrupt { .. }) => return Err(damage),
+        Err(error) => return Err(error),
+    };
+    if !mend_log(&dir.log_dir(), options, snapshot.index, snapshot.term)? {
+        return Err(damage);
+    }
+    tracing::warn!(
+        from = snapshot.index.0,
+        "{damage}: but the snapshot covers all of that; the log begins behind it"
+    );
+    RaftLog::open_with(&dir.log_dir(), options)
+}
+
+/// The backing files, and whether it is known how far they have come. Where an image is damaged it is not, and all their
+/// bytes are missing: only where others hold them. A start that is cut short leaves the image damaged.
+fn open_files(
+    dir: &DataDir,
+    state: &State,
+    same_boot: bool,
+    beneath: Option<Beneath>,
+) -> Result<(Files, bool), StoreError> {
+    let is_copy = beneath.is_some();
+    let (path, stages) = (dir.files_dir(), dir.stages_dir());
+    let believed = if same_boot { Believed::Notes } else { Believed::Image };
+    match Files::open_over(&path, &stages, believed, beneath) {
+        Err(damage @ StoreError::Corrupt { .. }) if !is_copy => {
+            let others = state.conf_state().voters.len().saturating_sub(1);
+            if others < OTHER_HOLDERS {
+                return Err(damage);
+            }
+            tracing::error!("{damage}: all bytes of files are fetched again from the other nodes");
+            layout_notes::note_lost(&stages)?;
+            Ok((Files::open_over(&path, &stages, Believed::Nothing, None)?, false))
+        }
+        files => Ok((files?, true)),
+    }
+}
+
+/// Whether a snapshot file says nothing that can be used.
+fn is_unusable(error: &StoreError) -> bool {
+    match error {
+        // What belongs to somebody else was put there by somebody.
+        StoreError::Corrupt { advice, .. } => *advice != FOREIGN,
+        StoreError::Io { action, source, .. } => {
+            ["open", "read", "list"].contains(action) && is_broken(source)
+        }
+        _ => false,
+    }
+}
+
+/// Another snapshot in the place of one that is damaged, or that is not there: from the state, where that is believed.
+/// What is written adds up to the state's digest, or is not put in place.
+fn mend_snapshot(
+    dir: &DataDir,
+    log: &RaftLog,
+    same_boot: bool,
+    damage: StoreError,
+) -> Result<SnapshotHeader, StoreError> {
+    let from = log.truncated().0;
+    let lost = |damage| StoreError::StateLost { damage: Box::new(damage), from };
+    let state = match believe_state(dir, log, from) {
+        Ok(Ok(state)) if same_boot => state,
+        Err(other) => return Err(other),
+        Ok(Ok(_) | Err(_)) => return Err(lost(damage)),
+    };
+    let export = state.export();
+    let header = SnapshotHeader {
+        cluster: dir.identity().cluster,
+        volume: VolumeId::FIRST,
+        index: export.index(),
+        term: export.term(),
+        conf_state: export.conf_state().clone(),
+        digest: export.digest(),
+        feature_level: FEATURE_LEVEL,
+    };
+    let files = match Files::open(&dir.files_dir(), &dir.stages_dir(), same_boot) {
+        // Then a peer's snapshot is better: what is not known of the files does not depend on it.
+        Err(StoreError::Corrupt { .. }) => return Err(lost(damage)),
+        files => files?,
+    };
+    files.pass(header.index);
+    files.sync()?;
+    match write_snapshot(&dir.snapshots_dir(), &header, export) {
+        Ok(_) => {}
+        // The state is no better.
+        Err(StoreError::Corrupt { .. } | StoreError::Sled { .. }) => return Err(lost(damage)),
+        Err(error) => return Err(error),
+    }
+    remove_snapshots_but(&dir.snapshots_dir(), header.index)?;
+    fit_log_to_snapshot(dir, log, Some(&header))?;
+    tracing::warn!(index = header.index.0, "the snapshot file is written anew from the state");
+    Ok(header)
+}
+
+/// A start has always left a log that is not empty: one that is has forgotten votes, and what was acknowledged.
+fn check_log_is_there(dir: &DataDir, log: &RaftLog) -> Result<(), StoreError> {
+    // Early versions did not record that they had started: what only a replica has that has run.
+    let traces = ["boot", "peers", "stages/image", "stages/carried"];
+    let has_run = || dir.has_started() || traces.iter().any(|name| dir.path().join(name).exists());
+    if log.last_index() > LogIndex(0) || (dir.current_state()?.is_none() && !has_run()) {
+        return Ok(());
+    }
+    Err(damaged_log(dir, "it is empty, but this replica had one".to_owned()))
+}
+
+/// Only what is in the log is ever carried out.
+fn check_log_has_what_was_carried_out(
+    dir: &DataDir,
+    log: &RaftLog,
+    carried_out: LogIndex,
+) -> Result<(), StoreError> {
+    let last = log.last_index();
+    if carried_out <= last {
+        return Ok(());
+    }
+    Err(damaged_log(
+        dir,
+        format!("entry {carried_out} reached the files, but the last one of the log is {last}"),
+    ))
+}
+
+fn damaged_log(dir: &DataDir, what: String) -> StoreError {
+    StoreError::Corrupt { path: dir.log_dir(), offset: None, what, advice: REJOIN }
+}
+
+/// Puts the snapshot in `file` (in the directory of snapshots), which came from a peer, in the place of what this replica
+/// had before it starts ([`StoreError::StateLost`]); false where it ends before `from`, where the log begins. Durable on
+/// return.
+///
+/// # Errors
+/// When it is damaged, of another cluster, or the disk refuses.
+pub fn replace_snapshot(dir: &DataDir, file: &Path, from: LogIndex) -> Result<bool, StoreError> {
+    let header = verify(dir, file)?;
+    if header.index < from {
+        return Ok(false);
+    }
+    put_snapshot(file, &dir.snapshots_dir(), header.index)?;
+    remove_snapshots_but(&dir.snapshots_dir(), header.index)?;
+    tracing::info!(index = header.index.0, "a peer's snapshot is in the place of what was lost");
+    Ok(true)
 }
 
 /// Builds a state from the newest snapshot file (an empty one where there is none) in a new directory
@@ -189,7 +401,7 @@ fn verify(dir: &DataDir, path: &Path) -> Result<SnapshotHeader, StoreError> {
             path: path.to_owned(),
             offset: None,
             what: format!("it is of volume {} of cluster {}", header.volume, header.cluster),
-            advice: "it belongs to another data directory: put back the one that was here",
+            advice: FOREIGN,
         });
     }
     Ok(header)
@@ -241,12 +453,8 @@ fn believe_state(
     let (applied, last) = (state.applied(), log.last_index());
     if applied > last {
         // The same boot, so the log has everything that was ever written to it: but it has not.
-        return Err(StoreError::Corrupt {
-            path: dir.log_dir(),
-            offset: None,
-            what: format!("entry {applied} was applied, but the last one of the log is {last}"),
-            advice: REJOIN,
-        });
+        let what = format!("entry {applied} was applied, but the last one of the log is {last}");
+        return Err(damaged_log(dir, what));
     }
     if applied < covered {
         return Ok(Err(Rebuilt::BehindTheSnapshot));
@@ -279,3 +487,11 @@ fn raise_commit(log: &RaftLog, state: &State) -> Result<(), StoreError> {
 #[cfg(test)]
 #[path = "recover_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "damage_tests.rs"]
+mod damage_tests;
+
+#[cfg(test)]
+#[path = "lost_image_tests.rs"]
+mod lost_image_tests;

@@ -2,14 +2,15 @@
 //!
 //! Bytes for which there is no room are missing here until there is: the others have them.
 
+use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 use super::files::{Files, Key};
-use super::layout::Away;
-use super::layouts::Locked;
 use crate::store::StoreError;
-use crate::types::{ByteRange, LogIndex};
+use crate::types::ByteRange;
 
 /// Bytes; more than anybody has where nobody has looked yet.
 #[derive(Debug)]
@@ -17,11 +18,14 @@ pub(super) struct Room {
     free: AtomicU64,
     /// Of the reserve, for what is acknowledged already.
     acknowledged: AtomicU64,
+    /// Files that the disk could not write to since anybody has looked: the rest of it may be well.
+    broken: Mutex<HashSet<Key>>,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { free: AtomicU64::new(u64::MAX), acknowledged: AtomicU64::new(0) }
+        let (free, acknowledged) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
+        Self { free, acknowledged, broken: Mutex::default() }
     }
 }
 
@@ -37,6 +41,11 @@ impl Room {
         self.take(bytes) || take(&self.acknowledged, bytes)
     }
 
+    /// The disk could not write to a file: until the next look nobody is to bring bytes of it again and again.
+    pub(super) fn broke(&self, key: Key) {
+        self.broken.lock().insert(key);
+    }
+
     /// The disk has said that there is none.
     pub(super) fn is_gone(&self) {
         self.free.store(0, Ordering::Relaxed);
@@ -49,9 +58,21 @@ impl Files {
     pub fn set_room(&self, free: u64, acknowledged: u64) {
         self.room().acknowledged.store(acknowledged, Ordering::Relaxed);
         let before = self.room().free.swap(free, Ordering::Relaxed);
-        if before == 0 && free > 0 {
+        let is_any_broken = !std::mem::take(&mut *self.room().broken.lock()).is_empty();
+        if (before == 0 && free > 0) || is_any_broken {
             self.tell_changed();
         }
+    }
+
+    /// Whether nothing new of a file is kept here at present.
+    #[must_use]
+    pub fn takes_nothing(&self, key: Key) -> bool {
+        self.is_full() || self.is_broken(key)
+    }
+
+    /// Whether the disk could not write to a file lately.
+    pub(super) fn is_broken(&self, key: Key) -> bool {
+        self.room().broken.lock().contains(&key)
     }
 
     /// Whether nothing new is kept here at present.
@@ -74,26 +95,6 @@ impl Files {
         let has = self.room().take_acknowledged(range.len());
         Ok(has || self.mapped(key, range)? >= range.len())
     }
-
-    /// After an attempt to write to a range: where the disk was full, its bytes are missing from here on.
-    pub(super) fn or_missing(
-        &self,
-        written: Result<(), StoreError>,
-        layouts: &mut Locked<'_>,
-        (key, range): (Key, ByteRange),
-        version: LogIndex,
-    ) -> Result<(), StoreError> {
-        match written {
-            Err(error) if error.is_full() => {
-                self.room().is_gone();
-                layouts.set(key, range, Away::Missing { version })?;
-                // What of it was set aside nobody needs.
-                self.layouts().retire(version, Some(key));
-                Ok(())
-            }
-            written => written,
-        }
-    }
 }
 
 fn take(room: &AtomicU64, bytes: u64) -> bool {
@@ -108,9 +109,9 @@ pub(super) fn is_full(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{ByteRange, Files, Key, LogIndex};
+    use super::{ByteRange, Files, Key};
     use crate::fs::FileEffect;
-    use crate::types::{Generation, Ino};
+    use crate::types::{Generation, Ino, LogIndex};
 
     const KEY: Key = (Ino(9), Generation(1));
 

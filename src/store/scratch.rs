@@ -45,7 +45,7 @@ impl Scratch {
         let dir = dir.map_err(StoreError::io("make a directory for copies in", parent))?;
         let path = data.path();
         let from = path.canonicalize().map_err(StoreError::io("resolve", path))?;
-        for name in ["identity", "boot", "current"] {
+        for name in ["identity", "boot", "current", "logged"] {
             copy_if_there(&from.join(name), &dir.path().join(name))?;
         }
         link(&from.join("snapshots"), &dir.path().join("snapshots"))?;

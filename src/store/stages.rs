@@ -14,9 +14,10 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 
-use super::durable;
+use super::durable::{self, Syncs};
 use super::merge::Target;
 use super::recent::Recent;
+use super::refused::is_lost;
 use super::sys;
 use crate::fs::StagedPiece;
 use crate::fs::limits::CHECKSUM_BLOCK;
@@ -36,6 +37,7 @@ pub(super) struct Stages {
     /// Numbers of stages that are written, of sessions that go on: what is sent once more is of no use.
     done: Mutex<HashMap<SessionId, RangeSet<u64>>>,
     open: Mutex<Recent<LogIndex, Arc<File>>>,
+    syncs: Syncs,
     /// Who holds it moves fresh stages, or opens them.
     open_fresh: Mutex<Recent<StageId, Arc<File>>>,
 }
@@ -75,7 +77,7 @@ pub(super) struct Arrived {
 }
 
 impl Stages {
-    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, syncs: Syncs) -> Result<Self, StoreError> {
         let (fresh, written) = (dir.join("new"), dir.join("written"));
         for dir in [&fresh, &written] {
             std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
@@ -83,7 +85,7 @@ impl Stages {
         let open = Mutex::new(Recent::new(DESCRIPTORS));
         let open_fresh = Mutex::new(Recent::new(FRESH_DESCRIPTORS));
         let (arriving, done) = (Mutex::default(), Mutex::default());
-        Ok(Self { fresh, written, arriving, done, open, open_fresh })
+        Ok(Self { fresh, written, arriving, done, open, syncs, open_fresh })
     }
 
     /// Reads bytes that have come, and zeros where none have; false where the stage is not fresh.
@@ -107,8 +109,8 @@ impl Stages {
         let Some(stage) = self.arriving.lock().get(&id).cloned() else { return Ok(false) };
         let received = stage.state.lock().received.clone();
         let Some(file) = self.unless_closed(id, &stage)? else { return Ok(false) };
-        file.sync_data().map_err(StoreError::io("fsync", &self.fresh_path(id)))?;
-        durable::sync_dir(&self.fresh)?;
+        self.syncs.sync(&file, &self.fresh_path(id), File::sync_data)?;
+        self.syncs.unless_failed(&self.fresh, || durable::sync_dir(&self.fresh))?;
         stage.state.lock().synced = received;
         Ok(true)
     }
@@ -272,10 +274,18 @@ impl Stages {
     pub(super) fn sync_written(&self, stages: &[LogIndex]) -> Result<(), StoreError> {
         for index in stages {
             if let Some(file) = self.file(*index)? {
-                file.sync_data().map_err(StoreError::io("fsync", &self.written_path(*index)))?;
+                self.sync_one(*index, &file)?;
             }
         }
-        if stages.is_empty() { Ok(()) } else { durable::sync_dir(&self.written) }
+        if stages.is_empty() {
+            return Ok(());
+        }
+        self.syncs.unless_failed(&self.written, || durable::sync_dir(&self.written))
+    }
+
+    /// Makes the bytes of a written stage durable.
+    pub(super) fn sync_one(&self, index: LogIndex, file: &File) -> Result<(), StoreError> {
+        self.syncs.sync(file, &self.written_path(index), File::sync_data)
     }
 
     /// Deletes written stages that nothing needs.
@@ -382,6 +392,8 @@ fn proven(file: &File, piece: &StagedPiece) -> io::Result<Vec<ByteRange>> {
             Ok(()) if crc32c::crc32c(part) == *checksum => found.push(block),
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+            // A bad sector.
+            Err(error) if is_lost(&error) => {}
             Err(error) => return Err(error),
         }
     }

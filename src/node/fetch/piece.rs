@@ -82,13 +82,25 @@ async fn fetch_apart(
             Came::NoRoom => break,
             Came::Nothing { .. } => {
                 if fetching.asked.lacked_by_all(&connected(handle), What::of(&wanted)) {
-                    fetching.nobody_has(claim.key, range);
+                    if find_here(handle, claim.key, range).await? {
+                        came = true;
+                    } else {
+                        fetching.nobody_has(claim.key, range);
+                    }
                 }
                 from = range.end;
             }
         }
     }
     Ok(came)
+}
+
+/// No peer has these bytes: where nothing was known of the file they may be in it.
+async fn find_here(handle: &Handle, key: super::Key, range: ByteRange) -> Result<bool, StoreError> {
+    let handle = handle.clone();
+    let found = tokio::task::spawn_blocking(move || handle.find_here(key, range));
+    // It ends where the daemon stops.
+    found.await.unwrap_or(Ok(false))
 }
 
 /// Asks one peer after the other, until one has given something: none of those that were `silent` already.

@@ -11,8 +11,8 @@ use super::buffer::{Batch, Buffer, NewBytes, SetTimes};
 use super::core::Core;
 use super::errors::OpError;
 use super::times;
-use crate::fs::proto;
 use crate::fs::proto::command::Op;
+use crate::fs::{proto, query};
 use crate::node::{Deadline, NodeError, OpenStage, Pending};
 use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
@@ -386,6 +386,7 @@ impl Core {
             return Err(NodeError::SessionLost);
         }
         batch.only_in = Some(id.session);
+        let disks = if self.overwrites(ino, &stage)? { Disks::Now } else { disks };
         stage.hold(disks == Disks::Now).await?;
         let pieces = stage.pieces().await?;
         let [write] = &mut batch.writes[..] else { unreachable!("one command takes a stage") };
@@ -399,6 +400,14 @@ impl Core {
         };
         stage.written();
         Ok(())
+    }
+
+    /// Whether a stage takes the place of bytes that the file has. They may have been synced, so no power loss may leave
+    /// neither them nor these.
+    fn overwrites(&self, ino: Ino, stage: &OpenStage) -> Result<bool, NodeError> {
+        let inode = query::inode(&self.node.state(), ino)?;
+        let first = stage.ranges().first().map(|range| range.start);
+        Ok(inode.zip(first).is_some_and(|(inode, first)| first < inode.size))
     }
 
     async fn propose_writes(&self, ino: Ino, batch: Batch) -> Result<LogIndex, i32> {

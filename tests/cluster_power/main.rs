@@ -6,6 +6,7 @@ mod support;
 
 mod doubtful;
 mod images;
+mod rewritten;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ fn lose_power(rounds: usize) {
                 (machines.one_loses_power(&dir, round), None)
             } else {
                 let (made, files) = machines.all_lose_power(&dir);
+                rewritten::check(&machines.mounts);
                 (made, Some(files))
             };
             kept += made.len();
@@ -87,10 +89,12 @@ impl Machines {
     fn all_lose_power(&mut self, dir: &str) -> (Vec<Promise>, Doubtful) {
         let (cluster, disks) = (&self.cluster, &mut self.disks);
         let (writing, mut taken) = (&self.mounts[0], None);
+        rewritten::write(writing);
         Writers::run(&self.mounts, dir, |writers| {
             writers.until_promised(60);
             let promised = writers.so_far();
             let doubtful = Doubtful::write(writing);
+            rewritten::write_over(writing);
             taken = Some((promised, doubtful, disks.clone_all()));
             (0..NODES.len()).for_each(|mount| writers.dies(mount));
             thread::scope(|killers| {

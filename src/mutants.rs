@@ -36,6 +36,12 @@ pub enum Mutant {
     FillAnother,
     /// A lock is granted whatever is in its way.
     GrantAnyLock,
+    /// A replica does not compare its digests with those of the others.
+    IgnoreDigests,
+    /// A snapshot counts before it is known that its state is that of the others.
+    UnattestedSnapshot,
+    /// A replica that has healed believes all of its files that are not newer than the snapshot.
+    BelieveAllFiles,
 }
 
 #[cfg(feature = "mutants")]

@@ -154,7 +154,7 @@ impl<S: Storage> Core<S> {
         self.raft.raft.raft_log.commit_to(index.0);
     }
 
-    fn is_quorum(&self, nodes: impl IntoIterator<Item = NodeId>) -> bool {
+    pub(super) fn is_quorum(&self, nodes: impl IntoIterator<Item = NodeId>) -> bool {
         let nodes = nodes.into_iter().map(|node| node.0).collect();
         self.raft.raft.prs().has_quorum(&nodes)
     }

@@ -184,6 +184,7 @@ impl<S: Storage> Core<S> {
             self.proposals.retry(self.now);
             self.lease.hurry();
             self.tell_now.append(&mut self.untold);
+            self.say_digest();
         }
         // With an effect to hand out, `settle` runs once more before the driver waits.
         self.effects.push_back(Effect::Role { role, term: now.1, leader: now.2 });

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 use tokio::sync::oneshot;
 
+use super::divergence::compare;
 use super::invalidate::invalidate;
 use super::shared::Shared;
 use super::snapshots::Due;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
 use crate::fs::proto;
-use crate::fs::{self, Applied, Change, FileEffect, Overlay};
+use crate::fs::{self, Applied, Change, FileEffect, Overlay, Verdict};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId, Suffrage};
 
@@ -90,6 +91,8 @@ struct Round {
     commands: Vec<(ProposalKey, LogIndex)>,
     sessions: Vec<SessionChange>,
     members: Vec<(NodeId, Option<Suffrage>)>,
+    /// What its last command says of the replicas' states.
+    verdict: Option<Verdict>,
     /// Index, mount that proposed it, changes.
     changes: Vec<(LogIndex, Option<MountId>, Vec<Change>)>,
 }
@@ -142,7 +145,15 @@ impl Inbox {
             shared.received.applier_has_invalidated();
             shared.input(input);
         }
-        apply_round(shared, &self.committed, self.shown_by_others)?;
+        let mut rest = &self.committed[..];
+        while let Some(last) = rest.last() {
+            if shared.comparison.is_diverged() {
+                // The state of a peer takes the place of this one, and the core hands out again what comes after it.
+                shared.received.unapplied.write().applied(last.position.index);
+                break;
+            }
+            rest = apply_round(shared, rest, self.shown_by_others)?;
+        }
         for waiting in self.barriers {
             // Whoever waited may have gone.
             let _ = waiting.send(());
@@ -151,18 +162,30 @@ impl Inbox {
     }
 }
 
-fn apply_round(
+/// Applies entries, up to one at which states are compared; answers what is left of them.
+fn apply_round<'a>(
     shared: &Shared,
-    entries: &[Committed],
+    entries: &'a [Committed],
     shown_by_others: bool,
-) -> Result<(), ApplyError> {
-    let Some(last) = entries.last() else { return Ok(()) };
+) -> Result<&'a [Committed], ApplyError> {
     let mut round = Round::default();
     let mut overlay = Overlay::new(&shared.state);
-    for entry in entries.iter().filter(|entry| !entry.data.is_empty()) {
-        apply_entry(shared, &mut overlay, entry, &mut round)?;
+    let mut count = 0;
+    for entry in entries {
+        count += 1;
+        if !entry.data.is_empty() {
+            apply_entry(shared, &mut overlay, entry, &mut round)?;
+        }
+        if round.verdict.is_some() {
+            break;
+        }
     }
-    let batch = overlay.finish()?;
+    let (entries, rest) = entries.split_at(count);
+    let Some(last) = entries.last() else { return Ok(rest) };
+    let mut batch = overlay.finish()?;
+    let at = last.position.index;
+    let sample =
+        round.verdict.map(|verdict| compare(shared, verdict, at, &mut batch)).transpose()?;
     let conf_state = entries.iter().rev().find_map(|entry| entry.conf_state.as_ref());
     let index = last.position.index;
     let point = AppliedPoint { index, term: last.position.term, conf_state };
@@ -192,11 +215,14 @@ fn apply_round(
         sessions: round.sessions,
         members: round.members,
     });
+    if let Some(sample) = sample {
+        shared.input_later(Input::Sampled(sample));
+    }
     // Who comes to wait after this is looked at has the driver look by what it asks for.
-    if somebody_waits || shared.gate.is_watched() {
+    if somebody_waits || sample.is_some() || shared.gate.is_watched() {
         shared.look_at_late();
     }
-    Ok(())
+    Ok(rest)
 }
 
 /// Answers those who wait for these commands: the core has said that it would, in its turn.
@@ -239,6 +265,7 @@ fn apply_entry(
         "{command:?} changed what was not marked: {changes:?}"
     );
     shared.durability.applied(index, &command);
+    round.verdict = Verdict::of(&command);
     let key = key_of(&command);
     let proposer = shared.mutations.applied(key, &outcome);
     round.commands.push((key, index));

@@ -27,30 +27,45 @@ const WRITE_BACK_BYTES: usize = 8 << 20;
 /// The driver waits to be told how to go on; nothing is applied or written to the log meanwhile.
 pub(super) type Paused = oneshot::Sender<Option<Boot>>;
 
-/// Takes the snapshot of `leader`, whose log begins at `first_index`, unless that is not needed any more. On the
-/// thread that writes snapshots: neither is under way while the other is.
+/// Takes the snapshot of `leader`, whose log begins at `first_index`, unless that is not needed any more; whether it did.
+/// On the thread that writes snapshots: neither is under way while the other is.
 pub(super) fn install(
     shared: &Arc<Shared>,
     leader: NodeId,
     first_index: LogIndex,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     if shared.state.applied().next() >= first_index {
-        return Ok(());
+        return Ok(false);
     }
+    install_newer(shared, leader, LogIndex(first_index.0 - 1))
+}
+
+/// Takes the state of a peer in the place of this one, which differs from the others', unless that was done.
+pub(super) fn heal(shared: &Arc<Shared>, peer: NodeId) -> Result<bool, StoreError> {
+    if !shared.comparison.is_diverged() {
+        return Ok(false);
+    }
+    install_newer(shared, peer, shared.state.applied())
+}
+
+fn install_newer(
+    shared: &Arc<Shared>,
+    leader: NodeId,
+    at_least: LogIndex,
+) -> Result<bool, StoreError> {
     let started = std::time::Instant::now();
-    let Some(received) = receive(shared, leader)? else { return Ok(()) };
+    let Some(received) = receive(shared, leader, at_least)? else { return Ok(false) };
     let index = received.index();
     let (paused, waiting) = oneshot::channel();
     let asked = shared.driver.send(ToDriver::Pause(paused));
     // Otherwise the daemon is stopping.
-    let Some(go_on) = asked.ok().and_then(|()| waiting.blocking_recv().ok()) else { return Ok(()) };
-    let found = shared.state.applied();
-    let boot = if index <= found {
-        // The log has come after all.
-        None
-    } else {
-        Some(switch(shared, received)?)
+    let Some(go_on) = asked.ok().and_then(|()| waiting.blocking_recv().ok()) else {
+        return Ok(false);
     };
+    let found = shared.state.applied();
+    // Otherwise the log has come after all.
+    let is_newer = index > found || (index == found && shared.comparison.is_diverged());
+    let boot = if is_newer { Some(switch(shared, received)?) } else { None };
     let is_switched = boot.is_some();
     if let Err(error) = shared.config.directory.remove_other_states() {
         tracing::info!(%error, "an old state stays until the next start");
@@ -61,15 +76,19 @@ pub(super) fn install(
         tracing::info!(index = index.0, before = found.0, peer = leader.0, took = ?started.elapsed(), "a peer's snapshot is installed");
         shared.fetching.changed.notify_waiters();
     }
-    Ok(())
+    Ok(is_switched)
 }
 
 /// Nothing where the peer cannot send it, or what came is of no use: it is asked for again.
-fn receive(shared: &Shared, leader: NodeId) -> Result<Option<Received>, StoreError> {
+fn receive(
+    shared: &Shared,
+    leader: NodeId,
+    at_least: LogIndex,
+) -> Result<Option<Received>, StoreError> {
     let dir = &shared.config.directory;
     let path = dir.snapshots_dir().join("snap-of-a-peer");
     let (pieces, coming) = mpsc::channel(PIECES);
-    let sending = shared.transport.fetch_snapshot(leader, pieces);
+    let sending = shared.transport.fetch_snapshot(leader, at_least, pieces);
     let sent = shared.runtime.spawn(sending);
     let written = write(&path, coming, &shared.runtime, shared.config.op_timeout)?;
     // It may have come to an end because nothing more came.
@@ -135,6 +154,7 @@ fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
         removed = adopted.removed,
         "files follow a peer's snapshot"
     );
+    shared.comparison.state_replaced(&shared.state)?;
     shared.durability.skip_to(index);
     shared.received.unapplied.write().applied(index);
     for (_, observer) in shared.observers.all().iter() {

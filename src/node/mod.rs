@@ -17,6 +17,7 @@ mod blocks;
 mod checksums;
 mod clock;
 mod deadline;
+mod divergence;
 mod driver;
 mod durability;
 mod encoding;

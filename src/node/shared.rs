@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
+use super::divergence::Comparison;
 use super::durability::Durability;
 use super::encoding::Traffic;
 use super::fetch::Fetching;
@@ -70,7 +71,10 @@ pub(super) struct Shared {
     pub(super) late: Mutex<Vec<Input>>,
     /// A snapshot is due when the log has this many bytes; 0: not known yet.
     pub(super) next_snapshot: AtomicU64,
+    /// A peer wants one that covers this entry; 0: nobody does.
+    pub(super) wanted_snapshot: AtomicU64,
     pub(super) lent: Lent,
+    pub(super) comparison: Comparison,
     pub(super) log: RaftLog,
     pub(super) clock: HybridClock,
     /// The open session of this node.
@@ -114,8 +118,10 @@ impl Shared {
     }
 
     pub(super) fn snapshot_is_due(&self) -> bool {
-        self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
-            || self.files.held() >= self.config.snapshot_min_log
+        self.comparison.is_sound()
+            && (self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
+                || self.files.held() >= self.config.snapshot_min_log
+                || self.wanted_snapshot.load(Ordering::Relaxed) > 0)
     }
 
     /// This node's own session was ended by the others: another is opened in its place.

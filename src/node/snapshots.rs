@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,9 +11,11 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::Receiver;
 
 use super::Handle;
-use super::install::{install, open_newest};
+use super::divergence::diverge;
+use super::install::{heal, install, open_newest};
 use super::shared::{Shared, ToDriver};
-use crate::store::{SnapshotHeader, StoreError, read_snapshot, write_snapshot};
+use crate::fs::Digest;
+use crate::store::{SnapshotHeader, StoreError, prepare_snapshot, put_snapshot, read_snapshot};
 use crate::types::{LogIndex, NodeId, VolumeId};
 
 /// How records are encoded.
@@ -28,6 +31,18 @@ pub(super) enum Due {
     Own,
     /// The snapshot of a leader, whose log begins only there.
     Of { leader: NodeId, first_index: LogIndex },
+    /// The state of a peer, in the place of this one, which differs.
+    Healing { from: NodeId },
+}
+
+/// A snapshot that is written, and counts once the state that it is of is known to be that of the others: what is wrong
+/// here must not spread to whoever takes it, nor be all that is left of the log behind it.
+#[derive(Debug)]
+struct Candidate {
+    file: PathBuf,
+    index: LogIndex,
+    digest: Digest,
+    started: Instant,
 }
 
 /// Snapshots that peers are taking: at which index, since when.
@@ -56,11 +71,15 @@ impl Lent {
 /// Runs until the apply thread and the driver are gone, or until this replica cannot go on.
 pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
     plan_next(shared, 0);
+    let mut candidate = None;
     while let Some(next) = due.blocking_recv() {
         let done = match next {
             Due::Own if !shared.snapshot_is_due() => continue,
-            Due::Own => take(shared).map(|size| plan_next(shared, size)),
-            Due::Of { leader, first_index } => install(shared, leader, first_index),
+            Due::Own => advance(shared, &mut candidate),
+            Due::Of { leader, first_index } => {
+                install(shared, leader, first_index).map(|done| forget_if(done, &mut candidate))
+            }
+            Due::Healing { from } => heal(shared, from).map(|done| forget_if(done, &mut candidate)),
         };
         if let Err(error) = done {
             shared.fail(&error);
@@ -75,8 +94,32 @@ fn plan_next(shared: &Shared, last_snapshot: u64) {
     shared.next_snapshot.store(shared.log.used_size() + growth, Ordering::Relaxed);
 }
 
-/// Writes a snapshot file and cuts the log behind it. Returns the file's size in bytes.
-fn take(shared: &Shared) -> Result<u64, StoreError> {
+/// Another state has come in the place of the one that it is of.
+fn forget_if(is_replaced: bool, candidate: &mut Option<Candidate>) {
+    if is_replaced {
+        *candidate = None;
+    }
+}
+
+/// Writes a snapshot file, or has the one that was written count, as soon as that may be.
+fn advance(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), StoreError> {
+    let wanted = LogIndex(shared.wanted_snapshot.load(Ordering::Relaxed));
+    if candidate.as_ref().is_none_or(|candidate| candidate.index < wanted) {
+        *candidate = write(shared)?;
+    }
+    let Some(Candidate { index, digest, .. }) = *candidate else { return Ok(()) };
+    if shared.comparison.attests(index, digest)
+        && let Some(candidate) = candidate.take()
+    {
+        let size = put_in_force(shared, &candidate)?;
+        plan_next(shared, size);
+    }
+    Ok(())
+}
+
+/// Writes a snapshot file, which does not count yet. Nothing where the records of the state are not what they should be:
+/// so this replica differs.
+fn write(shared: &Shared) -> Result<Option<Candidate>, StoreError> {
     let started = Instant::now();
     let export = shared.state.export();
     let index = export.index();
@@ -92,10 +135,30 @@ fn take(shared: &Shared) -> Result<u64, StoreError> {
         digest: export.digest(),
         feature_level: FEATURE_LEVEL,
     };
-    let file = write_snapshot(&shared.config.directory.snapshots_dir(), &header, export)?;
-    shared.files.forget(index)?;
-    let size = std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
-    let needed = needed(shared).min(index);
+    match prepare_snapshot(&shared.config.directory.snapshots_dir(), &header, export) {
+        Ok(file) => Ok(Some(Candidate { file, index, digest: header.digest, started })),
+        Err(StoreError::Rotten { found, expected }) => {
+            let why = format!("its records add up to {found}, and not to {expected} as written");
+            diverge(shared, why)?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// From now on it is what this replica starts from, and what peers are given; the log is cut behind it. Answers its size
+/// in bytes.
+fn put_in_force(shared: &Shared, candidate: &Candidate) -> Result<u64, StoreError> {
+    let Candidate { file, index, started, .. } = candidate;
+    let size = std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+    put_snapshot(file, &shared.config.directory.snapshots_dir(), *index)?;
+    shared.files.forget(*index)?;
+    let wanted = shared.wanted_snapshot.load(Ordering::Relaxed);
+    if wanted <= index.0 {
+        // Who has asked for more meanwhile asks again.
+        shared.wanted_snapshot.store(0, Ordering::Relaxed);
+    }
+    let needed = needed(shared).min(*index);
     shared.log.compact_to(needed)?;
     tracing::info!(index = index.0, log_from = needed.0, size, took = ?started.elapsed(), "snapshot");
     Ok(size)
@@ -120,16 +183,27 @@ fn needed(shared: &Shared) -> LogIndex {
 }
 
 impl Handle {
-    /// The newest snapshot file of this node, for a peer whose log position was cut off: the log from there on is kept
-    /// for it for a while. Nothing before the first one.
+    /// The newest snapshot file of this node, for a peer whose log position was cut off, or whose state differs: the log
+    /// from there on is kept for it for a while. Nothing before there is one that covers `at_least`; one is made then.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn lend_snapshot(&self, to: NodeId) -> Result<Option<File>, StoreError> {
-        let Some((path, file)) = open_newest(&self.0.config.directory.snapshots_dir())? else {
+    pub fn lend_snapshot(
+        &self,
+        to: NodeId,
+        at_least: LogIndex,
+    ) -> Result<Option<File>, StoreError> {
+        let newest = open_newest(&self.0.config.directory.snapshots_dir())?;
+        let newest = match newest {
+            Some((path, file)) => Some((read_snapshot(&path)?.0, file)),
+            None => None,
+        };
+        let Some((header, file)) = newest.filter(|(header, _)| header.index >= at_least) else {
+            if self.0.state.applied() >= at_least {
+                self.0.wanted_snapshot.fetch_max(at_least.0, Ordering::Relaxed);
+            }
             return Ok(None);
         };
-        let (header, _) = read_snapshot(&path)?;
         tracing::info!(peer = to.0, index = header.index.0, "a snapshot goes to a peer");
         self.0.lent.lend(to, header.index);
         Ok(Some(file))

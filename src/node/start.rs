@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::clock::HybridClock;
+use super::divergence::Comparison;
 use super::driver::Driver;
 use super::durability::{self, Durability};
 use super::encoding::Traffic;
@@ -25,7 +26,7 @@ use super::{
     Handle, Transport, apply, checksums, locks, log_writer, merger, session, snapshots, sweep,
 };
 use crate::config::{Compression, OnQuorumLoss};
-use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
+use crate::consensus::{Boot, Core, CoreConfig, CoreError, Input, Role, Sample, SessionInfo};
 use crate::fs::{proto, query};
 use crate::store::{DataDir, Recovered, State, StoreError};
 use crate::types::{ClusterId, Ino, NodeId, Position, SessionId, Term};
@@ -94,6 +95,7 @@ impl Node {
         streams: &tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
         let boot = boot(&recovered.state)?;
+        let comparison = Comparison::of(&recovered.state, &config.directory)?;
         for member in query::members(&recovered.state.read())? {
             transport.learn(NodeId(member.node), &member.address);
         }
@@ -138,7 +140,9 @@ impl Node {
             received: Received::default(),
             late: Mutex::default(),
             next_snapshot: AtomicU64::new(0),
+            wanted_snapshot: AtomicU64::new(0),
             lent: Lent::default(),
+            comparison,
             log: recovered.log,
             config,
         });
@@ -147,6 +151,7 @@ impl Node {
             core,
             due: due.clone(),
             pausing: None,
+            healing: 0,
             shared: shared.clone(),
             inbox,
             log,
@@ -154,6 +159,7 @@ impl Node {
             role: (Role::Follower, Term(0), NodeId(0)),
             lease_was_live: false,
         };
+        shared.input(Input::Stands(shared.comparison.standing()));
         let driver = streams.spawn(driver.run());
         let threads = threads(&shared, log_inbox, apply_inbox, (due, snapshot_due))?;
         let handle = Handle(shared, None);
@@ -208,6 +214,8 @@ impl Node {
 /// Where the core starts over a state.
 pub(super) fn boot(whole: &State) -> Result<Boot, StoreError> {
     let (term, conf_state) = (whole.term(), whole.conf_state());
+    let sample = whole.ledger()?.last_sample();
+    let sample = sample.map(|(index, digest)| Sample { index, digest: digest.0 });
     let state = whole.read();
     let sessions = query::sessions(&state)?
         .into_iter()
@@ -220,7 +228,8 @@ pub(super) fn boot(whole: &State) -> Result<Boot, StoreError> {
     let members = query::members(&state)?;
     let joined = |member: &proto::Member| Some((NodeId(member.node), query::suffrage(member)?));
     let members = members.iter().filter_map(joined).collect();
-    Ok(Boot { applied: Position { index: state.applied(), term }, conf_state, sessions, members })
+    let applied = Position { index: state.applied(), term };
+    Ok(Boot { applied, conf_state, sessions, members, sample })
 }
 
 async fn hand_over(handle: &Handle) {

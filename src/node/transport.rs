@@ -11,7 +11,7 @@ use super::fetch::{Fetched, Wanted};
 use super::space::{OnDisk, SpaceReport};
 use super::staging::Weighed;
 use crate::consensus::PeerMessage;
-use crate::types::{NodeId, StageId, Timestamp};
+use crate::types::{LogIndex, NodeId, StageId, Timestamp};
 
 /// What daemons say to each other.
 #[derive(Clone, Debug)]
@@ -79,9 +79,14 @@ pub trait Transport: Send + Sync {
     /// there from then on. Nothing where it cannot be asked.
     fn outvote(&self, at: NodeId, asked: Examined, sum: u32) -> Answered<bool>;
 
-    /// Asks a peer for its newest snapshot file, whose bytes go to `pieces` in order; nothing in the end where not all
-    /// of them came.
-    fn fetch_snapshot(&self, from: NodeId, pieces: mpsc::Sender<Bytes>) -> Answered<()>;
+    /// Asks a peer for its newest snapshot file, which must cover `at_least`: its bytes go to `pieces` in order; nothing
+    /// in the end where not all of them came.
+    fn fetch_snapshot(
+        &self,
+        from: NodeId,
+        at_least: LogIndex,
+        pieces: mpsc::Sender<Bytes>,
+    ) -> Answered<()>;
 
     /// A node is no peer any more.
     fn forget(&self, node: NodeId);

@@ -135,12 +135,17 @@ impl StageLanes {
     pub(super) fn snapshot(
         &self,
         node: NodeId,
+        at_least: LogIndex,
         pieces: tokio::sync::mpsc::Sender<Bytes>,
     ) -> Answered<()> {
         let client = self.client(node);
         Box::pin(async move {
             let (mut client, hello) = client?;
-            let request = SnapshotRequest { hello: Some(hello), volume: VolumeId::FIRST.0 };
+            let request = SnapshotRequest {
+                hello: Some(hello),
+                volume: VolumeId::FIRST.0,
+                at_least: at_least.0,
+            };
             let mut coming = client.snapshot(request).await.ok()?.into_inner();
             while let Some(piece) = coming.message().await.ok()? {
                 pieces.send(piece.data).await.ok()?;

@@ -9,8 +9,43 @@ use super::files::{Files, Key};
 use super::layout::Away;
 use super::state::State;
 use crate::fs::{Records, keys, proto, query};
+use crate::mutants::{self, Mutant};
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
+
+/// What is to be believed of the files that are here.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Trust<'a> {
+    /// Whatever was carried out.
+    CarriedOut,
+    /// This replica was found to differ from the others, and what it carried out may be wrong: only what was not changed
+    /// after `until`, and of which the state that it was done under says the same. What was done to another file than
+    /// it should have been, that state says, too.
+    Until { until: LogIndex, under: Option<&'a State> },
+}
+
+impl Trust<'_> {
+    /// Whether a file may have other bytes here than it says.
+    fn doubts(self, carried_out: LogIndex, ino: Ino, inode: &proto::Inode) -> bool {
+        match self {
+            Self::Until { .. } if mutants::is(Mutant::BelieveAllFiles) => {
+                inode.data_version > carried_out.0
+            }
+            Self::CarriedOut => inode.data_version > carried_out.0,
+            Self::Until { until, under } => {
+                inode.data_version > until.0
+                    || under.is_some_and(|state| differs(state, ino, inode))
+            }
+        }
+    }
+}
+
+/// Whether a state says something else of a file's bytes, or nothing that can be read.
+fn differs(state: &State, ino: Ino, inode: &proto::Inode) -> bool {
+    let bytes = |inode: &proto::Inode| (inode.generation, inode.data_version, inode.size);
+    let known = state.read().record::<proto::Inode>(&keys::inode(ino));
+    !known.is_ok_and(|known| known.as_ref().map(bytes) == Some(bytes(inode)))
+}
 
 /// Inodes that are read under one hold of the state's lock.
 const CHUNK: usize = 1000;
@@ -36,7 +71,7 @@ impl Files {
     ///
     /// # Errors
     /// When the local file system refuses, or the state cannot be read.
-    pub fn adopt(&self, state: &State) -> Result<Adopted, StoreError> {
+    pub(super) fn adopt(&self, state: &State, trust: Trust<'_>) -> Result<Adopted, StoreError> {
         let (index, before) = (state.applied(), self.carried_out());
         let mut adopted = Adopted::default();
         let mut known = self.all_files()?;
@@ -53,7 +88,7 @@ impl Files {
             let Some((last, _)) = inodes.last() else { break };
             after = *last;
             for (ino, inode) in inodes {
-                if inode.kind() == proto::Kind::Regular && inode.data_version > before.0 {
+                if inode.kind() == proto::Kind::Regular && trust.doubts(before, ino, &inode) {
                     self.renew_bytes(index, ino, &inode)?;
                     adopted.missing += u64::from(inode.size > 0);
                 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Adopted, Files};
+use super::{Adopted, Files, Trust};
 use crate::fs::{FileEffect, Overlay, ViewMut, keys, proto};
 use crate::store::{AppliedPoint, State};
 use crate::types::{ByteRange, Generation, Ino, LogIndex, Term};
@@ -83,7 +83,7 @@ fn what_changed_since_is_missing_and_what_is_gone_goes() {
     let files = replica(dir.path());
     let state = state(&dir.path().join("state"), 30, &SNAPSHOT);
     assert!(files.are_behind(&state));
-    assert_eq!(files.adopt(&state).unwrap(), Adopted { missing: 3, removed: 2 });
+    assert_eq!(files.adopt(&state, Trust::CarriedOut).unwrap(), Adopted { missing: 3, removed: 2 });
     assert!(!files.are_behind(&state));
     assert_adopted(&files);
     // What comes from peers fills it; an older version does not.
@@ -102,7 +102,7 @@ fn a_restart_finds_it_done() {
     for same_boot in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let state = state(&dir.path().join("state"), 30, &SNAPSHOT);
-        replica(dir.path()).adopt(&state).unwrap();
+        replica(dir.path()).adopt(&state, Trust::CarriedOut).unwrap();
         let files = open(dir.path(), same_boot);
         assert!(!files.are_behind(&state), "same boot: {same_boot}");
         assert_adopted(&files);
@@ -131,7 +131,7 @@ fn what_was_cut_short_is_done_again() {
     drop(files);
     let files = open(dir.path(), true);
     assert!(files.are_behind(&state));
-    files.adopt(&state).unwrap();
+    files.adopt(&state, Trust::CarriedOut).unwrap();
     assert_adopted(&files);
 }
 
@@ -142,6 +142,6 @@ fn files_that_began_after_the_snapshot_stay() {
     let files = replica(dir.path());
     write(&files, 25, 20, 25, b"younger");
     let state = state(&dir.path().join("state"), 24, &[(20, 1, 0, 1)]);
-    files.adopt(&state).unwrap();
+    files.adopt(&state, Trust::CarriedOut).unwrap();
     assert_eq!(bytes(&files, 20, 25, 7).unwrap(), b"younger");
 }

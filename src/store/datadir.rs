@@ -334,7 +334,7 @@ fn anything_but_lock(dir: &Path) -> Result<Option<String>, StoreError> {
     Ok(None)
 }
 
-fn read_optional(path: &Path) -> Result<Option<String>, StoreError> {
+pub(super) fn read_optional(path: &Path) -> Result<Option<String>, StoreError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

@@ -12,6 +12,7 @@ mod blocks;
 mod cached;
 mod checksums;
 mod datadir;
+mod divergence;
 mod durable;
 mod error;
 mod export;
@@ -48,6 +49,7 @@ pub use adopt::Adopted;
 pub use blocks::{BlockReader, Steady, blocks_of};
 pub use checksums::PAGE_BLOCKS;
 pub use datadir::{BootIdentity, DataDir};
+pub use divergence::put_ledger;
 pub use error::StoreError;
 pub use export::Export;
 pub use files::Files;
@@ -60,7 +62,10 @@ pub use point::AppliedPoint;
 pub use recover::{Rebuilt, Received, Recovered, rebuild_state, recover};
 pub use refound::{Leaving, is_refounded, refound};
 pub use scratch::Scratch;
-pub use snapshot::{SnapshotHeader, SnapshotPairs, latest_snapshot, read_snapshot, write_snapshot};
+pub use snapshot::{
+    SnapshotHeader, SnapshotPairs, latest_snapshot, prepare_snapshot, put_snapshot, read_snapshot,
+    write_snapshot,
+};
 pub use space::Seek;
 pub use stages::checksum_blocks;
 pub use state::{InMemory, NotInMemory, State, StateRead};

@@ -7,15 +7,16 @@
 
 use std::path::{Path, PathBuf};
 
-use super::adopt::Adopted;
+use super::adopt::{Adopted, Trust};
 use super::beneath::Beneath;
 use super::datadir::DataDir;
+use super::divergence::put_ledger;
 use super::files::Files;
 use super::log::{LogOptions, RaftLog};
 use super::point::AppliedPoint;
 use super::snapshot::{SnapshotHeader, latest_snapshot, put_snapshot, read_snapshot};
 use super::state::State;
-use crate::fs::query;
+use crate::fs::{Batch, query};
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
 use crate::types::{LogIndex, VolumeId};
@@ -81,13 +82,19 @@ pub(super) fn recover_over(
         tracing::info!(%error, "an old state stays until the next start");
     }
     raise_commit(&log, &state)?;
+    let mut trust = Trust::CarriedOut;
+    if dir.diverged()?.is_some() && rebuilt.is_some() {
+        // The state is gone that would say what the files were changed under.
+        dir.set_diverged(LogIndex(0))?;
+        trust = Trust::Until { until: LogIndex(0), under: None };
+    }
     let files = Files::open_over(&dir.files_dir(), &dir.stages_dir(), dir.same_boot(), beneath)?;
     if rebuilt.is_none() {
         // What a state says has reached the files before.
         files.pass(state.applied());
     }
     if files.are_behind(&state) {
-        let adopted = files.adopt(&state)?;
+        let adopted = files.adopt(&state, trust)?;
         // A new replica has none.
         if adopted != Adopted::default() {
             tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
@@ -164,13 +171,23 @@ impl Received {
         files: &Files,
         state: &State,
     ) -> Result<Adopted, StoreError> {
+        let mut ledger = Batch::default();
+        put_ledger(&mut ledger, &state.ledger()?.of_replaced_state());
+        let at = AppliedPoint { index: self.index(), term: self.header.term, conf_state: None };
+        self.state.commit(ledger, at)?;
+        self.state.flush()?;
         put_snapshot(&self.file, &dir.snapshots_dir(), self.header.index)?;
         fit_log_to_snapshot(dir, log, Some(&self.header))?;
-        let adopted = files.adopt(&self.state)?;
+        let trust = match dir.diverged()? {
+            Some(until) => Trust::Until { until, under: Some(state) },
+            None => Trust::CarriedOut,
+        };
+        let adopted = files.adopt(&self.state, trust)?;
         dir.switch_state(&self.state_dir)?;
         state.replace(self.state);
         raise_commit(log, state)?;
         forget_stages(files, state)?;
+        dir.end_diverged()?;
         Ok(adopted)
     }
 }

@@ -88,6 +88,8 @@ pub fn refound(
     let identity = Identity { cluster, ..dir.identity().clone() };
     change_genesis(dir.path(), &identity)?;
     dir.set_identity(identity)?;
+    // Whatever the others had: this is what counts now.
+    dir.end_diverged()?;
     dir.end_refounding()?;
     Ok(cluster)
 }

@@ -1,0 +1,195 @@
+//! Whether the replicas' states are equal: voters say what theirs came to at certain entries, the leader counts, and has
+//! the log say what most have. Each replica compares by itself when it applies that.
+//!
+//! What the log says of an entry is itself the next entry that replicas say their digests of, so there is one such entry
+//! a second while the state changes, and none while it does not.
+
+use std::collections::BTreeMap;
+
+use raft::Storage;
+
+use super::core::{Core, proposal};
+use super::{Effect, PeerMessage, Sample};
+use crate::types::{LogIndex, Monotonic, NodeId};
+
+/// How often, in ticks, a digest is said again that may have been lost.
+const REPEAT_TICKS: u64 = 10;
+/// For so many periods a leader waits for voters that have not said theirs, where others differ without a majority.
+const PATIENCE: u32 = 3;
+
+/// What is known of this replica's state and those of the others.
+#[derive(Debug)]
+pub(super) struct Digests {
+    /// Of this replica, and when it was taken.
+    own: Option<(Sample, Monotonic)>,
+    /// Of the others, each its last one.
+    said: BTreeMap<NodeId, Sample>,
+    /// The state changed between the last two samples, or may have.
+    changed: bool,
+    /// Commands that were applied since the last one.
+    since: usize,
+    /// When the next one was last asked for.
+    asked: Option<Monotonic>,
+    standing: Standing,
+}
+
+/// How this replica's state stands to those of the others, as far as that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing is known against it.
+    #[default]
+    Sound,
+    /// The voters differ, and none of their states is that of a majority.
+    Doubtful,
+    /// It is not that of the majority: nothing is applied until it is replaced by one that is.
+    Diverged,
+}
+
+impl Digests {
+    /// As of a start, where nothing is known of what was applied before.
+    pub(super) fn new(own: Option<Sample>) -> Self {
+        Self {
+            own: own.map(|sample| (sample, Monotonic::default())),
+            said: BTreeMap::new(),
+            changed: true,
+            since: 0,
+            asked: None,
+            standing: Standing::Sound,
+        }
+    }
+
+    pub(super) fn is_sound(&self) -> bool {
+        self.standing == Standing::Sound
+    }
+
+    pub(super) fn commands_applied(&mut self, count: usize) {
+        self.since += count;
+    }
+}
+
+/// What the samples of the voters come to.
+#[derive(Debug, PartialEq, Eq)]
+enum Count {
+    /// A majority has this one.
+    Majority(u128),
+    /// Some differ, and no majority is to be expected soon.
+    Differ,
+    /// Too few are known.
+    Open,
+}
+
+impl<S: Storage> Core<S> {
+    /// This replica's digest at an entry that asks for it. Comes after what was applied up to it.
+    pub(super) fn sampled(&mut self, sample: Sample) {
+        // The entry itself is one of them.
+        self.digests.changed = self.digests.since > 1;
+        self.digests.since = 0;
+        self.digests.asked = None;
+        self.digests.own = Some((sample, self.now));
+        self.say_digest();
+    }
+
+    pub(super) fn hear_digest(&mut self, from: NodeId, sample: Sample) {
+        let said = self.digests.said.entry(from).or_insert(sample);
+        if said.index <= sample.index {
+            *said = sample;
+        }
+    }
+
+    /// What is known of this replica has changed. One that differs leads nobody, and serves nothing.
+    pub(super) fn stand(&mut self, standing: Standing) {
+        self.digests.standing = standing;
+        if standing != Standing::Sound {
+            self.lease.begin(None);
+        }
+        self.leave_if_diverged();
+    }
+
+    pub(super) fn tick_digests(&mut self) {
+        self.leave_if_diverged();
+        if self.ticks.is_multiple_of(REPEAT_TICKS) {
+            self.say_digest();
+        }
+        if self.is_leader() {
+            self.ask_for_digests();
+        }
+    }
+
+    /// Tells the leader.
+    pub(super) fn say_digest(&mut self) {
+        let (leader, own) = (self.role.2, self.config.node);
+        let Some((sample, _)) = self.digests.own else { return };
+        let is_of_use = self.digests.standing != Standing::Diverged;
+        if is_of_use && leader != NodeId(0) && leader != own {
+            let message = PeerMessage::Digest(sample);
+            self.effects.push_back(Effect::Send { to: leader, message });
+        }
+    }
+
+    fn leave_if_diverged(&mut self) {
+        if self.digests.standing == Standing::Diverged && self.is_leader() {
+            self.transfer(None);
+        }
+    }
+
+    /// Where the state has changed, has the log say what most came to, and ask for the next ones.
+    fn ask_for_digests(&mut self) {
+        let Digests { own, asked, changed, since, standing, .. } = &self.digests;
+        let (period, standing) = (self.config.digest_period, *standing);
+        let is_due = *changed || *since > 0 || standing == Standing::Doubtful;
+        let waits = asked.is_some_and(|asked| self.now.since(asked) < self.config.retry_after);
+        if !is_due || waits || standing == Standing::Diverged {
+            return;
+        }
+        let Some((own, taken)) = *own else {
+            return self.attest(LogIndex(0), None);
+        };
+        let age = self.now.since(taken);
+        if age < period {
+            return;
+        }
+        match self.count_digests(own, age >= PATIENCE * period) {
+            Count::Majority(digest) => self.attest(own.index, Some(digest)),
+            Count::Differ if standing == Standing::Sound => self.attest(own.index, None),
+            // More may come, or somebody who was away.
+            Count::Differ | Count::Open => {}
+        }
+    }
+
+    fn attest(&mut self, index: LogIndex, digest: Option<u128>) {
+        self.digests.asked = Some(self.now);
+        self.effects.push_back(Effect::Attest { index, digest });
+    }
+
+    fn count_digests(&self, own: Sample, is_late: bool) -> Count {
+        let voters: Vec<_> =
+            self.membership().filter(|(_, votes)| *votes).map(|(node, _)| node).collect();
+        let of = |node: &NodeId| {
+            let said = self.digests.said.get(node).copied();
+            let sample = if *node == self.config.node { Some(own) } else { said };
+            sample.filter(|sample| sample.index == own.index)
+        };
+        let mut by_digest: BTreeMap<u128, Vec<NodeId>> = BTreeMap::new();
+        for node in &voters {
+            if let Some(sample) = of(node) {
+                by_digest.entry(sample.digest).or_default().push(*node);
+            }
+        }
+        let said: usize = by_digest.values().map(Vec::len).sum();
+        let differ = by_digest.len() > 1;
+        for (digest, nodes) in by_digest {
+            if self.is_quorum(nodes) {
+                return Count::Majority(digest);
+            }
+        }
+        if differ && (is_late || said == voters.len()) { Count::Differ } else { Count::Open }
+    }
+
+    /// The leader's answer to [`Effect::Attest`].
+    pub(super) fn propose_verdict(&mut self, data: bytes::Bytes) {
+        if self.is_leader() {
+            // Lost at a change of leader, which then counts for itself.
+            self.step(proposal(self.config.node, vec![data]));
+        }
+    }
+}

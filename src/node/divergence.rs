@@ -126,11 +126,15 @@ pub(super) fn diverge(shared: &Shared, why: String) -> Result<(), StoreError> {
 
 fn stand(shared: &Shared, standing: Standing, why: String) {
     let comparison = &shared.comparison;
-    if comparison.standing() == standing {
+    let mut known = comparison.why.lock();
+    let before = comparison.standing();
+    // Who differs does so until its state is replaced, whatever was under way.
+    if before == standing || before == Standing::Diverged {
         return;
     }
-    comparison.why.lock().clone_from(&why);
-    let before = comparison.set(standing);
+    known.clone_from(&why);
+    comparison.set(standing);
+    drop(known);
     match standing {
         Standing::Sound => {
             tracing::warn!("this replica is one of the majority, and serves again");

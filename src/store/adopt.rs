@@ -13,38 +13,33 @@ use crate::mutants::{self, Mutant};
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
-/// What is to be believed of the files that are here.
+/// What of the files that are here may be wrong, although it was carried out: this replica's state may have differed from
+/// the others' for a while.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Trust<'a> {
-    /// Whatever was carried out.
-    CarriedOut,
-    /// This replica was found to differ from the others, and what it carried out may be wrong: only what was not changed
-    /// after `until`, and of which the state that it was done under says the same. What was done to another file than
-    /// it should have been, that state says, too.
-    Until { until: LogIndex, under: Option<&'a State> },
+pub(super) struct Trust<'a> {
+    /// Since then.
+    pub(super) until: LogIndex,
+    /// What the files were changed under; nothing where that is not to be asked.
+    pub(super) under: Option<&'a State>,
 }
 
 impl Trust<'_> {
-    /// Whether a file may have other bytes here than it says.
-    fn doubts(self, carried_out: LogIndex, ino: Ino, inode: &proto::Inode) -> bool {
-        match self {
-            Self::Until { .. } if mutants::is(Mutant::BelieveAllFiles) => {
-                inode.data_version > carried_out.0
-            }
-            Self::CarriedOut => inode.data_version > carried_out.0,
-            Self::Until { until, under } => {
-                inode.data_version > until.0
-                    || under.is_some_and(|state| differs(state, ino, inode))
-            }
-        }
+    fn believes(self, ino: Ino, inode: &proto::Inode) -> bool {
+        let Some(state) = self.under else { return inode.data_version <= self.until.0 };
+        // A record that cannot be read says nothing good.
+        let known = state.read().record::<proto::Inode>(&keys::inode(ino));
+        is_believed(inode, known.ok().flatten().as_ref(), self.until)
     }
 }
 
-/// Whether a state says something else of a file's bytes, or nothing that can be read.
-fn differs(state: &State, ino: Ino, inode: &proto::Inode) -> bool {
+/// Whether a replica has the bytes that a file had when it was changed last, given what its own state said of the file
+/// before, and that this was that of the others up to an entry. What changed later is not believed; nor is a file of which
+/// its own state says something else, or nothing: there something was done that should not have been.
+#[must_use]
+pub fn is_believed(inode: &proto::Inode, known: Option<&proto::Inode>, until: LogIndex) -> bool {
     let bytes = |inode: &proto::Inode| (inode.generation, inode.data_version, inode.size);
-    let known = state.read().record::<proto::Inode>(&keys::inode(ino));
-    !known.is_ok_and(|known| known.as_ref().map(bytes) == Some(bytes(inode)))
+    let is_same = known.is_some_and(|known| bytes(known) == bytes(inode));
+    (inode.data_version <= until.0 && is_same) || mutants::is(Mutant::BelieveAllFiles)
 }
 
 /// Inodes that are read under one hold of the state's lock.
@@ -72,7 +67,7 @@ impl Files {
     /// # Errors
     /// When the local file system refuses, or the state cannot be read.
     pub(super) fn adopt(&self, state: &State, trust: Trust<'_>) -> Result<Adopted, StoreError> {
-        let (index, before) = (state.applied(), self.carried_out());
+        let index = state.applied();
         let mut adopted = Adopted::default();
         let mut known = self.all_files()?;
         known.extend(self.layouts().keys());
@@ -88,7 +83,7 @@ impl Files {
             let Some((last, _)) = inodes.last() else { break };
             after = *last;
             for (ino, inode) in inodes {
-                if inode.kind() == proto::Kind::Regular && trust.doubts(before, ino, &inode) {
+                if inode.kind() == proto::Kind::Regular && !trust.believes(ino, &inode) {
                     self.renew_bytes(index, ino, &inode)?;
                     adopted.missing += u64::from(inode.size > 0);
                 }

@@ -37,6 +37,11 @@ fn state(dir: &Path, index: u64, inodes: &[(u64, u64, u64, u64)]) -> State {
     state
 }
 
+/// What was carried out is believed.
+fn carried_out() -> Trust<'static> {
+    Trust { until: LogIndex(10), under: None }
+}
+
 fn missing(files: &Files, ino: u64, generation: u64) -> Vec<(u64, u64, u64)> {
     let missing = files.missing((Ino(ino), Generation(generation)), ByteRange::from(0));
     missing.into_iter().map(|(range, version)| (range.start, range.end, version.0)).collect()
@@ -83,7 +88,7 @@ fn what_changed_since_is_missing_and_what_is_gone_goes() {
     let files = replica(dir.path());
     let state = state(&dir.path().join("state"), 30, &SNAPSHOT);
     assert!(files.are_behind(&state));
-    assert_eq!(files.adopt(&state, Trust::CarriedOut).unwrap(), Adopted { missing: 3, removed: 2 });
+    assert_eq!(files.adopt(&state, carried_out()).unwrap(), Adopted { missing: 3, removed: 2 });
     assert!(!files.are_behind(&state));
     assert_adopted(&files);
     // What comes from peers fills it; an older version does not.
@@ -102,7 +107,7 @@ fn a_restart_finds_it_done() {
     for same_boot in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let state = state(&dir.path().join("state"), 30, &SNAPSHOT);
-        replica(dir.path()).adopt(&state, Trust::CarriedOut).unwrap();
+        replica(dir.path()).adopt(&state, carried_out()).unwrap();
         let files = open(dir.path(), same_boot);
         assert!(!files.are_behind(&state), "same boot: {same_boot}");
         assert_adopted(&files);
@@ -131,7 +136,7 @@ fn what_was_cut_short_is_done_again() {
     drop(files);
     let files = open(dir.path(), true);
     assert!(files.are_behind(&state));
-    files.adopt(&state, Trust::CarriedOut).unwrap();
+    files.adopt(&state, carried_out()).unwrap();
     assert_adopted(&files);
 }
 
@@ -142,6 +147,23 @@ fn files_that_began_after_the_snapshot_stay() {
     let files = replica(dir.path());
     write(&files, 25, 20, 25, b"younger");
     let state = state(&dir.path().join("state"), 24, &[(20, 1, 0, 1)]);
-    files.adopt(&state, Trust::CarriedOut).unwrap();
+    files.adopt(&state, carried_out()).unwrap();
     assert_eq!(bytes(&files, 20, 25, 7).unwrap(), b"younger");
+}
+
+/// A replica that differed has done things to other files than it should have: its own state says which.
+#[test]
+fn what_a_wrong_state_has_done_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = replica(dir.path());
+    // The last one was written at 9 by mistake, instead of another one.
+    let wrong = [(10, 1, 6, 5), (11, 1, 13, 6), (12, 1, 10, 9)];
+    let under = state(&dir.path().join("wrong"), 10, &wrong);
+    let right =
+        state(&dir.path().join("right"), 12, &[(10, 1, 6, 5), (11, 1, 13, 8), (12, 1, 10, 7)]);
+    let trust = Trust { until: LogIndex(7), under: Some(&under) };
+    files.adopt(&right, trust).unwrap();
+    assert_eq!(bytes(&files, 10, 1, 6).unwrap(), b"stays!");
+    assert_eq!(missing(&files, 11, 1), [(0, 13, 8)], "it changed after the last comparison");
+    assert_eq!(missing(&files, 12, 1), [(0, 10, 7)], "it did not, but something was done to it");
 }

@@ -45,7 +45,7 @@ mod sys;
 pub(crate) mod test_replica;
 mod unfinished;
 
-pub use adopt::Adopted;
+pub use adopt::{Adopted, is_believed};
 pub use blocks::{BlockReader, Steady, blocks_of};
 pub use checksums::PAGE_BLOCKS;
 pub use datadir::{BootIdentity, DataDir};

@@ -82,11 +82,10 @@ pub(super) fn recover_over(
         tracing::info!(%error, "an old state stays until the next start");
     }
     raise_commit(&log, &state)?;
-    let mut trust = Trust::CarriedOut;
-    if dir.diverged()?.is_some() && rebuilt.is_some() {
+    let is_wrong = dir.diverged()?.is_some() && rebuilt.is_some();
+    if is_wrong {
         // The state is gone that would say what the files were changed under.
         dir.set_diverged(LogIndex(0))?;
-        trust = Trust::Until { until: LogIndex(0), under: None };
     }
     let files = Files::open_over(&dir.files_dir(), &dir.stages_dir(), dir.same_boot(), beneath)?;
     if rebuilt.is_none() {
@@ -94,7 +93,8 @@ pub(super) fn recover_over(
         files.pass(state.applied());
     }
     if files.are_behind(&state) {
-        let adopted = files.adopt(&state, trust)?;
+        let until = if is_wrong { LogIndex(0) } else { files.carried_out() };
+        let adopted = files.adopt(&state, Trust { until, under: None })?;
         // A new replica has none.
         if adopted != Adopted::default() {
             tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
@@ -171,18 +171,18 @@ impl Received {
         files: &Files,
         state: &State,
     ) -> Result<Adopted, StoreError> {
-        let mut ledger = Batch::default();
-        put_ledger(&mut ledger, &state.ledger()?.of_replaced_state());
+        let ledger = state.ledger()?;
+        let mut batch = Batch::default();
+        put_ledger(&mut batch, &ledger.of_replaced_state());
         let at = AppliedPoint { index: self.index(), term: self.header.term, conf_state: None };
-        self.state.commit(ledger, at)?;
+        self.state.commit(batch, at)?;
         self.state.flush()?;
         put_snapshot(&self.file, &dir.snapshots_dir(), self.header.index)?;
         fit_log_to_snapshot(dir, log, Some(&self.header))?;
-        let trust = match dir.diverged()? {
-            Some(until) => Trust::Until { until, under: Some(state) },
-            None => Trust::CarriedOut,
-        };
-        let adopted = files.adopt(&self.state, trust)?;
+        // Nobody has compared what came after the last comparison. A state that was built anew knows of none.
+        let compared = Some(ledger.equal()).filter(|index| *index > LogIndex(0));
+        let until = dir.diverged()?.or(compared).unwrap_or_else(|| files.carried_out());
+        let adopted = files.adopt(&self.state, Trust { until, under: Some(state) })?;
         dir.switch_state(&self.state_dir)?;
         state.replace(self.state);
         raise_commit(log, state)?;

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use quorumfs::consensus::Input;
 
 use crate::clock::{MILLI, SECOND};
+use crate::divergence::Wrong;
 use crate::network::Direction;
 use crate::random::Random;
 use crate::world::{Event, World};
 
 /// Kinds of faults.
-const KINDS: u64 = 17;
+const KINDS: u64 = 19;
 
 /// The kinds that a run has: most have some but not all, so that others meet more often.
 pub fn choose_kinds(random: &mut Random) -> Vec<u64> {
@@ -85,6 +86,8 @@ impl World {
                 self.pause(node)
             }
             15 => self.replace_member(victim),
+            16 => self.spoil(victim, Wrong::Rotten),
+            17 => self.spoil(victim, Wrong::Misapplied),
             _ => {
                 let mut clock = self.nodes[victim].clock;
                 clock.change_rate(&mut self.random, self.now);

@@ -78,7 +78,7 @@ impl World {
     }
 
     /// Some other member, as far as this node knows.
-    fn some_peer(&mut self, node: usize) -> Option<usize> {
+    pub fn some_peer(&mut self, node: usize) -> Option<usize> {
         let members = self.nodes[node].state.members().into_iter();
         let places = members.map(|(id, _)| usize::try_from(id.0).expect("few nodes") - 1);
         let others: Vec<_> = places.filter(|place| *place != node).collect();
@@ -112,7 +112,9 @@ impl World {
     /// The data_version of what is wanted, where this node has it.
     fn version_of(&self, node: usize, wanted: Wanted) -> Option<LogIndex> {
         // Until the state has come to what the files were when the last process died, they may be newer.
-        if !self.nodes[node].daemon.as_ref()?.has_replayed {
+        // Who differs and does not know it yet might give anything: that is not looked at here.
+        let is_right = !self.nodes[node].is_off() && self.nodes[node].is_sound();
+        if !is_right || !self.nodes[node].daemon.as_ref()?.has_replayed {
             return None;
         }
         let inode = query::inode(&self.nodes[node].state.view, wanted.key.0);
@@ -206,7 +208,9 @@ impl World {
 
     /// Bytes and state go to the disk: a snapshot begins, or only a sync.
     pub fn snapshot(&mut self, node: usize) {
-        let state = self.random.chance(700).then(|| self.nodes[node].state.clone());
+        let is_right = self.records_add_up(node) && self.nodes[node].is_sound();
+        let writes_one = self.random.chance(700) && is_right;
+        let state = writes_one.then(|| self.nodes[node].state.clone());
         if let Some(state) = &state {
             self.nodes[node].files.pass(state.applied.index);
         }
@@ -215,7 +219,7 @@ impl World {
         self.after(took, node, NodeEvent::Synced { sync, state });
     }
 
-    /// It is there. The log is cut of what no node needs any more.
+    /// It is there, and counts once it is attested.
     pub fn synced(&mut self, node: usize, sync: Sync, state: Option<State>) {
         // Between the sync and what says so.
         let dies = self.stormy && self.random.chance(20);
@@ -227,15 +231,9 @@ impl World {
         }
         let newest = self.nodes[node].snapshot.applied;
         if let Some(state) = state.filter(|state| state.applied >= newest) {
-            let target = &mut self.nodes[node];
-            target.snapshot = state;
-            let core = &target.daemon.as_ref().expect("it writes them").core;
-            let (needed, applied) = (core.needed_by_peers(), core.applied());
-            let covered = target.snapshot.applied.index;
-            // Now and then the log is too large, whoever needs it.
-            let needed = if self.stormy && self.random.chance(150) { applied } else { needed };
-            target.disk.cut(needed.min(covered));
-            self.coverage.count("snapshots");
+            let daemon = self.nodes[node].daemon.as_mut().expect("it writes them");
+            daemon.candidate = Some(state);
+            self.count_candidate(node);
         }
         self.snapshot_later(node);
     }
@@ -244,7 +242,7 @@ impl World {
     pub fn check_bytes(&mut self, node: usize, key: Key) {
         let Self { nodes, reference, .. } = self;
         let applied = nodes[node].state.applied.index;
-        if nodes[node].files.are_of(applied) {
+        if !nodes[node].is_off() && nodes[node].files.are_of(applied) {
             reference.check(nodes[node].id, &nodes[node].files, key, applied);
         }
     }

@@ -1,6 +1,7 @@
 //! A node whose log position was cut off takes the leader's snapshot.
 
-use quorumfs::consensus::Boot;
+use quorumfs::consensus::{Boot, Sample, Standing};
+use quorumfs::fs::Ledger;
 use quorumfs::types::{LogIndex, NodeId};
 
 use crate::clock::{MILLI, SECOND};
@@ -9,7 +10,7 @@ use crate::state::State;
 use crate::world::World;
 
 /// Where an installation may be cut by a crash.
-const STEPS: u64 = 4;
+const STEPS: u64 = 5;
 
 impl World {
     /// The core needs what the leader no longer has in its log.
@@ -39,7 +40,9 @@ impl World {
             return;
         }
         daemon.is_installing = false;
-        if state.applied.index <= self.nodes[node].state.applied.index {
+        let applied = self.nodes[node].state.applied.index;
+        let is_healing = self.nodes[node].diverged.is_some() && state.applied.index == applied;
+        if state.applied.index <= applied && !is_healing {
             self.coverage.count("snapshots that came late");
             return;
         }
@@ -69,11 +72,18 @@ impl World {
         self.trace.note(self.now, target.id.0, "installs", &values);
         target.disk.raise_commit(applied);
         target.forget_stages();
+        let was_unsound = target.daemon.as_ref().expect("it runs").standing != Standing::Sound;
+        if was_unsound {
+            self.coverage.count("divergence: healed");
+        }
+        let target = &mut self.nodes[node];
         let boot = target.boot_point();
         let disk = target.disk.clone();
         let daemon = target.daemon.as_mut().expect("it runs");
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         daemon.core.install(disk, boot, &logger).expect("the log is usable");
+        daemon.standing = Standing::Sound;
+        daemon.candidate = None;
         daemon.unapplied.applied(applied.index);
         daemon.invalidated = daemon.invalidated.split_off(&applied.index.next());
         daemon.shown = applied.index;
@@ -95,6 +105,11 @@ impl Node {
             conf_state: self.state.membership.clone(),
             sessions: self.state.sessions(),
             members: self.state.members(),
+            sample: self
+                .state
+                .ledger
+                .last_sample()
+                .map(|(index, digest)| Sample { index, digest: digest.0 }),
         }
     }
 
@@ -103,8 +118,18 @@ impl Node {
         match step {
             0 => self.snapshot = state.clone(),
             1 => self.disk.fit(state.applied),
-            2 => self.files.adopt(state),
-            _ => self.state = state.clone(),
+            2 => {
+                let ledger = &self.state.ledger;
+                let compared = Some(ledger.equal()).filter(|index| *index > LogIndex(0));
+                let until = self.diverged.or(compared).unwrap_or_else(|| self.files.carried_out());
+                self.files.adopt(state, until, Some(&self.state));
+            }
+            3 => {
+                let ledger = self.state.ledger.of_replaced_state();
+                self.state = State { ledger, ..state.clone() };
+                self.wrong = None;
+            }
+            _ => self.diverged = None,
         }
     }
 
@@ -116,13 +141,17 @@ impl Node {
             self.is_state_lost = true;
         }
         if std::mem::take(&mut self.is_state_lost) {
-            self.state = self.snapshot.clone();
+            self.state = State { ledger: Ledger::default(), ..self.snapshot.clone() };
+            self.wrong = None;
+            // The state is gone that would say what the files were changed under.
+            self.diverged = self.diverged.map(|_| LogIndex(0));
         } else {
             // What a state says has reached the files before.
             self.files.pass(self.state.applied.index);
         }
         if self.files.are_behind(self.state.applied.index) {
-            self.files.adopt(&self.state);
+            let until = self.diverged.unwrap_or_else(|| self.files.carried_out());
+            self.files.adopt(&self.state, until, None);
         }
         self.disk.raise_commit(self.state.applied);
         self.forget_stages();

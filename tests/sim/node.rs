@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use quorumfs::consensus::{Committed, Core, CoreConfig, Input, PeerMessage, Received, Role};
+use quorumfs::consensus::{
+    Committed, Core, CoreConfig, Input, PeerMessage, Received, Role, Sample, Standing,
+};
 use quorumfs::fs::{Change, Unapplied};
 use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, SessionId, StageId, Term};
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
+use crate::divergence::Wrong;
 use crate::drive::Key;
 use crate::fetching::{Fetch, UnderWay, Wanted};
 use crate::files::{Files, Sync};
@@ -42,6 +45,10 @@ pub struct Node {
     pub kernel_is_stuck: bool,
     /// It was removed from the cluster, and its daemon knows it.
     pub is_retired: bool,
+    /// It was found to differ: up to where its files are to be believed. Durable.
+    pub diverged: Option<LogIndex>,
+    /// Its state is wrong, which it is to find out.
+    pub wrong: Option<Wrong>,
     /// The daemon dies in the middle of what it is doing, after so many effects.
     pub dies_after_effects: Option<u64>,
 }
@@ -79,6 +86,10 @@ pub struct Daemon {
     pub has_replayed: bool,
     /// A snapshot of the leader is on its way.
     pub is_installing: bool,
+    /// What its core was told of its state.
+    pub standing: Standing,
+    /// A snapshot that is written and does not count yet.
+    pub candidate: Option<State>,
 }
 
 /// Entries that were applied together.
@@ -91,6 +102,8 @@ pub struct Round {
     pub forgets: Vec<Change>,
     /// Commands that may be answered as soon as this is shown.
     pub answers: Vec<ProposalKey>,
+    /// What the state came to, where the last one asks for it.
+    pub sample: Option<Sample>,
 }
 
 /// What happens to a daemon.
@@ -142,6 +155,8 @@ pub enum NodeEvent {
         ino: Ino,
     },
     Snapshot,
+    /// It differs, and asks for another state.
+    Heal,
     /// A sync of the whole file system is done; with the state as of its beginning, it is for a snapshot.
     Synced {
         sync: Sync,
@@ -229,6 +244,8 @@ impl Node {
             applier_stuck_until: 0,
             kernel_is_stuck: false,
             is_retired: false,
+            diverged: None,
+            wrong: None,
             dies_after_effects: None,
         }
     }
@@ -268,6 +285,8 @@ impl Node {
             merging: false,
             has_replayed: false,
             is_installing: false,
+            standing: Standing::Sound,
+            candidate: None,
         });
     }
 

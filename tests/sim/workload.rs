@@ -198,6 +198,15 @@ impl World {
     /// A client's operation is over: with an answer, or nobody knows how.
     pub fn finish(&mut self, client: usize, answer: Option<Answer>) {
         let Some(current) = self.clients[client].current.take() else { return };
+        let target = &self.nodes[self.clients[client].node];
+        assert!(
+            answer.is_none() || target.is_sound(),
+            "node {} serves although it is off",
+            target.id
+        );
+        // What a replica says that is wrong and does not know it yet, nobody can believe; what was proposed through it
+        // may have happened.
+        let answer = answer.filter(|_| !target.is_off());
         let node = self.nodes[self.clients[client].node].id.0;
         let operation = current.operation;
         self.trace.note(

@@ -189,6 +189,10 @@ impl World {
         self.after(first_tick, node, NodeEvent::Tick);
         self.snapshot_later(node);
         self.start_lockers(node);
+        self.stand(node);
+        if self.nodes[node].diverged.is_some() {
+            self.after(0, node, NodeEvent::Heal);
+        }
         self.open_session(node);
         for other in 0..self.nodes.len() {
             if other != node {
@@ -318,6 +322,8 @@ impl World {
     /// A daemon dies; with `power_lost` so does its machine.
     pub fn crash(&mut self, node: usize, power_lost: bool) {
         let Some(daemon) = self.nodes[node].daemon.take() else { return };
+        // A wrong state that goes before it is found leaves what it has done to files, of which no digest knows.
+        let power_lost = power_lost && self.nodes[node].wrong.is_none();
         self.coverage.add("retries", daemon.core.retries());
         let target = &mut self.nodes[node];
         target.backlog = None;

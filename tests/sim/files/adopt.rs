@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use quorumfs::fs::{proto, query};
-use quorumfs::store::Away;
+use quorumfs::store::{Away, is_believed};
 use quorumfs::types::{ByteRange, Generation, Ino, LogIndex};
 
 use super::Files;
@@ -21,15 +21,27 @@ impl Files {
         self.done < applied
     }
 
-    /// The files under a state that came with a peer's snapshot.
-    pub fn adopt(&mut self, state: &State) {
-        let (applied, before) = (state.applied.index, self.done);
+    /// Up to where that is so.
+    pub fn carried_out(&self) -> LogIndex {
+        self.done
+    }
+
+    /// The files under a state that came with a peer's snapshot, as far as they are to be believed.
+    pub fn adopt(&mut self, state: &State, until: LogIndex, under: Option<&State>) {
+        let applied = state.applied.index;
         let inodes = query::inodes(&state.view, Ino(0), usize::MAX).expect("nothing rots here");
         let mut named = BTreeSet::new();
         for (ino, inode) in inodes {
             let key = (ino, Generation(inode.generation));
             named.insert(key);
-            if inode.kind() == proto::Kind::Regular && inode.data_version > before.0 {
+            let is_believed = match under {
+                None => inode.data_version <= until.0,
+                Some(under) => {
+                    let known = query::inode(&under.view, ino).expect("nothing rots here");
+                    is_believed(&inode, known.as_ref(), until)
+                }
+            };
+            if inode.kind() == proto::Kind::Regular && !is_believed {
                 self.clear(key, ByteRange::from(0));
                 let version = LogIndex(inode.data_version);
                 self.set(key, ByteRange { start: 0, end: inode.size }, Away::Missing { version });

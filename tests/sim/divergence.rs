@@ -1,0 +1,266 @@
+//! Replicas whose state becomes another one behind their backs: how that is done, and what their drivers do once it is
+//! found.
+
+use prost::Message;
+use quorumfs::consensus::{Input, Sample, Standing};
+use quorumfs::fs::keys::{self, Parsed};
+use quorumfs::fs::{Digest, Finding, Verdict, proto};
+use quorumfs::types::{Ino, LogIndex};
+
+use crate::clock::{MILLI, SECOND};
+use crate::node::{Node, NodeEvent};
+use crate::random::Random;
+use crate::state::State;
+use crate::world::World;
+
+/// A majority that is right must be left while one replica is wrong.
+const VOTERS_MIN: usize = 3;
+/// How often a replica that differs asks for another state.
+const ASKS: u64 = SECOND / 2;
+
+/// How a state becomes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// A record changes on the disk: the digest knows nothing of it.
+    Rotten,
+    /// A command does something else than elsewhere: the digest is that of the wrong state.
+    Misapplied,
+}
+
+impl Node {
+    /// Nothing that it shows or does to files is to be compared with what it should be.
+    pub fn is_off(&self) -> bool {
+        self.wrong.is_some() || self.diverged.is_some()
+    }
+
+    /// What its core is told.
+    pub fn standing(&self) -> Standing {
+        match (self.diverged, self.state.ledger.doubt()) {
+            (Some(_), _) => Standing::Diverged,
+            (None, Some(_)) => Standing::Doubtful,
+            (None, None) => Standing::Sound,
+        }
+    }
+
+    pub fn is_sound(&self) -> bool {
+        self.standing() == Standing::Sound
+    }
+}
+
+impl State {
+    /// Takes in what the log says of an earlier entry, at the last one that was applied.
+    pub fn judge(&mut self, verdict: Verdict) -> (Finding, Sample) {
+        let finding = self.ledger.judge(verdict);
+        let index = self.applied.index;
+        self.ledger.sample(index, self.digest);
+        (finding, Sample { index, digest: self.digest.0 })
+    }
+
+    /// What its records add up to.
+    fn sum(&self) -> Digest {
+        let mut sum = Digest::default();
+        self.view.iter().for_each(|(key, value)| sum.add(key, value));
+        sum
+    }
+
+    /// Changes some record that can be wrong without stopping anybody.
+    fn spoil(&mut self, how: Wrong, random: &mut Random) {
+        let may_be_wrong = |key: &[u8], value: &[u8]| match keys::parse(key) {
+            Some(Parsed::Inode { .. }) => {
+                let inode = proto::Inode::decode(value).expect("nothing rots here");
+                inode.kind() == proto::Kind::Regular
+            }
+            Some(Parsed::Xattr { .. }) => true,
+            // Only those that come and go.
+            Some(Parsed::Dentry { parent, .. }) => parent != Ino::ROOT,
+            _ => false,
+        };
+        let pairs = self.view.iter().filter(|(key, value)| may_be_wrong(key, value));
+        let candidates: Vec<Vec<u8>> = pairs.map(|(key, _)| key.clone()).collect();
+        let key = candidates[random.index(candidates.len())].clone();
+        let before = self.view.remove(&key).expect("it was just found");
+        let after = spoilt(&key, before.clone(), random);
+        if how == Wrong::Misapplied {
+            self.digest.remove(&key, &before);
+            if let Some(after) = &after {
+                self.digest.add(&key, after);
+            }
+        }
+        if let Some(after) = after {
+            self.view.insert(key, after);
+        }
+    }
+}
+
+fn spoilt(key: &[u8], mut value: Vec<u8>, random: &mut Random) -> Option<Vec<u8>> {
+    match keys::parse(key) {
+        Some(Parsed::Inode { .. }) => {
+            let mut inode = proto::Inode::decode(&value[..]).expect("nothing rots here");
+            if random.chance(700) {
+                inode.size += 8;
+            } else {
+                inode.mode ^= 0o111;
+            }
+            Some(inode.encode_to_vec())
+        }
+        Some(Parsed::Xattr { .. }) => {
+            *value.last_mut().expect("a register has bytes") ^= 1;
+            Some(value)
+        }
+        _ => None,
+    }
+}
+
+impl World {
+    /// A replica's state becomes another one, where enough others are right.
+    pub fn spoil(&mut self, node: usize, how: Wrong) -> &'static str {
+        let voters = self.nodes[node].state.membership.get_voters().len();
+        let all_right = self.members().all(|node| !node.is_off() && node.is_sound());
+        let target = &mut self.nodes[node];
+        let runs = target.daemon.is_some() && !target.is_retired;
+        if runs && all_right && voters >= VOTERS_MIN && self.is_membership_settled() {
+            let target = &mut self.nodes[node];
+            target.state.spoil(how, &mut self.random);
+            target.wrong = Some(how);
+            self.coverage.count("divergence: states that were spoilt");
+        }
+        match how {
+            Wrong::Rotten => "fault: record rotten",
+            Wrong::Misapplied => "fault: command misapplied",
+        }
+    }
+
+    /// What the log says of this replica's state, which it has just come to.
+    pub fn judged(&mut self, node: usize, finding: Finding) {
+        match finding {
+            Finding::Equal => {
+                self.stand(node);
+                self.count_candidate(node);
+            }
+            Finding::Differs { .. } => {
+                self.coverage.count("divergence: found by digests");
+                self.diverge(node);
+            }
+            Finding::Doubt => {
+                self.coverage.count("divergence: no majority");
+                self.stand(node);
+            }
+            Finding::Nothing => {}
+        }
+    }
+
+    fn diverge(&mut self, node: usize) {
+        let target = &mut self.nodes[node];
+        assert!(target.wrong.is_some(), "node {} is as all others", target.id);
+        target.diverged = Some(target.state.ledger.equal());
+        self.trace.note(self.now, target.id.0, "diverged", &[]);
+        self.stand(node);
+        self.after(ASKS, node, NodeEvent::Heal);
+    }
+
+    /// Tells the core, where that is new; the session goes, or one may come.
+    pub fn stand(&mut self, node: usize) {
+        let standing = self.nodes[node].standing();
+        let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
+        if std::mem::replace(&mut daemon.standing, standing) == standing {
+            return;
+        }
+        daemon.inbox.push_back(Input::Stands(standing));
+        match (standing, daemon.mount.session) {
+            (Standing::Sound, _) => self.open_session(node),
+            (Standing::Doubtful | Standing::Diverged, Some(session)) => {
+                self.session_ended(node, session);
+            }
+            (Standing::Doubtful | Standing::Diverged, None) => {}
+        }
+    }
+
+    /// Applies nothing: the state of a peer takes the place of this one, and what comes after it is handed out again.
+    pub fn is_frozen(&mut self, node: usize) -> bool {
+        let is_frozen = self.nodes[node].diverged.is_some();
+        if is_frozen && let Some(daemon) = self.nodes[node].daemon.as_mut() {
+            let entries = daemon.to_apply.drain(..).flat_map(|(entries, _)| entries);
+            if let Some(last) = entries.last() {
+                daemon.unapplied.applied(last.position.index);
+            }
+        }
+        is_frozen
+    }
+
+    /// Asks some member for its state, which is to cover all that was applied here.
+    pub fn heal(&mut self, node: usize) {
+        if self.nodes[node].diverged.is_none() {
+            return;
+        }
+        self.after(ASKS, node, NodeEvent::Heal);
+        let Some(peer) = self.some_peer(node) else { return };
+        let is_reached = self.network.is_open(node, peer) && self.network.is_open(peer, node);
+        let applied = self.nodes[node].state.applied.index;
+        let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+        if !is_reached || daemon.is_installing || self.nodes[peer].daemon.is_none() {
+            return;
+        }
+        if self.nodes[peer].snapshot.applied.index < applied {
+            if self.nodes[peer].state.applied.index >= applied && self.nodes[peer].backlog.is_none()
+            {
+                self.take_candidate(peer, applied);
+            }
+            return;
+        }
+        self.nodes[node].daemon.as_mut().expect("as above").is_installing = true;
+        let state = Box::new(self.nodes[peer].snapshot.clone());
+        let delay = self.random.skewed(MILLI, SECOND);
+        self.after(delay, node, NodeEvent::SnapshotCame { state });
+    }
+
+    /// A peer wants a snapshot that covers an entry: it is taken, and counts once it is attested.
+    fn take_candidate(&mut self, node: usize, at_least: LogIndex) {
+        let target = &mut self.nodes[node];
+        let known = target.daemon.as_ref().expect("it runs").candidate.as_ref();
+        let has_one = known.is_some_and(|candidate| candidate.applied.index >= at_least);
+        if !has_one && target.is_sound() && self.records_add_up(node) {
+            let target = &mut self.nodes[node];
+            target.files.pass(target.state.applied.index);
+            let sync = target.files.begin_sync();
+            target.files.end_sync(sync, true);
+            let candidate = target.state.clone();
+            target.daemon.as_mut().expect("as above").candidate = Some(candidate);
+        }
+        self.count_candidate(node);
+    }
+
+    /// Looks at all records, as whoever writes them to a snapshot does.
+    pub fn records_add_up(&mut self, node: usize) -> bool {
+        let add_up = self.nodes[node].state.sum() == self.nodes[node].state.digest;
+        if !add_up && self.nodes[node].diverged.is_none() {
+            self.coverage.count("divergence: found by the records");
+            self.diverge(node);
+        }
+        add_up
+    }
+
+    /// The snapshot that was written last counts, if that may be. The log is cut of what no node needs any more.
+    pub fn count_candidate(&mut self, node: usize) {
+        let target = &mut self.nodes[node];
+        let daemon = target.daemon.as_mut().expect("it writes them");
+        let attests = |state: &State| {
+            target.state.ledger.attests(state.applied.index, state.digest)
+                && state.applied >= target.snapshot.applied
+        };
+        if !daemon.candidate.as_ref().is_some_and(attests) {
+            return;
+        }
+        target.snapshot = daemon.candidate.take().expect("just seen");
+        let (needed, applied) = (daemon.core.needed_by_peers(), daemon.core.applied());
+        let covered = target.snapshot.applied.index;
+        // Now and then the log is too large, whoever needs it.
+        let needed = if self.stormy && self.random.chance(150) { applied } else { needed };
+        target.disk.cut(needed.min(covered));
+        self.coverage.count("snapshots");
+    }
+
+    /// Whether every replica's state is known to be right, and is.
+    pub fn are_all_sound(&self) -> bool {
+        self.members().all(|node| !node.is_off() && node.is_sound())
+    }
+}

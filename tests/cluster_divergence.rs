@@ -15,7 +15,7 @@ use quorumfs::types::Ino;
 use serde_json::Value;
 use support::{Cluster, PATIENCE, quorumfs, succeed, wait_until, write_and_sync};
 
-/// Of a node whose daemon was killed: the record of a file says that it has more bytes, and the digest does not know.
+/// Of a node whose daemon has stopped: the record of a file says that it has more bytes, and the digest does not know.
 fn lengthen(cluster: &Cluster, node: u64, name: &str, by: u64) {
     let path = cluster.dir().join(format!("n{node}/data"));
     let dir = wait_until(PATIENCE, "the data directory", || DataDir::open(&path).ok());
@@ -64,7 +64,7 @@ fn a_replica_that_differs_says_so_and_heals() {
     write_and_sync(&log, &[b'a'; 100_000]).expect("write");
     write_and_sync(&other, &[b'o'; 100_000]).expect("write");
     cluster.settle();
-    cluster.kill(node, "KILL");
+    cluster.kill(node, "TERM");
     lengthen(&cluster, node, "log", 8192);
     cluster.start(node);
     cluster.settle_mounts();
@@ -99,7 +99,7 @@ fn of_two_that_differ_neither_serves_until_one_is_removed() {
     let log = cluster.mount(right).join("log");
     write_and_sync(&log, b"before").expect("write");
     cluster.settle();
-    cluster.kill(wrong, "KILL");
+    cluster.kill(wrong, "TERM");
     lengthen(&cluster, wrong, "log", 4096);
     cluster.start(wrong);
     cluster.settle_mounts();

@@ -38,8 +38,6 @@ pub enum Mutant {
     GrantAnyLock,
     /// A replica does not compare its digests with those of the others.
     IgnoreDigests,
-    /// A snapshot counts before it is known that its state is that of the others.
-    UnattestedSnapshot,
     /// A replica that has healed believes all of its files that are not newer than the snapshot.
     BelieveAllFiles,
 }

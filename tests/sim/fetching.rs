@@ -77,10 +77,15 @@ impl World {
         self.fetch_later(node);
     }
 
-    /// Some other member, as far as this node knows.
+    /// Some other node with a place in the group, as far as this node knows.
     pub fn some_peer(&mut self, node: usize) -> Option<usize> {
-        let members = self.nodes[node].state.members().into_iter();
-        let places = members.map(|(id, _)| usize::try_from(id.0).expect("few nodes") - 1);
+        let state = &self.nodes[node].state;
+        // Who is removed and has its place still may be the one that has what others lack.
+        let mut ids: Vec<u64> = state.members().into_iter().map(|(id, _)| id.0).collect();
+        ids.extend(state.membership.get_voters());
+        ids.sort_unstable();
+        ids.dedup();
+        let places = ids.into_iter().map(|id| usize::try_from(id).expect("few nodes") - 1);
         let others: Vec<_> = places.filter(|place| *place != node).collect();
         (!others.is_empty()).then(|| self.random.pick(&others))
     }

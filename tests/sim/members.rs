@@ -51,7 +51,9 @@ impl World {
 
     /// A member leaves, and another comes, one after the other or both at once.
     pub fn replace_member(&mut self, leaves: usize) -> &'static str {
-        let settled = self.is_membership_settled() && !self.nodes[leaves].is_retired;
+        // Of two voters, one of which is wrong, no majority says who.
+        let settled = self.is_membership_settled() && self.are_all_sound();
+        let settled = settled && !self.nodes[leaves].is_retired;
         if settled && self.nodes.len() < NODES_MAX {
             let comes = self.nodes.len();
             self.add_node(comes);

@@ -206,6 +206,7 @@ impl World {
         );
         // What a replica says that is wrong and does not know it yet, nobody can believe; what was proposed through it
         // may have happened.
+        let is_answered = answer.is_some();
         let answer = answer.filter(|_| !target.is_off());
         let node = self.nodes[self.clients[client].node].id.0;
         let operation = current.operation;
@@ -219,11 +220,11 @@ impl World {
         match answer {
             Some(answer) => {
                 self.history.answer(operation, answer);
-                self.clients[client].answered += 1;
             }
             None if current.key.is_none() => self.history.void(operation),
             None => self.coverage.count("unknown outcomes"),
         }
+        self.clients[client].answered += u64::from(is_answered);
         self.think(client);
     }
 

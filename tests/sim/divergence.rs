@@ -115,7 +115,8 @@ impl World {
     /// A replica's state becomes another one, where enough others are right.
     pub fn spoil(&mut self, node: usize, how: Wrong) -> &'static str {
         let voters = self.nodes[node].state.membership.get_voters().len();
-        let all_right = self.members().all(|node| !node.is_off() && node.is_sound());
+        // It is not to be the last one that has some bytes.
+        let all_right = self.are_all_sound() && self.members().all(|n| n.files.lacks_nothing());
         let target = &mut self.nodes[node];
         let runs = target.daemon.is_some() && !target.is_retired;
         if runs && all_right && voters >= VOTERS_MIN && self.is_membership_settled() {

@@ -322,8 +322,9 @@ impl World {
     /// A daemon dies; with `power_lost` so does its machine.
     pub fn crash(&mut self, node: usize, power_lost: bool) {
         let Some(daemon) = self.nodes[node].daemon.take() else { return };
-        // A wrong state that goes before it is found leaves what it has done to files, of which no digest knows.
-        let power_lost = power_lost && self.nodes[node].wrong.is_none();
+        // A wrong state that goes before it is found leaves what it has done to files, of which no digest knows. And bytes
+        // that only a wrong replica has beside one that loses power go with it: they were closed, and not fsynced.
+        let power_lost = power_lost && self.nodes.iter().all(|node| !node.is_off());
         self.coverage.add("retries", daemon.core.retries());
         let target = &mut self.nodes[node];
         target.backlog = None;

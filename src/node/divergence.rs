@@ -102,12 +102,12 @@ pub(super) fn compare(
         finding
     };
     match finding {
-        Finding::Equal => stand(shared, Standing::Sound, String::new()),
-        Finding::Doubt => stand(shared, Standing::Doubtful, no_majority(verdict.index)),
+        Finding::Equal => stand(shared, Standing::Sound, ""),
+        Finding::Doubt => stand(shared, Standing::Doubtful, &no_majority(verdict.index)),
         Finding::Differs { index, expected, found } => {
             let why =
                 format!("at entry {index} its digest was {found}, that of most is {expected}");
-            diverge(shared, why)?;
+            diverge(shared, &why)?;
         }
         Finding::Nothing => {}
     }
@@ -115,7 +115,7 @@ pub(super) fn compare(
 }
 
 /// This replica's state is not what it should be.
-pub(super) fn diverge(shared: &Shared, why: String) -> Result<(), StoreError> {
+pub(super) fn diverge(shared: &Shared, why: &str) -> Result<(), StoreError> {
     if !shared.comparison.is_diverged() {
         let since = shared.comparison.ledger.lock().equal();
         shared.config.directory.set_diverged(since)?;
@@ -124,7 +124,7 @@ pub(super) fn diverge(shared: &Shared, why: String) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn stand(shared: &Shared, standing: Standing, why: String) {
+fn stand(shared: &Shared, standing: Standing, why: &str) {
     let comparison = &shared.comparison;
     let mut known = comparison.why.lock();
     let before = comparison.standing();
@@ -132,7 +132,7 @@ fn stand(shared: &Shared, standing: Standing, why: String) {
     if before == standing || before == Standing::Diverged {
         return;
     }
-    known.clone_from(&why);
+    why.clone_into(&mut known);
     comparison.set(standing);
     drop(known);
     match standing {

@@ -139,7 +139,7 @@ fn write(shared: &Shared) -> Result<Option<Candidate>, StoreError> {
         Ok(file) => Ok(Some(Candidate { file, index, digest: header.digest, started })),
         Err(StoreError::Rotten { found, expected }) => {
             let why = format!("its records add up to {found}, and not to {expected} as written");
-            diverge(shared, why)?;
+            diverge(shared, &why)?;
             Ok(None)
         }
         Err(error) => Err(error),

@@ -15,6 +15,9 @@ use quorumfs::types::Ino;
 use serde_json::Value;
 use support::{Cluster, PATIENCE, quorumfs, succeed, wait_until, write_and_sync};
 
+/// Bytes that do not fit into a command.
+const LARGE: usize = 100_000;
+
 /// Of a node whose daemon has stopped: the record of a file says that it has more bytes, and the digest does not know.
 fn lengthen(cluster: &Cluster, node: u64, name: &str, by: u64) {
     let path = cluster.dir().join(format!("n{node}/data"));
@@ -61,21 +64,21 @@ fn a_replica_that_differs_says_so_and_heals() {
     let node = cluster.follower();
     let beside = (1..=3).find(|other| *other != node).expect("there are two");
     let (log, other) = (cluster.mount(beside).join("log"), cluster.mount(beside).join("other"));
-    write_and_sync(&log, &[b'a'; 100_000]).expect("write");
-    write_and_sync(&other, &[b'o'; 100_000]).expect("write");
+    write_and_sync(&log, &vec![b'a'; LARGE]).expect("write");
+    write_and_sync(&other, &vec![b'o'; LARGE]).expect("write");
     cluster.settle();
     cluster.kill(node, "TERM");
     lengthen(&cluster, node, "log", 8192);
     cluster.start(node);
     cluster.settle_mounts();
     // Until it is written again nobody knows.
-    append(&log, &[b'b'; 100_000]).expect("append");
+    append(&log, &vec![b'b'; LARGE]).expect("append");
     wait_until(PATIENCE, "the replica to say so", || {
         says(&cluster, node, "the state of this replica differs").then_some(())
     });
     // The others go on meanwhile.
     write_and_sync(&other, b"written meanwhile").expect("write");
-    let expected = [[b'a'; 100_000], [b'b'; 100_000]].concat();
+    let expected = [vec![b'a'; LARGE], vec![b'b'; LARGE]].concat();
     let found = wait_until(PATIENCE, "the replica to serve", || {
         fs::read(cluster.mount(node).join("log")).ok()
     });

@@ -215,7 +215,7 @@ impl World {
     pub fn snapshot(&mut self, node: usize) {
         let is_right = self.records_add_up(node) && self.nodes[node].is_sound();
         let writes_one = self.random.chance(700) && is_right;
-        let state = writes_one.then(|| self.nodes[node].state.clone());
+        let state = writes_one.then(|| Box::new(self.nodes[node].state.clone()));
         if let Some(state) = &state {
             self.nodes[node].files.pass(state.applied.index);
         }
@@ -225,7 +225,7 @@ impl World {
     }
 
     /// It is there, and counts once it is attested.
-    pub fn synced(&mut self, node: usize, sync: Sync, state: Option<State>) {
+    pub fn synced(&mut self, node: usize, sync: Sync, state: Option<Box<State>>) {
         // Between the sync and what says so.
         let dies = self.stormy && self.random.chance(20);
         self.nodes[node].files.end_sync(sync, !dies);
@@ -237,7 +237,7 @@ impl World {
         let newest = self.nodes[node].snapshot.applied;
         if let Some(state) = state.filter(|state| state.applied >= newest) {
             let daemon = self.nodes[node].daemon.as_mut().expect("it writes them");
-            daemon.candidate = Some(state);
+            daemon.candidate = Some(*state);
             self.count_candidate(node);
         }
         self.snapshot_later(node);

@@ -160,7 +160,7 @@ pub enum NodeEvent {
     /// A sync of the whole file system is done; with the state as of its beginning, it is for a snapshot.
     Synced {
         sync: Sync,
-        state: Option<State>,
+        state: Option<Box<State>>,
     },
     Merge,
     /// It looks whether it has everything on its disk, and says so.

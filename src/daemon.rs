@@ -127,8 +127,8 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
         bail!("{reason}");
     }
     stopped?;
-    guarding::stop(guardian).await;
     node.stop().await?;
+    guarding::stop(guardian).await;
     let _ = stop_server.send(());
     // Streams of peers end with the process.
     server.abort();

@@ -69,15 +69,19 @@ fn record(name: &str, number: usize) -> Vec<u8> {
     format!("{name}, record {number}{}\n", ".".repeat(number * 37 % 700)).into_bytes()
 }
 
+/// Everything is in here: where a mount was, when its daemon is dead, there is no such directory.
+const ALL: &str = "all";
+
 fn kill_everybody(rounds: usize) {
     let cluster = Cluster::up(3);
+    fs::create_dir(cluster.mount(1).join(ALL)).expect("mkdir");
     let mut promises = Vec::new();
     for round in 0..rounds {
         let (made, killing) = (Mutex::new(Vec::new()), AtomicBool::new(false));
         thread::scope(|scope| {
             for node in 1..=3 {
                 let (mount, made, killing) = (cluster.mount(node), &made, &killing);
-                let of = format!("r{round}-n{node}");
+                let of = format!("{ALL}/r{round}-n{node}");
                 let appends = (mount.clone(), format!("{of}-log"));
                 scope
                     .spawn(move || until_killed(killing, |number| make(&mount, &of, number, made)));
@@ -106,12 +110,13 @@ fn kill_everybody(rounds: usize) {
 }
 
 /// Calls `step` until its daemon is dead: nothing may fail before. EIO is what the kernel answers to a
-/// request that the daemon was just reading when it was killed (`fuse_dev_do_read`).
+/// request that the daemon was just reading when it was killed (`fuse_dev_do_read`), ENOENT what is said where the guardian has
+/// taken the mount away.
 fn until_killed(killing: &AtomicBool, mut step: impl FnMut(usize) -> io::Result<()>) {
     let error = (0..).find_map(|number| step(number).err());
     let error = error.expect("the loop ends with an error");
     assert!(killing.load(Ordering::Acquire), "before anybody was killed: {error}");
-    let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO];
+    let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO, libc::ENOENT];
     assert!(error.raw_os_error().is_some_and(|code| dead.contains(&code)), "{error}");
 }
 
@@ -128,14 +133,14 @@ fn make(mount: &Path, of: &str, number: usize, made: &Mutex<Vec<Promise>>) -> io
             let from = format!("{name}.tmp");
             write_and_sync(&mount.join(&from), &bytes)?;
             fs::rename(mount.join(&from), mount.join(&name))?;
-            File::open(mount)?.sync_all()?;
+            File::open(mount.join(ALL))?.sync_all()?;
             Promise::Renamed { from, to: name, bytes }
         }
         _ => {
             fs::create_dir(mount.join(&name))?;
             File::create(mount.join(&name).join("empty"))?.sync_all()?;
             File::open(mount.join(&name))?.sync_all()?;
-            File::open(mount)?.sync_all()?;
+            File::open(mount.join(ALL))?.sync_all()?;
             Promise::Made { dir: name, file: "empty".to_owned() }
         }
     };

@@ -21,13 +21,15 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     guardian::close_inherited().context("cannot close what the daemon has open")?;
-    telemetry::start_logging(args.log.as_deref()).context("cannot write the log")?;
+    // Without a file it does its work, too.
+    let log = args.log.as_deref();
+    telemetry::start_logging(log).or_else(|_| telemetry::start_logging(None))?;
     node::run_promptly();
     guardian::run(tell).with_context(|| format!("cannot guard the daemon, process {}", args.of))
 }
 
-fn tell(report: Report) {
-    let Report { cluster, node, address, session, peers } = report;
+fn tell(report: &Report) {
+    let Report { cluster, node, address, session, peers } = report.clone();
     let (cluster, node, session) = (ClusterId(cluster), NodeId(node), SessionId(session));
     let fenced = Fenced { cluster, node, address, session };
     let peers: Vec<_> = peers.into_iter().map(|(peer, at)| (NodeId(peer), at)).collect();

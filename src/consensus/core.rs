@@ -242,7 +242,7 @@ impl<S: Storage> Core<S> {
                 self.lease.begin(session.filter(|_| self.digests.is_sound()));
                 self.tell_everybody();
             }
-            Input::Fenced { node, session } => self.fenced(node, session),
+            Input::Fenced { node, session } => self.fenced(node, session)?,
             Input::ProposeExpiry { session, data } => {
                 if self.is_leader() && self.keeper.is_expiring(session) {
                     // Lost at a change of leader, which then judges for itself.
@@ -447,7 +447,6 @@ impl<S: Storage> Core<S> {
         }
         // Whatever was handed out before the next write that is still under way needs nothing more.
         let done = self.persisting.front().map_or(self.last_ready, |(next, _)| next - 1);
-        self.leave_if_removed();
         self.raft.on_persist_ready(done);
         while self.held.front().is_some_and(|(number, _)| *number <= done) {
             let (_, messages) = self.held.pop_front().expect("the loop has just seen it");

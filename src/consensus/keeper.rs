@@ -7,6 +7,9 @@ use super::roster::Roster;
 use crate::mutants::{self, Mutant};
 use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
 
+/// More guardians than this do not speak at once.
+const FENCED_MAX: usize = 1024;
+
 /// A heartbeat that waits for a ReadIndex round.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Beat {
@@ -79,7 +82,10 @@ impl Keeper {
 
     /// Nothing is served under this session any more.
     pub(super) fn fenced(&mut self, node: NodeId, session: SessionId) {
-        self.fenced.insert(session, node);
+        // Sessions that are not known here yet are few: a guardian names the last one of its daemon.
+        if self.fenced.len() < FENCED_MAX {
+            self.fenced.insert(session, node);
+        }
     }
 
     /// The context of a ReadIndex round to begin now, where heartbeats wait for one.

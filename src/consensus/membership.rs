@@ -107,7 +107,7 @@ impl<S: Storage> Core<S> {
     }
 
     /// Whoever was elected with its own removal in its log leads without a place once that is applied, and raft-rs would look for
-    /// that place when the next write is done. The others elect a leader.
+    /// that place at the next word of anybody, or when the next write is done. The others elect a leader.
     pub(super) fn leave_if_removed(&mut self) {
         let own = self.config.node.0;
         if self.is_leader() && self.raft.raft.prs().get(own).is_none() {

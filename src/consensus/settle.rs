@@ -132,6 +132,7 @@ impl<S: Storage> Core<S> {
             let data = if conf_state.is_some() { bytes::Bytes::new() } else { entry.take_data() };
             committed.push(Committed { position, data, conf_state });
         }
+        self.leave_if_removed();
         let last = committed.last().expect("there are some").position.index;
         let shown_by_others = self.is_shown_by_others(last);
         self.handed_out = last;

@@ -22,7 +22,7 @@ pub(super) fn start(config: &Config, identity: &Identity, node: &Handle) -> Resu
     Ok(guardian)
 }
 
-/// Everything is unmounted, and the session is going to be closed: there is nothing to guard. Where a daemon ends in any
+/// Everything is unmounted, and the session is closed: there is nothing to guard. Where a daemon ends in any
 /// other way its guardian is not told, and sees to what is left.
 pub(super) async fn stop(guardian: Guardian) {
     let stopping = tokio::task::spawn_blocking(move || guardian.stop());

@@ -1,11 +1,12 @@
-//! Fencing one mount of a daemon that is dead: from then on its kernel serves nothing.
+//! Fencing the mounts of a daemon that is dead: from then on the kernel serves nothing of them.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mount::UnmountFlags;
 
 use super::protocol::Place;
@@ -22,8 +23,6 @@ const HEADER_LEN: u32 = 16;
 const INVAL_INODE_LEN: u32 = 24;
 /// How every kernel calls the root of a mount.
 const ROOT: u64 = 1;
-/// From this offset on: attributes and ACLs only, which takes no lock that a request could hold.
-const NO_PAGES: i64 = -1;
 
 /// A mount that is being watched.
 #[derive(Debug)]
@@ -43,64 +42,47 @@ impl Watching {
         Ok(Self { place, alias, fuse: fuse.into(), watched: Seen::new(memory)? })
     }
 
-    pub(super) fn point(&self) -> PathBuf {
-        self.place.point.clone().into()
+    pub(super) fn point(&self) -> &Path {
+        Path::new(&self.place.point)
     }
 
-    /// Has the kernel forget what it was told, aborts the connection and takes the mount away. Whether this is known to have
-    /// worked: then nothing is served any more.
-    pub(super) fn fence(self) -> bool {
-        let nodes = || {
-            let known = self.watched.nodes().flat_map(|node| [node, node | self.alias]);
-            // In mounts of subtrees the root has a number that the table does not have.
-            known.chain([ROOT])
-        };
-        let forgotten = nodes().all(|node| self.forget(node, NO_PAGES));
-        // Refused where there are no epochs.
-        let _ = self.notify(INC_EPOCH, &[]);
-        let is_aborted = self.detach() || self.abort();
-        // Requests that had pages locked have failed; before, this could have waited for them for ever.
-        let dropped = is_aborted && nodes().all(|node| self.forget(node, 0));
-        // Closing the last descriptor aborts a connection that could not be aborted otherwise.
-        forgotten && dropped && self.watched.is_complete()
+    /// Aborts the connection where fusectl is mounted, without looking at any path: from then on nobody waits for the dead.
+    pub(super) fn abort(&self) {
+        // As long as the connection lives its number is not given to another one.
+        if !self.is_aborted()
+            && let Some((_, minor)) = self.place.device.split_once(':')
+        {
+            // Refused to whoever is not root: detaching or the last descriptor does it.
+            let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+        }
     }
 
-    /// Takes the mount out of the tree, if it is still there, and aborts its connection; whether it did.
-    fn detach(&self) -> bool {
-        let point = Path::new(&self.place.point);
-        // The path is not walked before: another mount of ours may be on the way, which answers nothing any more. It is
-        // older and has been detached, together with this one.
-        let is_there = mountinfo::top(point).ok().flatten().is_some_and(|line| {
-            (line.id, line.device.as_str()) == (self.place.id, self.place.device.as_str())
-        });
-        if !is_there {
+    /// Has the kernel forget what it was told. Whether this is known to have worked: then nothing is served any more. Only
+    /// where the connection is aborted: before, it could wait for ever for pages that requests have locked.
+    pub(super) fn forget(&self) -> bool {
+        if !self.is_aborted() {
             return false;
         }
-        // In one step: as long as the connection lives, nobody can have taken the mount for dead and mounted anew.
-        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        match rustix::mount::unmount(point, flags) {
-            Ok(()) => true,
-            Err(rustix::io::Errno::PERM) => {
-                detach_as_user(point);
-                false
-            }
-            Err(error) => {
-                tracing::warn!(point = %point.display(), %error, "cannot detach a dead mount");
-                false
-            }
-        }
+        // Refused where there are no epochs.
+        let _ = self.notify(INC_EPOCH, &[]);
+        let known = self.watched.nodes().flat_map(|node| [node, node | self.alias]);
+        // In mounts of subtrees the root has a number that the table does not have.
+        let mut nodes = known.chain([ROOT]);
+        nodes.all(|node| self.forget_inode(node)) && self.watched.is_complete()
     }
 
-    /// The same for a connection whose mount is not in the tree (any more). Only where fusectl is mounted.
-    fn abort(&self) -> bool {
-        let Some((_, minor)) = self.place.device.split_once(':') else { return false };
-        fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1").is_ok()
+    /// Whether this very connection answers nothing any more: the kernel says so on its own descriptor.
+    fn is_aborted(&self) -> bool {
+        let mut asked = [PollFd::new(&self.fuse, PollFlags::IN)];
+        // It does not wait, so it is not interrupted.
+        let _ = rustix::event::poll(&mut asked, Some(&Timespec::default()));
+        asked[0].revents().contains(PollFlags::ERR)
     }
 
-    fn forget(&self, node: u64, offset: i64) -> bool {
+    /// Attributes, ACLs and pages.
+    fn forget_inode(&self, node: u64) -> bool {
         let mut body = [0; INVAL_INODE_LEN as usize];
         body[..8].copy_from_slice(&node.to_ne_bytes());
-        body[8..16].copy_from_slice(&offset.to_ne_bytes());
         match self.notify(INVAL_INODE, &body) {
             Ok(()) => true,
             // The kernel does not know the inode any more, or the whole mount is gone.
@@ -109,6 +91,10 @@ impl Watching {
                 gone.contains(&error.raw_os_error())
             }
         }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        self.place.clone()
     }
 
     fn notify(&self, code: i32, body: &[u8]) -> io::Result<()> {
@@ -120,6 +106,26 @@ impl Watching {
         message.extend(0_u64.to_ne_bytes());
         message.extend(body);
         (&self.fuse).write_all(&message)
+    }
+}
+
+/// Takes mounts out of the tree, those that are still in it, and aborts their connections. Blocks where another
+/// file system on the way to one of them answers nothing.
+pub(super) fn detach(places: &[Place]) {
+    for place in places {
+        let point = Path::new(&place.point);
+        let is_there = mountinfo::top(point).ok().flatten().is_some_and(|line| place.is(&line));
+        if !is_there {
+            continue;
+        }
+        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        match rustix::mount::unmount(point, flags) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::PERM) => detach_as_user(point),
+            Err(error) => {
+                tracing::warn!(point = %point.display(), %error, "cannot detach a dead mount");
+            }
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! The daemon's side: starts the guardian, tells it everything, and starts another one when it dies.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -15,7 +14,6 @@ use parking_lot::Mutex;
 
 use super::protocol::{self, Order, Place, Report};
 use super::watched::Watched;
-use crate::mountinfo;
 
 /// This program itself, also where its file was replaced meanwhile.
 const PROGRAM: &str = "/proc/self/exe";
@@ -99,8 +97,7 @@ impl Guardian {
         watched: Arc<Watched>,
         alias: u64,
     ) -> io::Result<Watch> {
-        let line = mountinfo::top(point)?.ok_or(io::ErrorKind::NotFound)?;
-        let place = Place { point: OsString::from(line.point), id: line.id, device: line.device };
+        let place = Place::of(point)?.ok_or(io::ErrorKind::NotFound)?;
         let mounted = Mounted { place, alias, fuse: fuse.try_clone_to_owned()?, watched };
         let mut state = self.0.state.lock();
         state.last_mount += 1;
@@ -127,10 +124,14 @@ impl Guardian {
         self.0.state.lock().running.is_some()
     }
 
-    /// Everything is unmounted: the guardian ends, and nobody is told anything. Blocks for a moment.
+    /// The session is closed: the guardian ends, and nobody is told anything. Where programs in other namespaces still hold on
+    /// to a mount it stays, and fences that when this process is gone. Blocks for a moment.
     pub fn stop(&self) {
         {
             let mut state = self.0.state.lock();
+            if !state.mounts.is_empty() {
+                return;
+            }
             state.stopping = true;
             state.tell(&Order::End, &[]);
         }

@@ -15,9 +15,9 @@
 //!
 //! **Why a fenced session may be expired at once.** A session may end early only if nothing is served under it any
 //! more. The daemon's end of the socket closes when its last thread has let go of its descriptors, so no thread is
-//! within a system call any more and no reply can reach a kernel later. What kernels still hold is dropped: attributes
-//! and ACLs of the inodes in `watched`, names by the epoch; then the connection is aborted, whereupon every request
-//! fails, and pages of open files are dropped. This is done for all mounts of the daemon, strong or weak, and only
+//! within a system call any more and no reply can reach a kernel later. The connection is aborted, whereupon every request
+//! fails; that it is aborted is read from its own descriptor. What the kernel still holds is dropped then: attributes, ACLs and
+//! pages of the inodes in `watched`, names by the epoch. This is done for all mounts of the daemon, strong or weak, and only
 //! where all of it worked are the peers told. What fails, or what is not known, costs a session's TTL and nothing else.
 //! Two things are let be, as they are of a file that was open before a change: passthrough reads by descriptors
 //! that are open, and ACLs of inodes that nobody has open, which no check of permissions uses without attributes.

@@ -3,17 +3,22 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::fence::Watching;
+use super::fence::{self, Watching};
 use super::protocol::{Order, Report, receive};
+use super::sys;
+
+/// Detaching takes no time, where no other file system on the way to a mount hangs.
+const DETACH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs until the daemon ends or dies. Its orders come by standard input. `tell` reports to the peers; it is called at most
 /// once, when all mounts of a dead daemon are fenced.
 ///
 /// # Errors
 /// When an order cannot be understood or followed: the daemon then starts another guardian.
-pub fn run(tell: impl FnOnce(Report)) -> io::Result<()> {
+pub fn run(tell: impl FnOnce(&Report)) -> io::Result<()> {
+    sys::ignore_requests_to_end();
     // What keeps no mount and no directory busy.
     std::env::set_current_dir("/")?;
     // People see it in `ps`; "exe" would be its name otherwise.
@@ -31,18 +36,30 @@ pub fn run(tell: impl FnOnce(Report)) -> io::Result<()> {
             Order::End => return Ok(()),
         }
     }
+    fence(&mounts.into_values().collect::<Vec<_>>(), &report, tell);
+    Ok(())
+}
+
+/// What is to be logged is logged in the end: the disk that takes it may be what killed the daemon.
+fn fence(mounts: &[Watching], report: &Report, tell: impl FnOnce(&Report)) {
     let began = Instant::now();
-    let mut all = true;
-    // The oldest first: what is mounted within it goes with it.
-    for watching in mounts.into_values() {
-        let point = watching.point();
-        let fenced = watching.fence();
-        let took = began.elapsed();
-        tracing::info!(point = %point.display(), fenced, ?took, "the daemon is dead: its mount was taken away");
-        all &= fenced;
-    }
-    if all && report.session != 0 {
+    // All of them before any path is looked at: one may be mounted within another.
+    mounts.iter().for_each(Watching::abort);
+    let places: Vec<_> = mounts.iter().map(Watching::place).collect();
+    let (detaching, detached) = crossbeam_channel::bounded::<()>(0);
+    std::thread::spawn(move || {
+        fence::detach(&places);
+        drop(detaching);
+    });
+    // It ends when the sender goes; or it hangs, and ends with this process.
+    let _ = detached.recv_timeout(DETACH_PATIENCE);
+    let fenced: Vec<_> = mounts.iter().map(Watching::forget).collect();
+    let took = began.elapsed();
+    if report.session != 0 && fenced.iter().all(|fenced| *fenced) {
         tell(report);
     }
-    Ok(())
+    for (mount, fenced) in mounts.iter().zip(fenced) {
+        let point = mount.point();
+        tracing::info!(point = %point.display(), fenced, ?took, "the daemon is dead: its mount was taken away");
+    }
 }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -12,10 +13,15 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::mountinfo::{self, MountLine};
+
 /// The longest message: a list of members, or a path.
 const MESSAGE_MAX: usize = 64 << 10;
 /// Descriptors that come with a message: that of FUSE and that of the watched inodes.
 const DESCRIPTORS: usize = 2;
+
+/// Bytes that may wait in the socket: thousands of orders.
+const QUEUE: usize = 8 << 20;
 
 /// Something that the guardian is to know or to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +47,24 @@ pub(super) enum Order {
 pub(super) struct Place {
     pub(super) point: OsString,
     pub(super) id: u64,
+    /// The number that is never given to another mount, where the kernel has such.
+    pub(super) unique: Option<u64>,
     pub(super) device: String,
+}
+
+impl Place {
+    /// The uppermost mount there.
+    pub(super) fn of(point: &Path) -> io::Result<Option<Self>> {
+        let Some(line) = mountinfo::top(point)? else { return Ok(None) };
+        let MountLine { id, device, point, .. } = line;
+        Ok(Some(Self { id, unique: mountinfo::unique_id(&point), device, point: point.into() }))
+    }
+
+    /// Whether a mount is the one that was there then.
+    pub(super) fn is(&self, line: &MountLine) -> bool {
+        (self.id, self.device.as_str()) == (line.id, line.device.as_str())
+            && self.unique == mountinfo::unique_id(&line.point)
+    }
 }
 
 /// What is to be told when the daemon has died, and to whom. Plain numbers, as messages have them.
@@ -62,7 +85,12 @@ pub struct Report {
 /// Two ends of a socket.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
-    Ok(rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?)
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
+    // Many mounts are told at once, to a process that is only starting. Beyond the system's limit for root only.
+    if rustix::net::sockopt::set_socket_send_buffer_size_force(&ours, QUEUE).is_err() {
+        rustix::net::sockopt::set_socket_send_buffer_size(&ours, QUEUE)?;
+    }
+    Ok((ours, theirs))
 }
 
 /// Says it without ever waiting: a guardian that does not listen is as good as none.
@@ -125,7 +153,7 @@ mod tests {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(b"same").expect("written");
         let point = std::ffi::OsString::from_vec(b"/mnt/\xff".to_vec());
-        let place = Place { point, id: 7, device: "0:52".into() };
+        let place = Place { point, id: 7, unique: Some(1 << 40), device: "0:52".into() };
         let watch = Order::Watch { mount: 1, place, alias: 1 << 63 };
         send(&daemon, &watch, &[file.as_fd(), file.as_fd()]).expect("sent");
         let report = Order::Report(Report { session: 9, ..Report::default() });

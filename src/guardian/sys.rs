@@ -66,6 +66,14 @@ impl Drop for SharedNumbers {
     }
 }
 
+/// Whoever stops the daemon's group stops the daemon: this process ends after it, by itself.
+pub(super) fn ignore_requests_to_end() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: ignoring a signal runs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Closes what was inherited beside standard input, output and error. To be called first in a process: libraries
 /// open files without close-on-exec, and a log's lock must not outlive the daemon that took it.
 ///

@@ -226,6 +226,8 @@ impl Core {
     pub(super) async fn end(self: &Arc<Self>) {
         self.commit_all(tokio::time::Instant::now() + self.node.op_timeout()).await;
         self.unlock_everything();
+        // Nobody makes what programs hold of it follow from here on.
+        self.forget_everything();
         self.node.ignore();
         self.passthrough.close();
         for ino in self.open.close() {

@@ -113,7 +113,7 @@ impl Core {
         let flushed = async {
             let file = self.file(handle)?;
             let acknowledged = self.commit_and_acknowledge(&file.buffer).await;
-            self.report_failure(&file).await?;
+            self.report(&file, file.untold_failure()).await?;
             acknowledged
         };
         let flushed = flushed.await;
@@ -129,14 +129,19 @@ impl Core {
         acknowledged
     }
 
-    /// EIO, or whatever it was, where bytes were lost since this file was opened: once. They are gone from the kernel's
-    /// pages then, too. Whoever was told already that nothing is known of them hears no more of it; whoever was
-    /// killed leaves it to others who have the file open.
+    /// EIO, or whatever it was, where bytes were lost since this file was opened: once. Whoever was told already that nothing is
+    /// known of them hears no more of it; whoever was killed leaves it to others who have the file open.
     async fn report_failure(&self, file: &OpenFile) -> Result<(), OpError> {
         if Deadline::current().has_left() == Some(Left::Killed) {
             return Ok(());
         }
-        let Some(errno) = file.unreported_failure() else { return Ok(()) };
+        self.report(file, file.unreported_failure()).await
+    }
+
+    /// Says that bytes were lost. They are gone from the kernel's pages then, too.
+    async fn report(&self, file: &OpenFile, failure: Option<i32>) -> Result<(), OpError> {
+        let Some(errno) = failure else { return Ok(()) };
+        tracing::warn!(ino = %file.buffer.ino, errno, "a program is told that bytes were lost");
         // Where they are locked for too long, they go in any case.
         let _ = self.until_pages_fit(file.buffer.ino).await;
         Err(OpError::Errno(errno))

@@ -113,7 +113,12 @@ impl Attributes {
     /// A reply with a TTL is going out. False where the guardian has no room to know of it.
     fn give(&mut self, ino: Ino, until: Instant, now: Instant) -> bool {
         let watched = &self.watched;
-        self.given.note_with(ino, until, now, || watched.watch(ino.0)).is_watched()
+        let is_watched =
+            self.given.note_with(ino, until, now, || watched.watch(ino.0)).is_watched();
+        if !is_watched {
+            self.given.take(ino, now);
+        }
+        is_watched
     }
 
     /// Whether the kernel has to be told that they changed.

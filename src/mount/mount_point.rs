@@ -25,6 +25,10 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     let point = absolute(path).map_err(missing)?;
     while let Some(mounted) = find(&point) {
         if mounted.fs_type != FS_TYPE || !is_dead(&point) {
+            // Its guardian may have taken it away meanwhile.
+            if find(&point).as_ref() != Some(&mounted) {
+                continue;
+            }
             let fs_type = mounted.fs_type;
             return Err(MountError::AlreadyMounted { path: point, fs_type });
         }

@@ -199,7 +199,13 @@ impl Core {
         })?;
         let Some(ino) = named.map(|dentry| Ino(dentry.ino)) else { return Ok(()) };
         if let Some(buffer) = self.open.buffer(ino) {
+            let (before, _) = buffer.lock().failures();
             self.commit(&buffer).await;
+            let (failures, errno) = buffer.lock().failures();
+            if replaced.is_some() && failures > before {
+                // What is there is better than what is left of this one. An fsync has still to say so.
+                return Err(OpError::Errno(errno));
+            }
         }
         if replaced.is_some() {
             self.node.make_durable(ino).await?;

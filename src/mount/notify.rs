@@ -248,6 +248,7 @@ fn drop_names(notifier: &Notifier, root: Root, jobs: &Receiver<NamesJob>, busy: 
 }
 
 fn drop_pages(notifier: &Notifier, pages: &Pages) {
+    // Also after the mount's end, until all are done.
     while let Some((node, range)) = next_pages(pages) {
         let offset = i64::try_from(range.start).unwrap_or(i64::MAX);
         // 0 means: to the end of the file.
@@ -262,14 +263,14 @@ fn next_pages(pages: &Pages) -> Option<(INodeNo, ByteRange)> {
         pages.dropped.notify_waiters();
     }
     loop {
-        if wanted.closed {
-            pages.dropped.notify_waiters();
-            return None;
-        }
         if let Some(node) = wanted.ranges.keys().next().copied() {
             let (number, range) = wanted.ranges.remove(&node).expect("just seen");
             wanted.current = Some((number, node));
             return Some((node, range));
+        }
+        if wanted.closed {
+            pages.dropped.notify_waiters();
+            return None;
         }
         pages.changed.wait(&mut wanted);
     }

@@ -55,13 +55,7 @@ impl Observer for Core {
     }
 
     fn state_replaced(&self) {
-        self.forget_all_attributes(Instant::now());
-        self.forget_names();
-        let buffers = self.open.buffers();
-        let open = buffers.iter().map(|buffer| buffer.ino);
-        for ino in self.cache.take_all_pages().into_iter().chain(open) {
-            self.kernel().drop_pages(ino, ByteRange::from(0));
-        }
+        self.forget_everything();
     }
 
     fn lease_lost(&self) {
@@ -118,6 +112,17 @@ impl Core {
                 | Change::MemberChanged { .. }
                 | Change::MemberRemoved { .. } => {}
             }
+        }
+    }
+
+    /// Attributes and names at once, pages soon.
+    pub(super) fn forget_everything(&self) {
+        self.forget_all_attributes(Instant::now());
+        self.forget_names();
+        let buffers = self.open.buffers();
+        let open = buffers.iter().map(|buffer| buffer.ino);
+        for ino in self.cache.take_all_pages().into_iter().chain(open) {
+            self.kernel().drop_pages(ino, ByteRange::from(0));
         }
     }
 

@@ -255,7 +255,7 @@ impl Core {
         self.open.stop_writing(&file);
         self.commit(&file.buffer).await;
         self.handle_gone(&file.buffer, handle).await;
-        if let Some(errno) = file.unreported_failure() {
+        if let Some(errno) = file.untold_failure() {
             tracing::warn!(ino = %file.buffer.ino, errno, "lost bytes of a file that is closed");
         }
         self.passthrough.leave(file.buffer.ino, file.mode.way, Instant::now());

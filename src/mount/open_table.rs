@@ -39,11 +39,19 @@ pub(super) struct OpenMode {
 }
 
 impl OpenFile {
-    /// The errno of a failure that this handle has not reported yet; it counts as reported then.
+    /// The errno of a failure that this handle has not reported yet; it counts as reported then. For whoever asks what
+    /// became of the bytes.
     pub(super) fn unreported_failure(&self) -> Option<i32> {
         let (failures, errno) = self.buffer.lock().failures();
         // Never back: of two that look at once, the second may have seen less.
         (self.reported.fetch_max(failures, Ordering::Relaxed) < failures).then_some(errno)
+    }
+
+    /// The same, and it does not count as reported. For closes: each process that is started closes copies of all
+    /// descriptors, and hears nothing.
+    pub(super) fn untold_failure(&self) -> Option<i32> {
+        let (failures, errno) = self.buffer.lock().failures();
+        (self.reported.load(Ordering::Relaxed) < failures).then_some(errno)
     }
 }
 
@@ -328,8 +336,14 @@ mod tests {
         let late = table.open(table.hold(Ino(1)), WRITES);
         let late = table.file(late).expect("open");
         assert!(Arc::ptr_eq(&early.buffer, &late.buffer));
-        assert_eq!(late.unreported_failure(), None);
+        assert_eq!((late.untold_failure(), late.unreported_failure()), (None, None));
+        assert_eq!(early.untold_failure(), Some(libc::EIO));
+        assert_eq!(
+            early.untold_failure(),
+            Some(libc::EIO),
+            "a close of a copy takes it from nobody"
+        );
         assert_eq!(early.unreported_failure(), Some(libc::EIO));
-        assert_eq!(early.unreported_failure(), None);
+        assert_eq!((early.untold_failure(), early.unreported_failure()), (None, None));
     }
 }

@@ -415,7 +415,7 @@ impl Handle {
         match message {
             ToPeer::Core(message) => self.0.input(Input::Peer { from, message }),
             ToPeer::Disk(report, OnDisk { synced, holds }, wall) => {
-                self.0.wall_clocks.heard(from, wall, clock::wall());
+                self.0.wall_clocks.heard(from, wall, clock::wall(), clock::monotonic());
                 self.0.space.heard(from, report);
                 self.0.durability.heard(from, synced, &voters(&self.0));
                 self.0.input_later(Input::Holds { node: from, index: holds });
@@ -426,7 +426,7 @@ impl Handle {
     /// Nodes whose wall clocks differ from this one's, and by how many milliseconds each is ahead.
     #[must_use]
     pub fn clocks_apart(&self) -> Vec<(NodeId, i64)> {
-        self.0.wall_clocks.apart()
+        self.0.wall_clocks.apart(clock::monotonic())
     }
 
     /// A node's guardian says that its session serves nothing any more.

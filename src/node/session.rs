@@ -29,6 +29,8 @@ pub(super) async fn keep_open(handle: Handle) {
         }
         match open(&handle).await {
             Ok(id) => tracing::info!(session = id.0, "session opened"),
+            // Known by now: no time is to be lost, the others wait for the old session.
+            Err(NodeError::SessionLost) => tracing::debug!("an earlier session was not known"),
             Err(error) => {
                 tracing::info!("cannot open a session yet: {error}");
                 tokio::time::sleep(Duration::from_millis(200)).await;

@@ -27,13 +27,16 @@ pub struct Fenced {
 /// changed.
 pub async fn tell_fenced(fenced: &Fenced, peers: &[(NodeId, String)]) {
     let told = peers.iter().map(|(to, address)| async move {
-        match tokio::time::timeout(PATIENCE, tell(fenced, *to, address)).await {
-            Ok(Ok(())) => tracing::info!(peer = to.0, session = fenced.session.0, "told"),
-            Ok(Err(reason)) => tracing::info!(peer = to.0, reason, "cannot be told"),
-            Err(_) => tracing::info!(peer = to.0, "cannot be told in time"),
-        }
+        let told = tokio::time::timeout(PATIENCE, tell(fenced, *to, address)).await;
+        (to, told.unwrap_or_else(|_| Err("no answer in time".to_owned())))
     });
-    futures_util::future::join_all(told).await;
+    // The disk of the log may hang, and nobody is to wait for that.
+    for (to, told) in futures_util::future::join_all(told).await {
+        match told {
+            Ok(()) => tracing::info!(peer = to.0, session = fenced.session.0, "told"),
+            Err(reason) => tracing::info!(peer = to.0, reason, "cannot be told"),
+        }
+    }
 }
 
 async fn tell(fenced: &Fenced, to: NodeId, address: &str) -> Result<(), String> {

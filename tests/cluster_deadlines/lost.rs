@@ -22,7 +22,9 @@ fn lost_bytes_are_reported_once_to_each_open_file() {
     }
     assert_eq!(writer.ask("write f 0 new"), "ok", "taken in");
     assert_eq!(witness.ask("read f 0 9"), "new-bytes", "as on any mount");
-    assert_eq!(writer.ask("sync f"), "EIO");
+    assert_eq!(writer.ask("close-copy f"), "EIO");
+    assert_eq!(writer.ask("sync f"), "EIO", "the close of a copy took it from nobody");
+    assert_eq!(writer.ask("close-copy f"), "ok");
     for other in others {
         cluster.start(other);
     }

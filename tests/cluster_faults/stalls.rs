@@ -78,7 +78,7 @@ impl Blow {
 /// Builds for tests are slow: here it counts that nobody is held up for good, and that no write fails.
 #[test]
 fn whoever_is_not_hit_goes_on() {
-    for (blow, stalls) in measure(3) {
+    for (blow, stalls) in measure(1) {
         let longest = stalls.last().expect("some");
         assert!(*longest < 5 * SESSION_TTL, "{blow:?}: {stalls:?}");
     }

@@ -77,15 +77,14 @@ impl World {
         self.fetch_later(node);
     }
 
-    /// Some other node with a place in the group, as far as this node knows.
+    /// Some other member, or one that is removed and still has a place, as far as this node knows.
     pub fn some_peer(&mut self, node: usize) -> Option<usize> {
         let state = &self.nodes[node].state;
-        // Who is removed and has its place still may be the one that has what others lack.
-        let mut ids: Vec<u64> = state.members().into_iter().map(|(id, _)| id.0).collect();
-        ids.extend(state.membership.get_voters());
-        ids.sort_unstable();
-        ids.dedup();
-        let places = ids.into_iter().map(|id| usize::try_from(id).expect("few nodes") - 1);
+        let members = state.members().into_iter().map(|(id, _)| id.0);
+        let placed = &state.membership;
+        let voters = placed.get_voters().iter().chain(placed.get_voters_outgoing()).copied();
+        let peers: BTreeSet<u64> = members.chain(voters).collect();
+        let places = peers.into_iter().map(|id| usize::try_from(id).expect("few nodes") - 1);
         let others: Vec<_> = places.filter(|place| *place != node).collect();
         (!others.is_empty()).then(|| self.random.pick(&others))
     }

@@ -80,3 +80,21 @@ fn the_log_is_not_cut_beyond_what_the_core_has_applied() {
 fn who_still_replays_gives_no_bytes() {
     pinned(&[229]);
 }
+
+/// A leader that had applied its own removal made raft-rs look for its place.
+#[test]
+fn a_leader_without_a_place_becomes_a_follower() {
+    pinned(&[5, 24]);
+}
+
+/// A node that was removed and kept its place, since only it had some bytes, was not asked for them.
+#[test]
+fn who_leaves_is_asked_for_bytes() {
+    pinned(&[160]);
+}
+
+/// An opening of a session by a daemon that had died ended the session of the next one.
+#[test]
+fn a_late_opening_ends_no_session() {
+    pinned(&[299]);
+}

@@ -3,7 +3,7 @@
 open NAME PATH          fcntl NAME r|w|u START LEN [wait]     get NAME START LEN
 close NAME              flock NAME s|x|u [wait]               on-signal
 read NAME START LEN     write NAME START TEXT                 sync NAME
-truncate NAME LEN
+truncate NAME LEN       close-copy NAME
 """
 
 import errno
@@ -31,6 +31,9 @@ def execute(verb, *words):
         files[words[0]] = os.open(words[1], os.O_RDWR | os.O_CREAT, 0o644)
     elif verb == "open-read-only":
         files[words[0]] = os.open(words[1], os.O_RDONLY)
+    elif verb == "close-copy":
+        # As each process that is started does with all of them.
+        os.close(os.dup(files[words[0]]))
     elif verb == "close":
         os.close(files.pop(words[0]))
     elif verb == "fcntl":

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::under_way::Claim;
 use super::{Fetched, Wanted};
-use crate::fs::query;
 use crate::node::Handle;
 use crate::node::blocks::Taken;
 use crate::node::clock::monotonic;
@@ -87,10 +86,10 @@ async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<Ta
     installed.await.unwrap_or(Ok(Taken::Kept))
 }
 
-/// The peers that can be asked.
+/// The peers that can be asked. Also those that are removed and still have a place: they keep it until most of the others hold
+/// what they hold.
 pub(super) fn connected(handle: &Handle) -> Vec<NodeId> {
-    let members = query::members(&handle.state()).unwrap_or_default();
-    let peers = members.into_iter().map(|member| NodeId(member.node));
-    let can_be_asked = |node: &NodeId| handle.0.transport.stage_lane(*node).is_some();
-    peers.filter(|node| *node != handle.node()).filter(can_be_asked).collect()
+    let transport = &handle.0.transport;
+    let can_be_asked = |node: &NodeId| transport.stage_lane(*node).is_some();
+    transport.peers().into_iter().filter(can_be_asked).collect()
 }

@@ -39,6 +39,7 @@ impl<S: Storage> Core<S> {
     /// A new leader tells everybody that its first entry is committed: nobody counts anything before.
     pub(super) fn begin_reign(&mut self) {
         self.commits = Commits::default();
+        self.digests.listen(self.now);
         let members: Vec<_> = self.membership().map(|(node, _)| node).collect();
         for node in members {
             self.want_commit(node, self.last_index());

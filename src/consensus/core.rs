@@ -234,7 +234,7 @@ impl<S: Storage> Core<S> {
                     self.effects.extend(done.map(|key| Effect::Acknowledge { key }));
                 }
             }
-            Input::Sampled(sample) => self.sampled(sample),
+            Input::Sampled { sample, judged } => self.sampled(sample, judged),
             Input::Stands(standing) => self.stand(standing),
             Input::ProposeVerdict { data } => self.propose_verdict(data),
             Input::Holds { node, index } => self.note_holds(node, index),

@@ -14,6 +14,8 @@ use crate::types::{LogIndex, Monotonic, NodeId};
 
 /// How often, in ticks, a digest is said again that may have been lost.
 const REPEAT_TICKS: u64 = 10;
+/// How long, in ticks, a leader that differs waits for one voter to take over before it asks another.
+const LEAVE_TICKS: u64 = 20;
 /// For so many periods a leader waits for voters that have not said theirs, where others differ without a majority.
 const PATIENCE: u32 = 3;
 
@@ -30,6 +32,8 @@ pub(super) struct Digests {
     since: usize,
     /// When the next one was last asked for.
     asked: Option<Monotonic>,
+    /// Since when this replica leads, and is told what the others have.
+    listens_since: Monotonic,
     standing: Standing,
 }
 
@@ -54,12 +58,22 @@ impl Digests {
             changed: true,
             since: 0,
             asked: None,
+            listens_since: Monotonic::default(),
             standing: Standing::Sound,
         }
     }
 
+    /// This replica leads from now on.
+    pub(super) fn listen(&mut self, now: Monotonic) {
+        self.listens_since = now;
+    }
+
     pub(super) fn is_sound(&self) -> bool {
         self.standing == Standing::Sound
+    }
+
+    pub(super) fn is_diverged(&self) -> bool {
+        self.standing == Standing::Diverged
     }
 
     pub(super) fn commands_applied(&mut self, count: usize) {
@@ -79,10 +93,13 @@ enum Count {
 }
 
 impl<S: Storage> Core<S> {
-    /// This replica's digest at an entry that asks for it. Comes after what was applied up to it.
-    pub(super) fn sampled(&mut self, sample: Sample) {
-        // The entry itself is one of them.
-        self.digests.changed = self.digests.since > 1;
+    /// This replica's digest at an entry that asks for it, and says what most had at `judged`. Comes after what was
+    /// applied up to it.
+    pub(super) fn sampled(&mut self, sample: Sample, judged: LogIndex) {
+        let before = self.digests.own.map_or(LogIndex(0), |(before, _)| before.index);
+        // The entry itself is one of them. What came before the last sample, of which it says nothing, is still to be judged.
+        let is_behind = judged < before;
+        self.digests.changed = self.digests.since > 1 || (self.digests.changed && is_behind);
         self.digests.since = 0;
         self.digests.asked = None;
         self.digests.own = Some((sample, self.now));
@@ -107,6 +124,11 @@ impl<S: Storage> Core<S> {
 
     pub(super) fn tick_digests(&mut self) {
         self.leave_if_diverged();
+        if self.digests.is_diverged() {
+            // Nothing is applied: what is handed out is not needed here any more.
+            let durable = self.raft.raft.raft_log.persisted.min(self.handed_out.0);
+            self.raft.mut_store().trim(LogIndex(durable));
+        }
         if self.ticks.is_multiple_of(REPEAT_TICKS) {
             self.say_digest();
         }
@@ -126,9 +148,29 @@ impl<S: Storage> Core<S> {
         }
     }
 
+    fn active_voters(&self) -> impl Iterator<Item = NodeId> {
+        let progress = self.raft.raft.prs();
+        let voters = progress.conf().to_conf_state().take_voters();
+        voters
+            .into_iter()
+            .filter(|id| progress.get(*id).is_some_and(|progress| progress.recent_active))
+            .map(NodeId)
+    }
+
     fn leave_if_diverged(&mut self) {
-        if self.digests.standing == Standing::Diverged && self.is_leader() {
-            self.transfer(None);
+        if self.digests.standing != Standing::Diverged || !self.is_leader() {
+            return;
+        }
+        // One that says nothing of its state may be wrong as well: it has its turn, where nobody else can.
+        let own = self.digests.own.map_or(LogIndex(0), |(own, _)| own.index);
+        let says = |node: &NodeId| self.digests.said.get(node).is_some_and(|at| at.index >= own);
+        let others: Vec<_> =
+            self.active_voters().filter(|node| *node != self.config.node).collect();
+        let speaking: Vec<_> = others.iter().copied().filter(says).collect();
+        let choice = if speaking.is_empty() { others } else { speaking };
+        let turn = usize::try_from(self.ticks / LEAVE_TICKS).unwrap_or_default();
+        if let Some(to) = choice.get(turn % choice.len().max(1)) {
+            self.transfer(Some(*to));
         }
     }
 
@@ -138,7 +180,9 @@ impl<S: Storage> Core<S> {
         let (period, standing) = (self.config.digest_period, *standing);
         let is_due = *changed || *since > 0 || standing == Standing::Doubtful;
         let waits = asked.is_some_and(|asked| self.now.since(asked) < self.config.retry_after);
-        if !is_due || waits || standing == Standing::Diverged {
+        // What an earlier leader has had the log say is applied before this one counts.
+        let knows_all = self.applied.term == self.term();
+        if !is_due || waits || !knows_all || standing == Standing::Diverged {
             return;
         }
         let Some((own, taken)) = *own else {
@@ -148,7 +192,8 @@ impl<S: Storage> Core<S> {
         if age < period {
             return;
         }
-        match self.count_digests(own, age >= PATIENCE * period) {
+        let listened = self.now.since(taken.max(self.digests.listens_since));
+        match self.count_digests(own, listened >= PATIENCE * period) {
             Count::Majority(digest) => self.attest(own.index, Some(digest)),
             Count::Differ if standing == Standing::Sound => self.attest(own.index, None),
             // More may come, or somebody who was away.

@@ -69,7 +69,12 @@ pub enum Input {
         members: Vec<(NodeId, Option<Suffrage>)>,
     },
     /// What this replica's state came to at an entry that asks for it: the last one that was applied.
-    Sampled(Sample),
+    Sampled {
+        /// That.
+        sample: Sample,
+        /// The entry of which it says what most had.
+        judged: LogIndex,
+    },
     /// How this replica's state stands to those of the others.
     Stands(Standing),
     /// Answer to [`super::Effect::Attest`]: the command.

@@ -59,8 +59,15 @@ impl Verdict {
     #[must_use]
     pub fn of(command: &proto::Command) -> Option<Self> {
         let Some(Op::Attest(attest)) = &command.op else { return None };
-        let digest = Digest::from_bytes(&attest.digest);
-        Some(Self { index: LogIndex(attest.index), digest })
+        let index = LogIndex(attest.index);
+        if attest.digest.is_empty() {
+            return Some(Self { index, digest: None });
+        }
+        // A digest of another kind says nothing of anybody, but everybody notes its own here.
+        let Some(digest) = Digest::from_bytes(&attest.digest) else {
+            return Some(Self { index: LogIndex(0), digest: None });
+        };
+        Some(Self { index, digest: Some(digest) })
     }
 
     /// The command's operation.
@@ -82,8 +89,8 @@ impl Ledger {
             self.doubt = Some(verdict.index);
             return Finding::Doubt;
         };
-        let sample = self.samples.iter().find(|(index, _)| *index == verdict.index);
-        let Some((index, found)) = sample.copied() else { return Finding::Nothing };
+        let index = verdict.index;
+        let Some(found) = self.sample_at(index) else { return Finding::Nothing };
         if found != expected && !mutants::is(Mutant::IgnoreDigests) {
             return Finding::Differs { index, expected, found };
         }
@@ -97,6 +104,12 @@ impl Ledger {
             self.samples.pop_front();
         }
         self.samples.push_back((index, digest));
+    }
+
+    /// What was noted at an entry, where that is remembered.
+    #[must_use]
+    pub fn sample_at(&self, index: LogIndex) -> Option<Digest> {
+        self.samples.iter().find(|(at, _)| *at == index).map(|(_, digest)| *digest)
     }
 
     /// What was noted last.

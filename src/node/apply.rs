@@ -119,7 +119,8 @@ pub(super) fn run(
         if !shared.files.are_in_place() {
             let _ = staged.try_send(());
         }
-        if shared.snapshot_is_due() {
+        // One that waits to be compared is looked at by the clock.
+        if shared.snapshot_is_due() && !shared.unattested.is_there() {
             // The thread may be at work on one.
             let _ = due.try_send(Due::Own);
         }
@@ -146,13 +147,15 @@ impl Inbox {
             shared.input(input);
         }
         let mut rest = &self.committed[..];
+        // What is known of the others is known of all that is handed out together, and of nobody who opens a session in it.
+        let mut shown = self.shown_by_others;
         while let Some(last) = rest.last() {
             if shared.comparison.is_diverged() {
                 // The state of a peer takes the place of this one, and the core hands out again what comes after it.
                 shared.received.unapplied.write().applied(last.position.index);
                 break;
             }
-            rest = apply_round(shared, rest, self.shown_by_others)?;
+            (rest, shown) = apply_round(shared, rest, shown)?;
         }
         for waiting in self.barriers {
             // Whoever waited may have gone.
@@ -162,12 +165,13 @@ impl Inbox {
     }
 }
 
-/// Applies entries, up to one at which states are compared; answers what is left of them.
+/// Applies entries, up to one at which states are compared; answers what is left of them, and whether nobody else serves
+/// anything older than that.
 fn apply_round<'a>(
     shared: &Shared,
     entries: &'a [Committed],
     shown_by_others: bool,
-) -> Result<&'a [Committed], ApplyError> {
+) -> Result<(&'a [Committed], bool), ApplyError> {
     let mut round = Round::default();
     let mut overlay = Overlay::new(&shared.state);
     let mut count = 0;
@@ -181,15 +185,18 @@ fn apply_round<'a>(
         }
     }
     let (entries, rest) = entries.split_at(count);
-    let Some(last) = entries.last() else { return Ok(rest) };
+    let Some(last) = entries.last() else { return Ok((rest, shown_by_others)) };
     let mut batch = overlay.finish()?;
-    let at = last.position.index;
-    let sample =
-        round.verdict.map(|verdict| compare(shared, verdict, at, &mut batch)).transpose()?;
-    let conf_state = entries.iter().rev().find_map(|entry| entry.conf_state.as_ref());
     let index = last.position.index;
+    let sampled =
+        round.verdict.map(|verdict| compare(shared, verdict, index, &mut batch)).transpose()?;
+    let conf_state = entries.iter().rev().find_map(|entry| entry.conf_state.as_ref());
     let point = AppliedPoint { index, term: last.position.term, conf_state };
     shared.state.commit(batch, point)?;
+    if shared.comparison.is_diverged() {
+        // It says what the files were changed under, after a restart, too.
+        shared.state.flush()?;
+    }
     shared.files.pass(index);
     shared.received.unapplied.write().applied(index);
     if round.cutting {
@@ -215,14 +222,15 @@ fn apply_round<'a>(
         sessions: round.sessions,
         members: round.members,
     });
-    if let Some(sample) = sample {
-        shared.input_later(Input::Sampled(sample));
+    let is_sampled = sampled.is_some();
+    if let Some(sampled) = sampled {
+        shared.input_later(sampled);
     }
     // Who comes to wait after this is looked at has the driver look by what it asks for.
-    if somebody_waits || sample.is_some() || shared.gate.is_watched() {
+    if somebody_waits || is_sampled || shared.gate.is_watched() {
         shared.look_at_late();
     }
-    Ok(rest)
+    Ok((rest, answered))
 }
 
 /// Answers those who wait for these commands: the core has said that it would, in its turn.

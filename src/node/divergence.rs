@@ -1,8 +1,8 @@
 //! What this replica does about how its state compares with those of the others.
 //!
 //! The log says now and then what most replicas' states came to (`fs::Ledger`). One that differs says so, on its disk
-//! first, gives up its session and leads nobody; it applies nothing more, and takes a peer's state in the place of its own
-//! (`node/install.rs`). Where no majority is known, all give up their sessions until there is one.
+//! first, gives up its session and leads nobody; it applies nothing more, and has another state take the place of its own
+//! (`node/healing.rs`). Where no majority is known, all give up their sessions until there is one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,6 +25,20 @@ pub(super) struct Comparison {
     is_sound: AtomicBool,
     /// Why it is not sound, as a sentence.
     why: Mutex<String>,
+    retracing: Mutex<Retracing>,
+    /// In this process, it was found equal to the majority.
+    was_equal: watch::Sender<bool>,
+}
+
+/// What is known of the state that this replica's own snapshot and log lead to.
+#[derive(Debug, Default)]
+struct Retracing {
+    /// It has taken the place of another one, and nobody has found it equal since.
+    is_untried: bool,
+    /// It is of no use: what was wrong comes again.
+    fails: bool,
+    /// The last entry of doubt for which it was looked at.
+    examined: LogIndex,
 }
 
 impl Comparison {
@@ -44,6 +58,8 @@ impl Comparison {
             standing: watch::channel(standing).0,
             is_sound: AtomicBool::new(standing == Standing::Sound),
             why: Mutex::new(why),
+            retracing: Mutex::default(),
+            was_equal: watch::channel(false).0,
         })
     }
 
@@ -74,24 +90,73 @@ impl Comparison {
         self.ledger.lock().attests(index, digest)
     }
 
-    /// A peer's state has taken the place of this one, and counts.
+    /// Another state has taken the place of this one, and counts.
     pub(super) fn state_replaced(&self, state: &State) -> Result<(), StoreError> {
-        *self.ledger.lock() = state.ledger()?;
-        let before = self.set(Standing::Sound);
-        if before != Standing::Sound {
-            tracing::warn!("this replica has a peer's state, and serves again");
+        let ledger = state.ledger()?;
+        let doubt = ledger.doubt();
+        *self.ledger.lock() = ledger;
+        if let Some(index) = doubt {
+            *self.why.lock() = no_majority(index);
+            self.set(Standing::Doubtful);
+        } else if self.set(Standing::Sound) != Standing::Sound {
+            tracing::warn!("this replica has another state, and serves again");
         }
         Ok(())
     }
+
+    /// Up to where what this replica has may count as on its disk, of what came up to `index`: what is in doubt may go.
+    pub(super) fn counts(&self, index: LogIndex) -> LogIndex {
+        if self.is_sound() { index } else { index.min(self.ledger.lock().equal()) }
+    }
+
+    /// Told once this replica was found equal to the majority in this process.
+    pub(super) fn was_equal(&self) -> watch::Receiver<bool> {
+        self.was_equal.subscribe()
+    }
+
+    fn is_equal(&self) {
+        *self.retracing.lock() = Retracing::default();
+        self.was_equal.send_if_modified(|was| !std::mem::replace(was, true));
+    }
+
+    /// Whether the state that this replica's own snapshot and log lead to may be the right one.
+    pub(super) fn may_retrace(&self) -> bool {
+        let mut retracing = self.retracing.lock();
+        retracing.fails |= retracing.is_untried;
+        !retracing.fails
+    }
+
+    /// It has taken the place of this one.
+    pub(super) fn retraced(&self) {
+        self.retracing.lock().is_untried = true;
+    }
+
+    /// It is none, or not the right one.
+    pub(super) fn retracing_fails(&self) {
+        self.retracing.lock().fails = true;
+    }
+
+    /// The entry at which the voters differ, with this replica's digest there, unless that was looked at.
+    pub(super) fn to_examine(&self) -> Option<(LogIndex, Digest)> {
+        let ledger = self.ledger.lock();
+        let index = ledger.doubt()?;
+        let found = ledger.sample_at(index)?;
+        (self.retracing.lock().examined < index).then_some((index, found))
+    }
+
+    pub(super) fn examined(&self, index: LogIndex) {
+        self.retracing.lock().examined = index;
+    }
 }
 
-/// This replica has come, with `batch`, to an entry that says what most states came to at an earlier one.
+/// This replica has come, with `batch`, to an entry that says what most states came to at an earlier one. Answers what the
+/// core is to be told.
 pub(super) fn compare(
     shared: &Shared,
     verdict: Verdict,
     at: LogIndex,
     batch: &mut Batch,
-) -> Result<Sample, StoreError> {
+) -> Result<Input, StoreError> {
     let mut digest = shared.state.digest();
     digest.merge(batch.digest);
     let finding = {
@@ -102,7 +167,10 @@ pub(super) fn compare(
         finding
     };
     match finding {
-        Finding::Equal => stand(shared, Standing::Sound, ""),
+        Finding::Equal => {
+            shared.comparison.is_equal();
+            stand(shared, Standing::Sound, "");
+        }
         Finding::Doubt => stand(shared, Standing::Doubtful, &no_majority(verdict.index)),
         Finding::Differs { index, expected, found } => {
             let why =
@@ -111,7 +179,8 @@ pub(super) fn compare(
         }
         Finding::Nothing => {}
     }
-    Ok(Sample { index: at, digest: digest.0 })
+    let sample = Sample { index: at, digest: digest.0 };
+    Ok(Input::Sampled { sample, judged: verdict.index })
 }
 
 /// This replica's state is not what it should be.
@@ -144,13 +213,15 @@ fn stand(shared: &Shared, standing: Standing, why: &str) {
         }
     }
     shared.input(Input::Stands(standing));
+    // What it says of its disk changes with it.
+    shared.space.look_again.notify_one();
     if before == Standing::Sound {
         give_up_session(shared);
     }
 }
 
 /// What waited under it is not acknowledged any more: what it came to here may be wrong.
-fn give_up_session(shared: &Shared) {
+pub(super) fn give_up_session(shared: &Shared) {
     let session = shared.mutations.session();
     for key in shared.mutations.leave() {
         shared.input(Input::Abandon { key });
@@ -181,9 +252,21 @@ impl Handle {
             Standing::Sound => None,
             Standing::Doubtful => Some(why),
             Standing::Diverged => Some(format!(
-                "the state of this replica differs from the others' ({why}): it takes a peer's, and all that changed \
-                 since it was equal last is fetched"
+                "the state of this replica differs from the others' ({why}): {}, and what changed since it was equal \
+                 last is fetched",
+                self.how_it_heals()
             )),
+        }
+    }
+
+    fn how_it_heals(&self) -> &'static str {
+        if !self.0.comparison.retracing.lock().fails {
+            return "it builds it anew from its own snapshot and log";
+        }
+        if self.0.transport.peers().into_iter().any(|node| self.0.transport.is_connected(node)) {
+            "what it builds from its own snapshot and log does so, too, so it takes that of another node"
+        } else {
+            "what it builds from its own snapshot and log does so, too, and no node is connected whose it could take"
         }
     }
 

@@ -20,7 +20,7 @@ use super::shared::{Shared, ToDriver};
 use super::snapshots::Due;
 use super::status::RaftStatus;
 use super::transport::ToPeer;
-use crate::consensus::{Core, CoreError, Effect, Input, Role};
+use crate::consensus::{Core, CoreError, Effect, Input, Role, Standing};
 use crate::fs::proto::{Command, SessionEnd, Time, command::Op};
 use crate::fs::{Digest, Verdict};
 use crate::store::RaftLog;
@@ -33,7 +33,7 @@ const BATCH: usize = 256;
 /// it, and the one that owns the connection.
 const TURNS_TO_SEND: usize = 2;
 
-/// How often, in ticks, a replica that differs asks for the state of another one.
+/// How often, in ticks, a replica that differs tries to heal.
 const HEAL_TICKS: usize = 10;
 
 pub(super) struct Driver {
@@ -45,7 +45,7 @@ pub(super) struct Driver {
     pub(super) due: Sender<Due>,
     /// Who wants everything to stand still for a moment.
     pub(super) pausing: Option<oneshot::Sender<Paused>>,
-    /// Ticks in which this replica has waited for the state of a peer.
+    /// Ticks in which this replica has waited for another state.
     pub(super) healing: usize,
     pub(super) role: (Role, Term, NodeId),
     pub(super) lease_was_live: bool,
@@ -167,22 +167,31 @@ impl Driver {
         Ok(())
     }
 
-    /// Asks one peer after the other for its state, where that of this replica differs.
+    /// Has another state take the place of this replica's, where that differs: perhaps of one peer after the other. Where
+    /// nobody knows who differs, it looks at itself.
     fn heal(&mut self) {
-        if !self.shared.comparison.is_diverged() {
+        let standing = self.shared.comparison.standing();
+        if standing == Standing::Sound {
             self.healing = 0;
             return;
         }
         let turn = self.healing / HEAL_TICKS;
         let is_time = self.healing.is_multiple_of(HEAL_TICKS);
         self.healing += 1;
+        if !is_time {
+            return;
+        }
         let others = self.core.membership().map(|(node, _)| node);
         let others: Vec<_> =
             others.filter(|node| self.shared.transport.is_connected(*node)).collect();
-        if is_time && !others.is_empty() {
-            let from = others[turn % others.len()];
-            let _ = self.due.try_send(Due::Healing { from });
-        }
+        let peer = others.get(turn % others.len().max(1)).copied();
+        let committed = self.core.commit_index();
+        let due = match standing {
+            Standing::Doubtful => Due::Examination,
+            Standing::Diverged | Standing::Sound => Due::Healing { committed, peer },
+        };
+        // The thread may be at work on it.
+        let _ = self.due.try_send(due);
     }
 
     /// Tells the mount once when the lease has lapsed, on a thread that may wait for the kernel.

@@ -40,21 +40,25 @@ pub(super) fn install(
     install_newer(shared, leader, LogIndex(first_index.0 - 1))
 }
 
-/// Takes the state of a peer in the place of this one, which differs from the others', unless that was done.
-pub(super) fn heal(shared: &Arc<Shared>, peer: NodeId) -> Result<bool, StoreError> {
-    if !shared.comparison.is_diverged() {
-        return Ok(false);
-    }
-    install_newer(shared, peer, shared.state.applied())
-}
-
-fn install_newer(
+/// The same where it covers `at_least`.
+pub(super) fn install_newer(
     shared: &Arc<Shared>,
     leader: NodeId,
     at_least: LogIndex,
 ) -> Result<bool, StoreError> {
+    match receive(shared, leader, at_least)? {
+        Some(received) => put_in_place(shared, received, leader),
+        None => Ok(false),
+    }
+}
+
+/// Puts a state in the place of this one while everything stands still, unless this one has got as far; whether it did.
+pub(super) fn put_in_place(
+    shared: &Arc<Shared>,
+    received: Received,
+    from: NodeId,
+) -> Result<bool, StoreError> {
     let started = std::time::Instant::now();
-    let Some(received) = receive(shared, leader, at_least)? else { return Ok(false) };
     let index = received.index();
     let (paused, waiting) = oneshot::channel();
     let asked = shared.driver.send(ToDriver::Pause(paused));
@@ -73,7 +77,7 @@ fn install_newer(
     // The driver ends only with the daemon.
     let _ = go_on.send(boot);
     if is_switched {
-        tracing::info!(index = index.0, before = found.0, peer = leader.0, took = ?started.elapsed(), "a peer's snapshot is installed");
+        tracing::info!(index = index.0, before = found.0, from = from.0, took = ?started.elapsed(), "another state is in the place of this node's");
         shared.fetching.changed.notify_waiters();
     }
     Ok(is_switched)
@@ -152,7 +156,7 @@ fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
     tracing::info!(
         files_missing = adopted.missing,
         removed = adopted.removed,
-        "files follow a peer's snapshot"
+        "files follow another state"
     );
     shared.comparison.state_replaced(&shared.state)?;
     shared.durability.skip_to(index);

@@ -23,6 +23,7 @@ mod durability;
 mod encoding;
 mod fetch;
 mod handle;
+mod healing;
 mod install;
 mod invalidate;
 mod locks;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use super::divergence::give_up_session;
 use super::{Handle, NodeError};
 use crate::consensus::{Input, Standing, Wait};
 use crate::fs::proto::{ReleaseOrphans, SessionEnd, SessionOpen, Touch, command::Op};
@@ -70,7 +71,10 @@ async fn open(handle: &Handle) -> Result<SessionId, NodeError> {
     }
     // It may have been ended between its opening and the line above.
     let gone = query::session(&handle.state(), session)?.is_none();
-    if gone || !handle.is_sound() {
+    if !handle.is_sound() {
+        // Nor is anything acknowledged that was submitted meanwhile.
+        give_up_session(shared);
+    } else if gone {
         shared.session_ended(session);
     }
     Ok(session)

@@ -17,7 +17,7 @@ use super::install::Paused;
 use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
-use super::snapshots::Lent;
+use super::snapshots::{Lent, Unattested};
 use super::space::Space;
 use super::staging::Staging;
 use super::status::RaftStatus;
@@ -74,6 +74,9 @@ pub(super) struct Shared {
     /// A peer wants one that covers this entry; 0: nobody does.
     pub(super) wanted_snapshot: AtomicU64,
     pub(super) lent: Lent,
+    pub(super) unattested: Unattested,
+    /// What earlier processes may have done to the files goes no further than this entry.
+    pub(super) reached: LogIndex,
     pub(super) comparison: Comparison,
     pub(super) log: RaftLog,
     pub(super) clock: HybridClock,

@@ -12,7 +12,8 @@ use tokio::sync::mpsc::Receiver;
 
 use super::Handle;
 use super::divergence::diverge;
-use super::install::{heal, install, open_newest};
+use super::healing::{examine, heal};
+use super::install::{install, open_newest};
 use super::shared::{Shared, ToDriver};
 use crate::fs::Digest;
 use crate::store::{SnapshotHeader, StoreError, prepare_snapshot, put_snapshot, read_snapshot};
@@ -24,6 +25,12 @@ const FEATURE_LEVEL: u32 = 1;
 /// finds it there afterwards.
 const LENT_FOR: Duration = Duration::from_secs(600);
 
+/// The log is cut behind a snapshot that nobody has compared where it has more than so many times the bytes that it may
+/// have.
+const UNATTESTED_LOGS: u64 = 2;
+/// A person is told of a snapshot that waits to be compared for so long.
+const TELLING: Duration = Duration::from_secs(30);
+
 /// What the thread is to do.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Due {
@@ -31,8 +38,10 @@ pub(super) enum Due {
     Own,
     /// The snapshot of a leader, whose log begins only there.
     Of { leader: NodeId, first_index: LogIndex },
-    /// The state of a peer, in the place of this one, which differs.
-    Healing { from: NodeId },
+    /// Another state, in the place of this one, which differs.
+    Healing { committed: LogIndex, peer: Option<NodeId> },
+    /// Whether the state is what the log makes of it: the voters differ.
+    Examination,
 }
 
 /// A snapshot that is written, and counts once the state that it is of is known to be that of the others: what is wrong
@@ -43,6 +52,21 @@ struct Candidate {
     index: LogIndex,
     digest: Digest,
     started: Instant,
+}
+
+/// The snapshot that waits to be compared: at which index, since when.
+#[derive(Debug, Default)]
+pub(super) struct Unattested(Mutex<Option<(LogIndex, Instant)>>);
+
+impl Unattested {
+    fn set(&self, waiting: Option<(LogIndex, Instant)>) {
+        *self.0.lock() = waiting;
+    }
+
+    /// Whether there is one.
+    pub(super) fn is_there(&self) -> bool {
+        self.0.lock().is_some()
+    }
 }
 
 /// Snapshots that peers are taking: at which index, since when.
@@ -71,7 +95,7 @@ impl Lent {
 /// Runs until the apply thread and the driver are gone, or until this replica cannot go on.
 pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
     plan_next(shared, 0);
-    let mut candidate = None;
+    let mut candidate: Option<Candidate> = None;
     while let Some(next) = due.blocking_recv() {
         let done = match next {
             Due::Own if !shared.snapshot_is_due() => continue,
@@ -79,12 +103,17 @@ pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
             Due::Of { leader, first_index } => {
                 install(shared, leader, first_index).map(|done| forget_if(done, &mut candidate))
             }
-            Due::Healing { from } => heal(shared, from).map(|done| forget_if(done, &mut candidate)),
+            Due::Healing { committed, peer } => {
+                heal(shared, committed, peer).map(|done| forget_if(done, &mut candidate))
+            }
+            Due::Examination => examine(shared),
         };
         if let Err(error) = done {
             shared.fail(&error);
             return;
         }
+        let waits = |waiting: &Candidate| (waiting.index, waiting.started);
+        shared.unattested.set(candidate.as_ref().map(waits));
     }
 }
 
@@ -108,9 +137,19 @@ fn advance(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), Sto
         *candidate = write(shared)?;
     }
     let Some(Candidate { index, digest, .. }) = *candidate else { return Ok(()) };
-    if shared.comparison.attests(index, digest)
+    let is_attested = shared.comparison.attests(index, digest);
+    // Nothing is known against this replica, and the log must end somewhere.
+    let is_overdue = shared.comparison.is_sound()
+        && shared.log.used_size() > UNATTESTED_LOGS * shared.config.max_log;
+    if (is_attested || is_overdue)
         && let Some(candidate) = candidate.take()
     {
+        if !is_attested {
+            tracing::warn!(
+                index = index.0,
+                "no majority of the voters has said that this snapshot is right, and the log is too large: it counts"
+            );
+        }
         let size = put_in_force(shared, &candidate)?;
         plan_next(shared, size);
     }
@@ -140,6 +179,8 @@ fn write(shared: &Shared) -> Result<Option<Candidate>, StoreError> {
         Err(StoreError::Rotten { found, expected }) => {
             let why = format!("its records add up to {found}, and not to {expected} as written");
             diverge(shared, &why)?;
+            // What the files were changed under is asked for after a restart, too.
+            shared.state.flush()?;
             Ok(None)
         }
         Err(error) => Err(error),
@@ -207,6 +248,19 @@ impl Handle {
         tracing::info!(peer = to.0, index = header.index.0, "a snapshot goes to a peer");
         self.0.lent.lend(to, header.index);
         Ok(Some(file))
+    }
+
+    /// That a snapshot of this node waits for the voters to compare it, where it has done so for long.
+    #[must_use]
+    pub fn waits_for_comparison(&self) -> Option<String> {
+        let (index, since) = (*self.0.unattested.0.lock())?;
+        let seconds = since.elapsed().as_secs();
+        (since.elapsed() >= TELLING).then(|| {
+            format!(
+                "a snapshot at entry {index} has waited for {seconds} s for a majority of the voters to have the same \
+                 state, and the log grows meanwhile: bring back the voters that are away or do not apply entries"
+            )
+        })
     }
 
     /// It is still on its way.

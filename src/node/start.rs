@@ -18,7 +18,7 @@ use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
-use super::snapshots::{Due, Lent};
+use super::snapshots::{Due, Lent, Unattested};
 use super::space::{self, Space};
 use super::staging::Staging;
 use super::wall_clocks::WallClocks;
@@ -142,6 +142,8 @@ impl Node {
             next_snapshot: AtomicU64::new(0),
             wanted_snapshot: AtomicU64::new(0),
             lent: Lent::default(),
+            unattested: Unattested::default(),
+            reached: recovered.reached,
             comparison,
             log: recovered.log,
             config,

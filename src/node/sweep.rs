@@ -12,6 +12,11 @@ pub(super) async fn collect(handle: Handle) {
     if session.wait_for(Option::is_some).await.is_err() {
         return;
     }
+    // A state that is wrong may not name what the right one does.
+    let mut was_equal = handle.0.comparison.was_equal();
+    if was_equal.wait_for(|was| *was).await.is_err() || handle.until_sound().await.is_err() {
+        return;
+    }
     let body = move || {
         run_idly();
         match handle.files().collect_unreferenced(&handle.0.state) {

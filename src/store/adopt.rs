@@ -19,27 +19,58 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex};
 pub(super) struct Trust<'a> {
     /// Since then.
     pub(super) until: LogIndex,
-    /// What the files were changed under; nothing where that is not to be asked.
+    /// What the files were changed under, all of it; nothing where that is not known.
     pub(super) under: Option<&'a State>,
+    /// Nobody else has them.
+    pub(super) is_alone: bool,
 }
 
 impl Trust<'_> {
-    fn believes(self, ino: Ino, inode: &proto::Inode) -> bool {
-        let Some(state) = self.under else { return inode.data_version <= self.until.0 };
+    fn belief(self, ino: Ino, inode: &proto::Inode) -> Belief {
+        // What time says need not be looked up.
+        if self.under.is_none() || (inode.data_version > self.until.0 && !self.is_alone) {
+            return belief(inode, Known::Nothing, self.until, self.is_alone);
+        }
+        let known = self.under.map(|state| state.read().record::<proto::Inode>(&keys::inode(ino)));
         // A record that cannot be read says nothing good.
-        let known = state.read().record::<proto::Inode>(&keys::inode(ino));
-        is_believed(inode, known.ok().flatten().as_ref(), self.until)
+        let known = known.and_then(Result::ok).flatten();
+        belief(inode, Known::Says(known.as_ref()), self.until, self.is_alone)
     }
 }
 
-/// Whether a replica has the bytes that a file had when it was changed last, given what its own state said of the file
-/// before, and that this was that of the others up to an entry. What changed later is not believed; nor is a file of which
-/// its own state says something else, or nothing: there something was done that should not have been.
+/// What is known of the state that a replica's files were changed under.
+#[derive(Clone, Copy, Debug)]
+pub enum Known<'a> {
+    /// It is gone.
+    Nothing,
+    /// What it says of a file.
+    Says(Option<&'a proto::Inode>),
+}
+
+/// Whether a replica has the bytes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Belief {
+    /// It has.
+    Here,
+    /// Perhaps: a peer is asked for them.
+    Doubted,
+}
+
+/// Whether a replica has the bytes that a file had when it was changed last, where its own state was that of the others
+/// up to an entry. What changed later is not believed, unless nobody else has it; nor is a file of which its own state says
+/// something else, or nothing: there something was done that should not have been.
 #[must_use]
-pub fn is_believed(inode: &proto::Inode, known: Option<&proto::Inode>, until: LogIndex) -> bool {
+pub fn belief(inode: &proto::Inode, known: Known<'_>, until: LogIndex, is_alone: bool) -> Belief {
     let bytes = |inode: &proto::Inode| (inode.generation, inode.data_version, inode.size);
-    let is_same = known.is_some_and(|known| bytes(known) == bytes(inode));
-    (inode.data_version <= until.0 && is_same) || mutants::is(Mutant::BelieveAllFiles)
+    let is_older = inode.data_version <= until.0;
+    let is_believed = match known {
+        Known::Nothing => is_older,
+        Known::Says(known) => {
+            let is_same = known.is_some_and(|known| bytes(known) == bytes(inode));
+            is_same && (is_older || is_alone)
+        }
+    };
+    if is_believed || mutants::is(Mutant::BelieveAllFiles) { Belief::Here } else { Belief::Doubted }
 }
 
 /// Inodes that are read under one hold of the state's lock.
@@ -68,6 +99,12 @@ impl Files {
     /// When the local file system refuses, or the state cannot be read.
     pub(super) fn adopt(&self, state: &State, trust: Trust<'_>) -> Result<Adopted, StoreError> {
         let index = state.applied();
+        // What an older state does not believe comes again with the log only where it was not carried out.
+        assert!(
+            trust.until >= self.carried_out() || index >= self.carried_out().max(self.begun()),
+            "files of {} cannot follow a state of {index}",
+            self.carried_out()
+        );
         let mut adopted = Adopted::default();
         let mut known = self.all_files()?;
         known.extend(self.layouts().keys());
@@ -83,7 +120,8 @@ impl Files {
             let Some((last, _)) = inodes.last() else { break };
             after = *last;
             for (ino, inode) in inodes {
-                if inode.kind() == proto::Kind::Regular && !trust.believes(ino, &inode) {
+                let is_file = inode.kind() == proto::Kind::Regular;
+                if is_file && trust.belief(ino, &inode) == Belief::Doubted {
                     self.renew_bytes(index, ino, &inode)?;
                     adopted.missing += u64::from(inode.size > 0);
                 }

@@ -49,7 +49,7 @@ impl DataDir {
             path,
             offset: None,
             what: format!("it holds no index: {error}"),
-            advice: "write 0 into it: all files are then fetched from the other nodes",
+            advice: "write 0 into it: all bytes of files are then compared with those of the other nodes",
         })
     }
 

@@ -441,6 +441,11 @@ impl Files {
         self.layouts.done()
     }
 
+    /// The last entry whose effects an earlier process may have begun.
+    pub(super) fn begun(&self) -> LogIndex {
+        self.layouts.begun()
+    }
+
     /// The same, in a directory that exists.
     pub(super) fn path_for(&self, (ino, generation): Key) -> Result<PathBuf, StoreError> {
         let path = self.path_of(ino, generation);

@@ -32,6 +32,7 @@ mod records;
 mod recover;
 mod refound;
 mod replay;
+mod retrace;
 mod room;
 mod scratch;
 mod snapshot;
@@ -45,7 +46,7 @@ mod sys;
 pub(crate) mod test_replica;
 mod unfinished;
 
-pub use adopt::{Adopted, is_believed};
+pub use adopt::{Adopted, Belief, Known, belief};
 pub use blocks::{BlockReader, Steady, blocks_of};
 pub use checksums::PAGE_BLOCKS;
 pub use datadir::{BootIdentity, DataDir};
@@ -60,6 +61,7 @@ pub use log::{LogOptions, RaftLog};
 pub use mount_list::{record_mounts, recorded_mounts};
 pub use point::AppliedPoint;
 pub use recover::{Rebuilt, Received, Recovered, rebuild_state, recover};
+pub use retrace::{Following, Retraced};
 pub use refound::{Leaving, is_refounded, refound};
 pub use scratch::Scratch;
 pub use snapshot::{

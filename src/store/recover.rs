@@ -7,6 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
+use raft::eraftpb::{ConfState, Entry, EntryType};
+
 use super::adopt::{Adopted, Trust};
 use super::beneath::Beneath;
 use super::datadir::DataDir;
@@ -14,12 +16,16 @@ use super::divergence::put_ledger;
 use super::files::Files;
 use super::log::{LogOptions, RaftLog};
 use super::point::AppliedPoint;
+use super::retrace::Retraced;
 use super::snapshot::{SnapshotHeader, latest_snapshot, put_snapshot, read_snapshot};
 use super::state::State;
 use crate::fs::{Batch, query};
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
 use crate::types::{LogIndex, VolumeId};
+
+/// Bytes of the log that are looked through at once.
+const SCAN_BYTES: u64 = 16 << 20;
 
 /// A replica's stores, agreeing with each other.
 #[derive(Debug)]
@@ -34,6 +40,8 @@ pub struct Recovered {
     pub snapshot: Option<SnapshotHeader>,
     /// Why the state was built anew; nothing where it was believed.
     pub rebuilt: Option<Rebuilt>,
+    /// What earlier processes may have done to the files goes no further than this entry.
+    pub reached: LogIndex,
 }
 
 /// Why a state was not believed.
@@ -50,6 +58,8 @@ pub enum Rebuilt {
     BehindTheSnapshot,
     /// It was reached over an entry that the log does not have.
     AnotherHistory,
+    /// This replica was found to differ, and the state is not the one that the files were changed under.
+    Differed,
 }
 
 /// Opens the stores of a replica and makes them agree.
@@ -71,7 +81,11 @@ pub(super) fn recover_over(
     let log = RaftLog::open_with(&dir.log_dir(), options)?;
     fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
     let covered = snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
+    let files = Files::open_over(&dir.files_dir(), &dir.stages_dir(), dir.same_boot(), beneath)?;
     let (state, rebuilt) = match believe_state(dir, &log, covered)? {
+        Ok(state) if dir.diverged()?.is_some() && state.applied() < files.begun() => {
+            (rebuild_state(dir)?, Some(Rebuilt::Differed))
+        }
         Ok(state) => (state, None),
         Err(why) => {
             tracing::info!(?why, "building the state anew from the snapshot file and the log");
@@ -82,19 +96,22 @@ pub(super) fn recover_over(
         tracing::info!(%error, "an old state stays until the next start");
     }
     raise_commit(&log, &state)?;
-    let is_wrong = dir.diverged()?.is_some() && rebuilt.is_some();
-    if is_wrong {
-        // The state is gone that would say what the files were changed under.
-        dir.set_diverged(LogIndex(0))?;
-    }
-    let files = Files::open_over(&dir.files_dir(), &dir.stages_dir(), dir.same_boot(), beneath)?;
     if rebuilt.is_none() {
         // What a state says has reached the files before.
         files.pass(state.applied());
+    } else if dir.diverged()?.is_some() {
+        if is_alone(&state, &log)? {
+            // Nobody else can tell, or has more: what the log makes of it is all that there is.
+            dir.end_diverged()?;
+        } else {
+            // The state is gone that would say what the files were changed under.
+            dir.set_diverged(LogIndex(0))?;
+        }
     }
-    if files.are_behind(&state) {
-        let until = if is_wrong { LogIndex(0) } else { files.carried_out() };
-        let adopted = files.adopt(&state, Trust { until, under: None })?;
+    // Otherwise they follow the state that takes the place of this one.
+    if files.are_behind(&state) && dir.diverged()?.is_none() {
+        let until = files.carried_out();
+        let adopted = files.adopt(&state, Trust { until, under: None, is_alone: false })?;
         // A new replica has none.
         if adopted != Adopted::default() {
             tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
@@ -102,9 +119,34 @@ pub(super) fn recover_over(
     }
     files.forget(covered)?;
     forget_stages(&files, &state)?;
+    // What has reached the files was in the log before, and a power loss takes with it how far that was.
+    let reached = if dir.same_boot() { files.begun() } else { log.last_index() };
     // From now on all that is here is of this boot.
     dir.record_boot()?;
-    Ok(Recovered { log, state, files, snapshot, rebuilt })
+    Ok(Recovered { log, state, files, snapshot, rebuilt, reached })
+}
+
+/// Whether this replica was the only member from its snapshot on.
+fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
+    if !is_of_one(&state.conf_state()) {
+        return Ok(false);
+    }
+    let (mut next, end) = (state.applied().next(), log.last_index().next());
+    while next < end {
+        let entries = log.entries(next, end, Some(SCAN_BYTES))?;
+        let changes = |entry: &Entry| entry.get_entry_type() != EntryType::EntryNormal;
+        let Some(last) = entries.last() else { break };
+        if entries.iter().any(changes) {
+            return Ok(false);
+        }
+        next = LogIndex(last.index).next();
+    }
+    Ok(true)
+}
+
+fn is_of_one(members: &ConfState) -> bool {
+    let others = [&members.voters_outgoing, &members.learners, &members.learners_next];
+    members.voters.len() == 1 && others.iter().all(|others| others.is_empty())
 }
 
 /// Builds a state from the newest snapshot file (an empty one where there is none) in a new directory
@@ -123,20 +165,29 @@ pub fn rebuild_state(dir: &DataDir) -> Result<State, StoreError> {
     Ok(state)
 }
 
-fn build_from(file: &Path, path: &Path) -> Result<State, StoreError> {
+pub(super) fn build_from(file: &Path, path: &Path) -> Result<State, StoreError> {
     let (header, pairs) = read_snapshot(file)?;
     let conf_state = Some(&header.conf_state);
     let at = AppliedPoint { index: header.index, term: header.term, conf_state };
     State::create_from(path, pairs, at, header.digest)
 }
 
-/// A peer's snapshot, with the state that was built from it.
+/// A state that is to take the place of this replica's: of a peer's snapshot, or what its own snapshot and log make of it.
 #[derive(Debug)]
 pub struct Received {
-    file: PathBuf,
-    header: SnapshotHeader,
+    /// Where it came with one.
+    snapshot: Option<(PathBuf, SnapshotHeader)>,
     state: State,
     state_dir: PathBuf,
+    /// Up to where the old state was right, where more is known of that than was.
+    parted: Option<LogIndex>,
+}
+
+impl From<Retraced> for Received {
+    fn from(own: Retraced) -> Self {
+        let parted = own.parted();
+        Self { snapshot: None, state: own.state, state_dir: own.state_dir, parted }
+    }
 }
 
 impl Received {
@@ -150,13 +201,13 @@ impl Received {
         let state_dir = dir.new_state_dir()?;
         let state = build_from(file, &state_dir)?;
         state.flush()?;
-        Ok(Self { file: file.to_owned(), header, state, state_dir })
+        Ok(Self { snapshot: Some((file.to_owned(), header)), state, state_dir, parted: None })
     }
 
     /// The last entry that is in it.
     #[must_use]
     pub fn index(&self) -> LogIndex {
-        self.header.index
+        self.state.applied()
     }
 
     /// Puts it in the place of what this replica has: snapshot file, log, state and files. Whoever dies meanwhile goes
@@ -171,24 +222,41 @@ impl Received {
         files: &Files,
         state: &State,
     ) -> Result<Adopted, StoreError> {
-        let ledger = state.ledger()?;
-        let mut batch = Batch::default();
-        put_ledger(&mut batch, &ledger.of_replaced_state());
-        let at = AppliedPoint { index: self.index(), term: self.header.term, conf_state: None };
-        self.state.commit(batch, at)?;
-        self.state.flush()?;
-        put_snapshot(&self.file, &dir.snapshots_dir(), self.header.index)?;
-        fit_log_to_snapshot(dir, log, Some(&self.header))?;
-        // Nobody has compared what came after the last comparison. A state that was built anew knows of none.
-        let compared = Some(ledger.equal()).filter(|index| *index > LogIndex(0));
-        let until = dir.diverged()?.or(compared).unwrap_or_else(|| files.carried_out());
-        let adopted = files.adopt(&self.state, Trust { until, under: Some(state) })?;
+        if let Some((file, header)) = &self.snapshot {
+            // What was noted is of another state.
+            let mut batch = Batch::default();
+            put_ledger(&mut batch, &state.ledger()?.of_replaced_state());
+            let at = AppliedPoint { index: header.index, term: header.term, conf_state: None };
+            self.state.commit(batch, at)?;
+            self.state.flush()?;
+            put_snapshot(file, &dir.snapshots_dir(), header.index)?;
+            fit_log_to_snapshot(dir, log, Some(header))?;
+        }
+        let adopted = files.adopt(&self.state, self.trust(dir, files, state)?)?;
         dir.switch_state(&self.state_dir)?;
         state.replace(self.state);
         raise_commit(log, state)?;
         forget_stages(files, state)?;
         dir.end_diverged()?;
         Ok(adopted)
+    }
+
+    /// What of the files may be believed that were changed under `state`. It says nothing of what was done to them beyond
+    /// it.
+    fn trust<'a>(
+        &self,
+        dir: &DataDir,
+        files: &Files,
+        state: &'a State,
+    ) -> Result<Trust<'a>, StoreError> {
+        let under = (files.carried_out().max(files.begun()) <= state.applied()).then_some(state);
+        let Some(since) = dir.diverged()? else {
+            // It has only fallen behind.
+            return Ok(Trust { until: files.carried_out(), under, is_alone: false });
+        };
+        let until = self.parted.map_or(since, |parted| parted.min(since));
+        let until = if under.is_some() { until } else { LogIndex(0) };
+        Ok(Trust { until, under, is_alone: is_of_one(&self.state.conf_state()) })
     }
 }
 

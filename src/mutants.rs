@@ -40,6 +40,8 @@ pub enum Mutant {
     IgnoreDigests,
     /// A replica that has healed believes all of its files that are not newer than the snapshot.
     BelieveAllFiles,
+    /// A replica that heals takes a state that is older than what its files have come to.
+    HealFromAny,
 }
 
 #[cfg(feature = "mutants")]

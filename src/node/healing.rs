@@ -8,7 +8,7 @@ use super::divergence::diverge;
 use super::install::{install_newer, put_in_place};
 use super::shared::Shared;
 use crate::consensus::membership_after;
-use crate::store::{Received, Retraced, StoreError};
+use crate::store::{Retraced, StoreError, first_state_of_files};
 use crate::types::{LogIndex, NodeId};
 
 /// Has another state take the place of this one, which differs from the others', unless that was done; whether it did.
@@ -21,8 +21,9 @@ pub(super) fn heal(
     if !shared.comparison.is_diverged() {
         return Ok(false);
     }
-    // The files are ahead of an older state, and a replay would take what is there for what it has done itself.
-    let at_least = at_least(shared);
+    let (applied, last) = (shared.state.applied(), shared.log.last_index());
+    let at_least =
+        first_state_of_files(applied, shared.files.carried_out(), shared.reached, last);
     if shared.comparison.may_retrace() {
         if at_least > committed {
             // It is in the log, and the others will say what becomes of it.
@@ -71,13 +72,6 @@ pub(super) fn examine(shared: &Arc<Shared>) -> Result<(), StoreError> {
         }
         None => Ok(()),
     }
-}
-
-/// The first state that all of the files have come to.
-fn at_least(shared: &Shared) -> LogIndex {
-    // What is not in the log any more was never committed.
-    let reached = shared.reached.min(shared.log.last_index());
-    shared.state.applied().max(shared.files.carried_out()).max(reached)
 }
 
 /// Nothing where snapshot file or log cannot be used.

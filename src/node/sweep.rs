@@ -3,6 +3,7 @@
 use std::thread;
 
 use super::Handle;
+use crate::consensus::Standing;
 use crate::store::run_idly;
 
 /// Waits until what the log held at the start is applied, then has a thread of its own look at all files.
@@ -14,7 +15,9 @@ pub(super) async fn collect(handle: Handle) {
     }
     // A state that is wrong may not name what the right one does.
     let mut was_equal = handle.0.comparison.was_equal();
-    if was_equal.wait_for(|was| *was).await.is_err() || handle.until_sound().await.is_err() {
+    let mut standing = handle.0.comparison.changes();
+    let is_sound = |standing: &Standing| *standing == Standing::Sound;
+    if was_equal.wait_for(|was| *was).await.is_err() || standing.wait_for(is_sound).await.is_err() {
         return;
     }
     let body = move || {

@@ -73,6 +73,23 @@ pub fn belief(inode: &proto::Inode, known: Known<'_>, until: LogIndex, is_alone:
     if is_believed || mutants::is(Mutant::BelieveAllFiles) { Belief::Here } else { Belief::Doubted }
 }
 
+/// The first state under which all of a replica's files can be, where its own is at `applied`, effects are carried out up to
+/// `carried_out`, and those of earlier processes up to `reached` at most. Under an older one a replay would take what is there
+/// for what it has done itself.
+#[must_use]
+pub fn first_state_of_files(
+    applied: LogIndex,
+    carried_out: LogIndex,
+    reached: LogIndex,
+    last_index: LogIndex,
+) -> LogIndex {
+    if mutants::is(Mutant::HealFromAny) {
+        return applied;
+    }
+    // What is not in the log any more was never committed.
+    applied.max(carried_out).max(reached.min(last_index))
+}
+
 /// Inodes that are read under one hold of the state's lock.
 const CHUNK: usize = 1000;
 

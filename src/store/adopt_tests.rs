@@ -39,7 +39,7 @@ fn state(dir: &Path, index: u64, inodes: &[(u64, u64, u64, u64)]) -> State {
 
 /// What was carried out is believed.
 fn carried_out() -> Trust<'static> {
-    Trust { until: LogIndex(10), under: None }
+    Trust { until: LogIndex(10), under: None, is_alone: false }
 }
 
 fn missing(files: &Files, ino: u64, generation: u64) -> Vec<(u64, u64, u64)> {
@@ -161,7 +161,7 @@ fn what_a_wrong_state_has_done_is_not_believed() {
     let under = state(&dir.path().join("wrong"), 10, &wrong);
     let right =
         state(&dir.path().join("right"), 12, &[(10, 1, 6, 5), (11, 1, 13, 8), (12, 1, 10, 7)]);
-    let trust = Trust { until: LogIndex(7), under: Some(&under) };
+    let trust = Trust { until: LogIndex(7), under: Some(&under), is_alone: false };
     files.adopt(&right, trust).unwrap();
     assert_eq!(bytes(&files, 10, 1, 6).unwrap(), b"stays!");
     assert_eq!(missing(&files, 11, 1), [(0, 13, 8)], "it changed after the last comparison");

@@ -46,7 +46,7 @@ mod sys;
 pub(crate) mod test_replica;
 mod unfinished;
 
-pub use adopt::{Adopted, Belief, Known, belief};
+pub use adopt::{Adopted, Belief, Known, belief, first_state_of_files};
 pub use blocks::{BlockReader, Steady, blocks_of};
 pub use checksums::PAGE_BLOCKS;
 pub use datadir::{BootIdentity, DataDir};

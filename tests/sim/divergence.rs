@@ -2,10 +2,12 @@
 //! found.
 
 use prost::Message;
-use quorumfs::consensus::{Input, Sample, Standing};
+use quorumfs::consensus::{Committed, Input, Sample, Standing, membership_after};
 use quorumfs::fs::keys::{self, Parsed};
-use quorumfs::fs::{Digest, Finding, Verdict, proto};
-use quorumfs::types::{Ino, LogIndex};
+use quorumfs::fs::{Digest, Finding, Ledger, Verdict, proto};
+use quorumfs::store::first_state_of_files;
+use quorumfs::types::{Ino, LogIndex, Position, Term};
+use raft::Storage;
 
 use crate::clock::{MILLI, SECOND};
 use crate::node::{Node, NodeEvent};
@@ -13,10 +15,21 @@ use crate::random::Random;
 use crate::state::State;
 use crate::world::World;
 
-/// A majority that is right must be left while one replica is wrong.
-const VOTERS_MIN: usize = 3;
-/// How often a replica that differs asks for another state.
+/// One alone is right by itself.
+const VOTERS_MIN: usize = 2;
+/// How often a replica that differs looks for another state.
 const ASKS: u64 = SECOND / 2;
+/// How often what was written of the cache is brought to where it is.
+const KEEPS: u64 = SECOND;
+
+/// What is known of the state that a replica's own snapshot and log lead to.
+#[derive(Debug, Default)]
+pub struct Retracing {
+    /// It has taken the place of another one, and nobody has found it equal since.
+    pub is_untried: bool,
+    fails: bool,
+    examined: LogIndex,
+}
 
 /// How a state becomes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +43,7 @@ pub enum Wrong {
 impl Node {
     /// Nothing that it shows or does to files is to be compared with what it should be.
     pub fn is_off(&self) -> bool {
-        self.wrong.is_some() || self.diverged.is_some()
+        self.state.wrong.is_some() || self.diverged.is_some()
     }
 
     /// What its core is told.
@@ -44,6 +57,35 @@ impl Node {
 
     pub fn is_sound(&self) -> bool {
         self.standing() == Standing::Sound
+    }
+
+    /// The first state that all of the files have come to.
+    fn at_least(&self) -> LogIndex {
+        let (applied, carried_out) = (self.state.applied.index, self.files.carried_out());
+        first_state_of_files(applied, carried_out, self.reached, self.disk.end())
+    }
+
+    /// The state that its own snapshot and log lead to; nothing where a majority has another one.
+    fn retrace(&self, last: LogIndex) -> Option<State> {
+        let mut state = State { ledger: Ledger::default(), ..self.snapshot.clone() };
+        let first = state.applied.index.0 + 1;
+        if first > last.0 {
+            return Some(state);
+        }
+        let context = raft::GetEntriesContext::empty(false);
+        let entries = self.disk.entries(first, last.0 + 1, None, context);
+        for entry in entries.expect("what follows the snapshot is there") {
+            let position = Position { index: LogIndex(entry.index), term: Term(entry.term) };
+            let conf_state = membership_after(&state.membership, &entry).expect("it was applied");
+            let data = if conf_state.is_some() { bytes::Bytes::new() } else { entry.data };
+            let effect = state.apply(&Committed { position, data, conf_state });
+            if let Some(verdict) = effect.verdict
+                && matches!(state.judge(verdict).0, Finding::Differs { .. })
+            {
+                return None;
+            }
+        }
+        Some(state)
     }
 }
 
@@ -118,11 +160,11 @@ impl World {
         // It is not to be the last one that has some bytes.
         let all_right = self.are_all_sound() && self.members().all(|n| n.files.lacks_nothing());
         let target = &mut self.nodes[node];
-        let runs = target.daemon.is_some() && !target.is_retired;
+        let runs = target.daemon.is_some() && !target.is_retired && target.state.wrong.is_none();
         if runs && all_right && voters >= VOTERS_MIN && self.is_membership_settled() {
             let target = &mut self.nodes[node];
             target.state.spoil(how, &mut self.random);
-            target.wrong = Some(how);
+            target.state.wrong = Some(how);
             self.coverage.count("divergence: states that were spoilt");
         }
         match how {
@@ -135,6 +177,8 @@ impl World {
     pub fn judged(&mut self, node: usize, finding: Finding) {
         match finding {
             Finding::Equal => {
+                let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
+                daemon.retracing = Retracing::default();
                 self.stand(node);
                 self.count_candidate(node);
             }
@@ -145,6 +189,7 @@ impl World {
             Finding::Doubt => {
                 self.coverage.count("divergence: no majority");
                 self.stand(node);
+                self.after(ASKS, node, NodeEvent::Heal);
             }
             Finding::Nothing => {}
         }
@@ -152,11 +197,47 @@ impl World {
 
     fn diverge(&mut self, node: usize) {
         let target = &mut self.nodes[node];
-        assert!(target.wrong.is_some(), "node {} is as all others", target.id);
+        assert!(target.state.wrong.is_some(), "node {} is as all others", target.id);
         target.diverged = Some(target.state.ledger.equal());
         self.trace.note(self.now, target.id.0, "diverged", &[]);
         self.stand(node);
         self.after(ASKS, node, NodeEvent::Heal);
+        // Before the cache says so.
+        if self.stormy && self.random.chance(200) {
+            self.coverage.count("divergence: killed before the state says so");
+            self.after(0, node, NodeEvent::Die);
+        } else {
+            self.nodes[node].kept = self.nodes[node].state.clone();
+        }
+    }
+
+    /// What was written of the cache is all that is left of it where its daemon dies; whether its machine really may lose
+    /// power.
+    pub fn lose_state(&mut self, node: usize, power_lost: bool) -> bool {
+        let target = &mut self.nodes[node];
+        let is_found = target.diverged.is_some();
+        if target.state.wrong.is_some() && !is_found {
+            // What a wrong state has done to files that goes before it is found, no digest knows.
+            target.kept = target.state.clone();
+            return false;
+        }
+        target.state = target.kept.clone();
+        power_lost
+    }
+
+    pub fn keep_later(&mut self, node: usize) {
+        let delay = self.random.within(KEEPS / 2, KEEPS);
+        self.after(delay, node, NodeEvent::Keep);
+    }
+
+    pub fn keep(&mut self, node: usize) {
+        // Whoever is killed often writes no snapshots. What clients are answered meanwhile nobody can judge.
+        let is_rotten = self.nodes[node].state.wrong == Some(Wrong::Rotten);
+        let is_right = !is_rotten || self.random.chance(700) || self.records_add_up(node);
+        if is_right {
+            self.nodes[node].kept = self.nodes[node].state.clone();
+        }
+        self.keep_later(node);
     }
 
     /// Tells the core, where that is new; the session goes, or one may come.
@@ -188,30 +269,85 @@ impl World {
         is_frozen
     }
 
-    /// Asks some member for its state, which is to cover all that was applied here.
+    /// Looks for another state: its own log leads to one, or some member has one.
     pub fn heal(&mut self, node: usize) {
-        if self.nodes[node].diverged.is_none() {
+        let standing = self.nodes[node].standing();
+        if standing == Standing::Sound {
             return;
         }
         self.after(ASKS, node, NodeEvent::Heal);
-        let Some(peer) = self.some_peer(node) else { return };
-        let is_reached = self.network.is_open(node, peer) && self.network.is_open(peer, node);
-        let applied = self.nodes[node].state.applied.index;
+        if standing == Standing::Doubtful {
+            return self.examine(node);
+        }
+        let at_least = self.nodes[node].at_least();
+        let voters = self.nodes[node].state.membership.get_voters().len();
         let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
-        if !is_reached || daemon.is_installing || self.nodes[peer].daemon.is_none() {
+        if daemon.is_installing {
             return;
         }
-        if self.nodes[peer].snapshot.applied.index < applied {
-            if self.nodes[peer].state.applied.index >= applied && self.nodes[peer].backlog.is_none()
-            {
-                self.take_candidate(peer, applied);
+        let retracing = &mut daemon.retracing;
+        retracing.fails |= retracing.is_untried;
+        if !retracing.fails {
+            if at_least > daemon.core.commit_index() {
+                return;
+            }
+            // As where what was wrong comes again.
+            let fails = voters > 2 && self.random.chance(300);
+            match self.nodes[node].retrace(at_least).filter(|_| !fails) {
+                None => {
+                    let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+                    daemon.retracing.fails = true;
+                    self.coverage.count("divergence: own log of no use");
+                }
+                Some(state) => {
+                    let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+                    daemon.is_installing = true;
+                    let delay = self.random.skewed(MILLI, SECOND);
+                    let state = Box::new(state);
+                    self.after(delay, node, NodeEvent::SnapshotCame { state, own: true });
+                }
             }
             return;
         }
-        self.nodes[node].daemon.as_mut().expect("as above").is_installing = true;
+        self.ask_for_state(node, at_least);
+    }
+
+    /// Where the voters differ: whether its own log says something else than its state.
+    fn examine(&mut self, node: usize) {
+        let target = &mut self.nodes[node];
+        let Some(index) = target.state.ledger.doubt() else { return };
+        let found = target.state.ledger.sample_at(index);
+        let daemon = target.daemon.as_mut().expect("it runs");
+        let is_new = std::mem::replace(&mut daemon.retracing.examined, index) < index;
+        if !is_new || found.is_none() {
+            return;
+        }
+        let expected = target.retrace(index).and_then(|own| own.ledger.sample_at(index));
+        if expected.is_some() && expected != found {
+            self.coverage.count("divergence: found by itself");
+            self.diverge(node);
+        }
+    }
+
+    /// Asks some member for its state, which is to cover all that the files have come to.
+    fn ask_for_state(&mut self, node: usize, at_least: LogIndex) {
+        let Some(peer) = self.some_peer(node) else { return };
+        let is_reached = self.network.is_open(node, peer) && self.network.is_open(peer, node);
+        if !is_reached || self.nodes[peer].daemon.is_none() {
+            return;
+        }
+        if self.nodes[peer].snapshot.applied.index < at_least {
+            if self.nodes[peer].state.applied.index >= at_least
+                && self.nodes[peer].backlog.is_none()
+            {
+                self.take_candidate(peer, at_least);
+            }
+            return;
+        }
+        self.nodes[node].daemon.as_mut().expect("it runs").is_installing = true;
         let state = Box::new(self.nodes[peer].snapshot.clone());
         let delay = self.random.skewed(MILLI, SECOND);
-        self.after(delay, node, NodeEvent::SnapshotCame { state });
+        self.after(delay, node, NodeEvent::SnapshotCame { state, own: false });
     }
 
     /// A peer wants a snapshot that covers an entry: it is taken, and counts once it is attested.

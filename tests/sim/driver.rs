@@ -31,7 +31,7 @@ struct Applied {
     /// Those of which the kernel is told again.
     forgets: Vec<Change>,
     /// What the last one said of this replica's state, and what that came to.
-    judged: Option<(Finding, Sample)>,
+    judged: Option<(Finding, Sample, LogIndex)>,
 }
 
 impl World {
@@ -100,13 +100,18 @@ impl World {
             NodeEvent::ReturnLocks { ino } => self.return_locks(node, ino),
             NodeEvent::Snapshot => self.snapshot(node),
             NodeEvent::Heal => self.heal(node),
+            NodeEvent::Keep => self.keep(node),
+            NodeEvent::Die => {
+                let power_lost = self.random.chance(300);
+                self.crash(node, power_lost);
+            }
             NodeEvent::Synced { sync, state } => self.synced(node, sync, state),
             NodeEvent::Merge => self.merge(node),
             NodeEvent::Hold => self.hold(node),
             NodeEvent::Holds { from, index } => {
                 self.input(node, Input::Holds { node: from, index });
             }
-            NodeEvent::SnapshotCame { state } => self.snapshot_came(node, state),
+            NodeEvent::SnapshotCame { state, own } => self.snapshot_came(node, state, own),
             NodeEvent::ConnectLane { peer } => self.connect_lane(node, peer),
             NodeEvent::LaneLost { peer } => self.lane_lost(node, peer),
             NodeEvent::LaneEnded { from, lane } => self.lane_ended(node, from, lane),
@@ -332,24 +337,25 @@ impl World {
                 break;
             }
         }
+        let answered = shown_by_others && applied.sessions.is_empty();
         let left: Vec<_> = left.collect();
         if !left.is_empty() {
             let daemon = self.nodes[node].daemon.as_mut().expect("as above");
-            daemon.to_apply.push_front((left, shown_by_others));
+            // What is known of the others is known of nobody who opens a session here.
+            daemon.to_apply.push_front((left, answered));
         }
         let Applied { last, commands, sessions, members, changes, forgets, judged } = applied;
         self.check_changed_bytes(node, &changes);
         self.merge_later(node);
         let daemon = self.nodes[node].daemon.as_mut().expect("as above");
         daemon.unapplied.applied(last.index);
-        let answered = shown_by_others && sessions.is_empty();
         let answers = commands.iter().filter(|_| answered).map(|(key, _)| *key).collect();
         let report =
             Input::Applied { index: last.index, term: last.term, commands, sessions, members };
-        let sample = judged.map(|(_, sample)| sample);
+        let sample = judged.map(|(_, sample, judged)| (sample, judged));
         let round = Round { report, last: last.index, changes, forgets, answers, sample };
         self.nodes[node].daemon.as_mut().expect("as above").round = Some(round);
-        if let Some((finding, _)) = judged {
+        if let Some((finding, ..)) = judged {
             self.judged(node, finding);
         }
         let delay = self.random.skewed(5 * MICRO, 5 * MILLI);
@@ -392,7 +398,8 @@ impl World {
         applied.changes.extend(effect.applied.changes);
         applied.members.extend(effect.members);
         if let Some(verdict) = effect.verdict {
-            applied.judged = Some(target.state.judge(verdict));
+            let (finding, sample) = target.state.judge(verdict);
+            applied.judged = Some((finding, sample, verdict.index));
         }
         effect.sessions.iter().filter_map(ended).for_each(|session| self.check_lapsed(session));
         applied.sessions.extend(effect.sessions);
@@ -467,8 +474,8 @@ impl World {
         for session in ended {
             self.session_ended(node, session);
         }
-        if let Some(sample) = round.sample {
-            self.input(node, Input::Sampled(sample));
+        if let Some((sample, judged)) = round.sample {
+            self.input(node, Input::Sampled { sample, judged });
         }
         self.wake_applier(node);
     }

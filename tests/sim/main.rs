@@ -62,6 +62,11 @@ const MUST_MEET: &[&str] = &[
     "commands refused because their session had ended",
     "deadlines missed",
     "divergence: healed",
+    "divergence: found by itself",
+    "divergence: killed before the state says so",
+    "divergence: own log of no use",
+    "divergence: power lost",
+    "divergence: state built from the own log",
     "divergence: found by digests",
     "divergence: found by the records",
     "divergence: no majority",
@@ -196,7 +201,7 @@ fn what_is_left(world: &World) -> String {
     let node = |node: &node::Node| {
         let last = node.daemon.as_ref().map(|daemon| daemon.core.last_index());
         let files = (node.files.lacks_nothing(), node.files.is_in_place());
-        (node.state.applied.index, last, files, node.wrong, node.standing())
+        (node.state.applied.index, last, files, node.state.wrong, node.standing())
     };
     let nodes: Vec<_> = world.members().map(node).collect();
     let clients: Vec<_> = clients.collect();

@@ -137,7 +137,9 @@ impl World {
             let sync = target.files.begin_sync();
             target.files.end_sync(sync, true);
         }
-        let index = target.files.held();
+        // What is in doubt may go.
+        let held = target.files.held();
+        let index = if target.is_sound() { held } else { held.min(target.state.ledger.equal()) };
         self.input_later(node, Input::Holds { node: self.nodes[node].id, index });
         for to in (0..self.nodes.len()).filter(|to| *to != node) {
             for delay in self.network.carry(&mut self.random, node, to) {

@@ -10,7 +10,7 @@ use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, SessionId, StageId, Te
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
-use crate::divergence::Wrong;
+use crate::divergence::Retracing;
 use crate::drive::Key;
 use crate::fetching::{Fetch, UnderWay, Wanted};
 use crate::files::{Files, Sync};
@@ -28,8 +28,10 @@ pub struct Node {
     pub disk: Disk,
     /// The last snapshot file; durable.
     pub snapshot: State,
-    /// The cache: survives the daemon, but not a power loss.
+    /// The cache: what was kept of it survives the daemon, but not a power loss.
     pub state: State,
+    /// What was written of it: it is behind.
+    pub kept: State,
     /// It is to be built from the snapshot: power was lost, or there has never been one.
     pub is_state_lost: bool,
     /// Backing files and stages; a power loss tears them.
@@ -47,8 +49,8 @@ pub struct Node {
     pub is_retired: bool,
     /// It was found to differ: up to where its files are to be believed. Durable.
     pub diverged: Option<LogIndex>,
-    /// Its state is wrong, which it is to find out.
-    pub wrong: Option<Wrong>,
+    /// What earlier lives may have done to files goes no further than this entry.
+    pub reached: LogIndex,
     /// The daemon dies in the middle of what it is doing, after so many effects.
     pub dies_after_effects: Option<u64>,
 }
@@ -90,6 +92,7 @@ pub struct Daemon {
     pub standing: Standing,
     /// A snapshot that is written and does not count yet.
     pub candidate: Option<State>,
+    pub retracing: Retracing,
 }
 
 /// Entries that were applied together.
@@ -102,8 +105,8 @@ pub struct Round {
     pub forgets: Vec<Change>,
     /// Commands that may be answered as soon as this is shown.
     pub answers: Vec<ProposalKey>,
-    /// What the state came to, where the last one asks for it.
-    pub sample: Option<Sample>,
+    /// What the state came to, where the last one asks for it, and which entry that judges.
+    pub sample: Option<(Sample, LogIndex)>,
 }
 
 /// What happens to a daemon.
@@ -155,8 +158,12 @@ pub enum NodeEvent {
         ino: Ino,
     },
     Snapshot,
-    /// It differs, and asks for another state.
+    /// It differs, or may, and looks for another state.
     Heal,
+    /// The cache is written as far as it has come.
+    Keep,
+    /// The process dies.
+    Die,
     /// A sync of the whole file system is done; with the state as of its beginning, it is for a snapshot.
     Synced {
         sync: Sync,
@@ -169,9 +176,10 @@ pub enum NodeEvent {
         from: NodeId,
         index: LogIndex,
     },
-    /// A snapshot of the leader.
+    /// A snapshot of a peer; or what its own snapshot and log lead to.
     SnapshotCame {
         state: Box<State>,
+        own: bool,
     },
     ConnectLane {
         peer: usize,
@@ -235,6 +243,7 @@ impl Node {
             disk: Disk::new(genesis.applied),
             snapshot: genesis.clone(),
             state: genesis.clone(),
+            kept: genesis.clone(),
             is_state_lost: true,
             files: Files::default(),
             daemon: None,
@@ -245,7 +254,7 @@ impl Node {
             kernel_is_stuck: false,
             is_retired: false,
             diverged: None,
-            wrong: None,
+            reached: LogIndex(0),
             dies_after_effects: None,
         }
     }
@@ -287,6 +296,7 @@ impl Node {
             is_installing: false,
             standing: Standing::Sound,
             candidate: None,
+            retracing: Retracing::default(),
         });
     }
 

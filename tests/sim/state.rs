@@ -9,6 +9,8 @@ use quorumfs::fs::{self, Applied, Change, Digest, Ledger, Overlay, Verdict, prot
 use quorumfs::types::{LogIndex, NodeId, Position, ProposalKey, Seq, SessionId, Suffrage, Term};
 use raft::eraftpb::ConfState;
 
+use crate::divergence::Wrong;
+
 pub type View = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// All that applying changes but bytes. Its clone is a snapshot.
@@ -19,6 +21,8 @@ pub struct State {
     pub applied: Position,
     pub membership: ConfState,
     pub ledger: Ledger,
+    /// It is wrong, which its replica is to find out.
+    pub wrong: Option<Wrong>,
 }
 
 /// What applying an entry did.

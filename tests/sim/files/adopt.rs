@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use quorumfs::fs::{proto, query};
-use quorumfs::store::{Away, is_believed};
+use quorumfs::store::{Away, Belief, Known, belief};
 use quorumfs::types::{ByteRange, Generation, Ino, LogIndex};
 
 use super::Files;
@@ -26,7 +26,12 @@ impl Files {
         self.done
     }
 
-    /// The files under a state that came with a peer's snapshot, as far as they are to be believed.
+    /// The last entry whose effects an earlier life may have begun.
+    pub fn begun(&self) -> LogIndex {
+        self.begun.max(self.image.synced)
+    }
+
+    /// The files under a state that takes the place of another one, as far as they are to be believed.
     pub fn adopt(&mut self, state: &State, until: LogIndex, under: Option<&State>) {
         let applied = state.applied.index;
         let inodes = query::inodes(&state.view, Ino(0), usize::MAX).expect("nothing rots here");
@@ -34,14 +39,11 @@ impl Files {
         for (ino, inode) in inodes {
             let key = (ino, Generation(inode.generation));
             named.insert(key);
-            let is_believed = match under {
-                None => inode.data_version <= until.0,
-                Some(under) => {
-                    let known = query::inode(&under.view, ino).expect("nothing rots here");
-                    is_believed(&inode, known.as_ref(), until)
-                }
-            };
-            if inode.kind() == proto::Kind::Regular && !is_believed {
+            let record = under.and_then(|under| query::inode(&under.view, ino).expect("readable"));
+            let known = under.map_or(Known::Nothing, |_| Known::Says(record.as_ref()));
+            let is_alone = state.membership.get_voters().len() == 1;
+            let is_doubted = belief(&inode, known, until, is_alone) == Belief::Doubted;
+            if inode.kind() == proto::Kind::Regular && is_doubted {
                 self.clear(key, ByteRange::from(0));
                 let version = LogIndex(inode.data_version);
                 self.set(key, ByteRange { start: 0, end: inode.size }, Away::Missing { version });

@@ -1,0 +1,1 @@
+//! A state that is built a second time.

@@ -28,6 +28,8 @@ pub enum Mutant {
     SkipDedup,
     /// A command is executed whose session has ended.
     OutliveSession,
+    /// A command is executed although it was given up, and later ones have been executed.
+    OutliveProposer,
     /// Names may be served that an entry is about to change.
     ServeReceivedNames,
     /// Bytes of an older version fill what is missing.

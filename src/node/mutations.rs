@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::deadline::Deadline;
 use super::{NodeError, clock};
 use crate::consensus::{Input, Wait};
+use crate::fs::limits::PRUNE_BATCH;
 use crate::fs::proto::{Command, Outcome, Time, command::Op};
 use crate::types::{Ino, MountId, NodeId, ProposalKey, Seq, SessionId, VolumeId};
 
@@ -51,6 +52,8 @@ struct Inner {
     session: SessionId,
     last_seq: u64,
     unanswered: BTreeSet<u64>,
+    /// Given up, and not known to be refused by all: each with the first command that said so.
+    given_up: BTreeMap<u64, Option<u64>>,
     waiting: HashMap<ProposalKey, Waiting>,
     /// Beyond the window, in order.
     queue: VecDeque<Queued>,
@@ -111,6 +114,7 @@ impl Mutations {
         inner.session = session;
         inner.last_seq = 0;
         inner.unanswered.clear();
+        inner.given_up.clear();
         inner.inos = granted.into_iter().collect();
         inner.propose_queued(self.node, hlc)
     }
@@ -176,7 +180,7 @@ impl Mutations {
     pub(super) fn submit_for_cluster(&self, op: Op, name: u64, hlc: u64) -> (Answer, Input) {
         let (answer, receiver) = oneshot::channel();
         let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(name) };
-        let data = encode(self.node, key, 0, op, None, hlc);
+        let data = encode(self.node, key, 0, Vec::new(), op, None, hlc);
         let deadline = Deadline::of_node();
         let waiting = Waiting { deadline, outcome: None, proposer: None, answer };
         self.inner.lock().waiting.insert(key, waiting);
@@ -202,6 +206,7 @@ impl Mutations {
         let mut inner = self.inner.lock();
         let waiting = inner.waiting.remove(&key);
         inner.answered(key);
+        inner.told(key);
         let inputs = inner.propose_queued(self.node, hlc);
         // Whoever is answered may go on at once, on this thread, and submit more.
         drop(inner);
@@ -234,6 +239,7 @@ impl Mutations {
             .collect();
         for (key, _) in &given_up {
             inner.answered(*key);
+            inner.gave_up(*key);
         }
         // Whoever is answered may go on at once, on this thread, and submit more.
         drop(inner);
@@ -274,14 +280,37 @@ impl Inner {
         number.0.store(self.last_seq, Ordering::Release);
         self.unanswered.insert(self.last_seq);
         let lowest = *self.unanswered.first().expect("one was just inserted");
+        // Whoever applies this, or a later one, refuses what is so far below.
+        self.given_up.retain(|seq, _| seq + PRUNE_BATCH > lowest);
+        for by in self.given_up.values_mut() {
+            by.get_or_insert(self.last_seq);
+        }
+        let given_up = self.given_up.keys().copied().collect();
         let key = ProposalKey { session: self.session, seq: Seq(self.last_seq) };
         self.waiting.insert(key, Waiting { deadline, outcome: None, proposer, answer });
-        Input::Propose { key, data: encode(node, key, lowest, op, time, hlc), wait }
+        Input::Propose { key, data: encode(node, key, lowest, given_up, op, time, hlc), wait }
     }
 
     fn answered(&mut self, key: ProposalKey) {
         if key.session == self.session {
             self.unanswered.remove(&key.seq.0);
+        }
+    }
+
+    /// Nobody waits for it any more, and whoever did goes on. Every command says so until one that did is known to be
+    /// applied; and where that is given up as well, the next one begins again.
+    fn gave_up(&mut self, key: ProposalKey) {
+        if key.session == self.session {
+            let again = |by: &mut Option<u64>| *by = by.filter(|by| *by != key.seq.0);
+            self.given_up.values_mut().for_each(again);
+            self.given_up.insert(key.seq.0, None);
+        }
+    }
+
+    /// A command is applied: what it said of those that were given up is known everywhere.
+    fn told(&mut self, key: ProposalKey) {
+        if key.session == self.session {
+            self.given_up.retain(|_, by| by.is_none_or(|by| by > key.seq.0));
         }
     }
 }
@@ -290,6 +319,7 @@ fn encode(
     node: NodeId,
     key: ProposalKey,
     lowest: u64,
+    given_up: Vec<u64>,
     op: Op,
     time: Option<Time>,
     hlc: u64,
@@ -303,6 +333,7 @@ fn encode(
         time: Some(time),
         clock: hlc,
         node: node.0,
+        given_up,
         op: Some(op),
     };
     command.encode_to_vec().into()
@@ -324,7 +355,10 @@ mod tests {
         Deadline, MountId, Mutations, NodeError, NodeId, Op, Outcome, ProposalKey, Seq, SessionId,
         Submission, Wait,
     };
-    use crate::fs::proto::Touch;
+    use prost::Message;
+
+    use crate::consensus::Input;
+    use crate::fs::proto::{Command, Touch};
 
     struct SubmitsMore(Arc<Mutations>);
 
@@ -386,5 +420,46 @@ mod tests {
         drop(left);
         let (_waits, _, _) = mutations.submit(None, touch(None), 0);
         assert_eq!(mutations.give_up(|_| Ok(())).len(), 1, "nobody waits for the first one");
+    }
+
+    /// Every command says what was given up, until one that did is known to be applied.
+    #[test]
+    fn what_is_given_up_is_said_until_everybody_knows() {
+        let mutations = Mutations::new(NodeId(1));
+        mutations.begin(SessionId(7), None, || 0);
+        let propose = || {
+            let (answer, _, input) = mutations.submit(None, touch(None), 0);
+            let Some(Input::Propose { data, .. }) = input else { panic!("there is room") };
+            (answer, Command::decode(data).expect("a command"))
+        };
+        let acknowledge = |seq| {
+            let key = ProposalKey { session: SessionId(7), seq: Seq(seq) };
+            mutations.applied(key, &Outcome::default());
+            mutations.acknowledge(key, || 0);
+        };
+        let give_up = |answer| {
+            drop(answer);
+            assert_eq!(mutations.give_up(|_| Ok(())).len(), 1);
+        };
+        let (_first, _) = propose();
+        let (second, _) = propose();
+        give_up(second);
+        let (third, command) = propose();
+        assert_eq!((command.lowest_unanswered, command.given_up), (1, vec![2]));
+        give_up(third);
+        let (_fourth, command) = propose();
+        assert_eq!(command.given_up, [2, 3], "the one that said so is given up itself");
+        acknowledge(1);
+        let (_fifth, command) = propose();
+        assert_eq!((command.lowest_unanswered, command.given_up), (4, vec![2, 3]));
+        acknowledge(4);
+        let (sixth, command) = propose();
+        assert_eq!(command.given_up, [0_u64; 0]);
+        give_up(sixth);
+        (7..100).for_each(|seq| {
+            let _waits = propose();
+            acknowledge(seq);
+        });
+        assert_eq!(propose().1.given_up, [0_u64; 0], "nor does anything stay for ever");
     }
 }

@@ -279,6 +279,7 @@ fn command(
         time: Some(proto::Time { seconds: when.time, nanos: 0 }),
         clock: index,
         node: node as u64 + 1,
+        given_up: Vec::new(),
         op: None,
     };
     if !tree.sessions.contains(&session) {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use quorumfs::consensus::Committed;
 use quorumfs::fs::{self, Digest, query};
 use quorumfs::types::{
-    ByteRange, Generation, Ino, LogIndex, Position, ProposalKey, SessionId, Term,
+    ByteRange, Generation, Ino, LogIndex, Position, ProposalKey, Seq, SessionId, Term,
 };
 
 use crate::calls::look;
@@ -27,11 +27,21 @@ pub struct Truth {
     /// Without a digest where only replicas came there that are wrong.
     entries: Vec<(Position, Bytes, Option<Digest>)>,
     keys: BTreeSet<ProposalKey>,
+    /// Commands that were given up, and the last number that their session had used by then.
+    given_up: BTreeMap<ProposalKey, Seq>,
+    /// The highest number that each session has had carried out.
+    newest: BTreeMap<SessionId, Seq>,
 }
 
 impl Truth {
     pub fn new(base: LogIndex) -> Self {
-        Self { base, entries: Vec::new(), keys: BTreeSet::new() }
+        let (given_up, newest) = (BTreeMap::new(), BTreeMap::new());
+        Self { base, entries: Vec::new(), keys: BTreeSet::new(), given_up, newest }
+    }
+
+    /// Its proposer has been told that it failed, when the last number of its session was `last`.
+    pub fn given_up(&mut self, key: ProposalKey, last: Seq) {
+        self.given_up.insert(key, last);
     }
 
     /// Commands that were committed, whatever they came to.
@@ -77,10 +87,26 @@ impl Truth {
         if !self.keys.insert(key) {
             coverage.count("repeated commands");
             assert!(effect.applied.changes.is_empty(), "{key:?} took effect twice");
-        } else if key.session != SessionId::CLUSTER
-            && effect.applied.outcome.errno == fs::Errno::ESTALE.number()
-        {
-            coverage.count("commands refused because their session had ended");
+        } else if key.session != SessionId::CLUSTER {
+            let is_refused = effect.applied.outcome.errno == fs::Errno::ESTALE.number();
+            let newest = self.newest.entry(key.session).or_default();
+            match self.given_up.get(&key) {
+                Some(_) if is_refused => {
+                    coverage.count("commands refused after they were given up");
+                }
+                None if is_refused => {
+                    coverage.count("commands refused because their session had ended");
+                }
+                last => {
+                    let is_late = last.is_some_and(|last| *newest > *last);
+                    let is_done = !effect.applied.changes.is_empty();
+                    assert!(
+                        !(is_late && is_done),
+                        "{key:?} was given up, and carried out after {newest:?}"
+                    );
+                    *newest = key.seq.max(*newest);
+                }
+            }
         }
         true
     }

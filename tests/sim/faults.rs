@@ -11,7 +11,7 @@ use crate::random::Random;
 use crate::world::{Event, World};
 
 /// Kinds of faults.
-const KINDS: u64 = 19;
+const KINDS: u64 = 20;
 
 /// The kinds that a run has: most have some but not all, so that others meet more often.
 pub fn choose_kinds(random: &mut Random) -> Vec<u64> {
@@ -86,8 +86,13 @@ impl World {
                 self.pause(node)
             }
             15 => self.replace_member(victim),
-            16 => self.spoil(victim, Wrong::Rotten),
-            17 => self.spoil(victim, Wrong::Misapplied),
+            16 => {
+                let until = self.now + self.random.within(SECOND, 10 * SECOND);
+                self.lanes.slow_down(victim, until);
+                "fault: bytes come slowly"
+            }
+            17 => self.spoil(victim, Wrong::Rotten),
+            18 => self.spoil(victim, Wrong::Misapplied),
             _ => {
                 let mut clock = self.nodes[victim].clock;
                 clock.change_rate(&mut self.random, self.now);
@@ -190,6 +195,7 @@ impl World {
             self.nodes[node].dies_after_effects = None;
             self.nodes[node].slow_disk_until = 0;
             self.nodes[node].applier_stuck_until = 0;
+            self.lanes.slow_down(node, 0);
             self.cure(Cure::Resume { node });
             self.cure(Cure::Restart { node });
         }

@@ -46,11 +46,19 @@ pub struct Lanes {
     made: u64,
     /// When the last that was sent arrives, in each direction of each pair.
     last_arrivals: BTreeMap<(usize, usize), Nanos>,
+    /// Receivers that take in bytes slowly, and until when.
+    slow_until: BTreeMap<usize, Nanos>,
 }
 
 impl Lanes {
     pub fn number(&self, from: usize, to: usize) -> Option<u64> {
         self.open.get(&(from, to)).copied()
+    }
+
+    /// A receiver takes in bytes slowly for a time: stages of several senders are then complete long after their
+    /// entries.
+    pub fn slow_down(&mut self, receiver: usize, until: Nanos) {
+        self.slow_until.insert(receiver, until);
     }
 }
 
@@ -105,7 +113,10 @@ impl World {
 
     /// When what is sent now arrives: after all that was sent before it. Never, where the connection breaks.
     fn carry_in_order(&mut self, from: usize, to: usize) -> Option<Nanos> {
-        let delay = self.network.carry_stream(&mut self.random, from, to)?;
+        let mut delay = self.network.carry_stream(&mut self.random, from, to)?;
+        if self.lanes.slow_until.get(&to).is_some_and(|until| self.now < *until) {
+            delay += self.random.skewed(MILLI, 1000 * MILLI);
+        }
         let last = self.lanes.last_arrivals.entry((from, to)).or_default();
         let arrives = (self.now + delay).max(*last + 1);
         *last = arrives;

@@ -402,7 +402,7 @@ impl World {
     pub fn give_up_lock_command(&mut self, node: usize, key: ProposalKey) {
         let mount = &mut self.nodes[node].daemon.as_mut().expect("it runs").mount;
         let Some(task) = mount.locks.commands.remove(&key) else { return };
-        self.input_later(node, Input::Abandon { key });
+        self.command_given_up(node, key);
         let (locker, ino) = match task {
             Task::Return { ino } => {
                 self.return_locks(node, ino);

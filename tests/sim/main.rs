@@ -90,6 +90,7 @@ const MUST_MEET: &[&str] = &[
     "fault: record rotten",
     "fault: slow disk",
     "fault: stuck applier",
+    "fault: bytes come slowly",
     "fenced",
     "leader changes",
     "locks: cancelled in the queue",

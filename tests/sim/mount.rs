@@ -25,6 +25,8 @@ pub struct Mount {
     /// The nonce of the session that is being opened.
     opening: Option<Seq>,
     last_seq: u64,
+    /// Of this session.
+    given_up: Vec<u64>,
     inodes: proto::InoRange,
     /// Clients whose commands were proposed.
     proposed: BTreeMap<ProposalKey, usize>,
@@ -260,6 +262,7 @@ impl World {
         daemon.has_replayed = true;
         daemon.mount.session = Some(session);
         daemon.mount.last_seq = 0;
+        daemon.mount.given_up.clear();
         daemon.mount.inodes = outcome.granted.expect("a session is granted inodes");
         self.trace.note(self.now, self.nodes[node].id.0, "session", &[("id", session.0)]);
         self.input_later(node, Input::OwnSession { session: Some(session) });
@@ -298,11 +301,29 @@ impl World {
         if let Some(key) = current.key {
             mount.proposed.remove(&key);
             mount.outcomes.remove(&key);
-            self.input_later(node, Input::Abandon { key });
+            self.command_given_up(node, key);
         }
         self.abandon_stage(node, client);
         self.coverage.count("deadlines missed");
         self.finish(client, None);
+    }
+
+    /// Nobody waits for a command any more, and whoever did goes on.
+    pub fn command_given_up(&mut self, node: usize, key: ProposalKey) {
+        let mount = &mut self.nodes[node].daemon.as_mut().expect("it runs").mount;
+        if mount.session == Some(key.session) {
+            mount.given_up.push(key.seq.0);
+            self.truth.given_up(key, Seq(mount.last_seq));
+        }
+        self.input_later(node, Input::Abandon { key });
+    }
+
+    /// What a command says of those before it.
+    fn given_up(&self, node: usize, key: ProposalKey) -> Vec<u64> {
+        let daemon = self.nodes[node].daemon.as_ref();
+        let mount = daemon.map(|daemon| &daemon.mount);
+        let mount = mount.filter(|mount| mount.session == Some(key.session));
+        mount.map_or_else(Vec::new, |mount| mount.given_up.clone())
     }
 
     /// What decides about reads is different.
@@ -334,6 +355,7 @@ impl World {
             time: Some(proto::Time { seconds, nanos: 0 }),
             clock: local,
             node: self.nodes[node].id.0,
+            given_up: self.given_up(node, key),
             op: Some(op),
         }
         .encode_to_vec()

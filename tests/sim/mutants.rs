@@ -72,6 +72,7 @@ fn mutants_of_the_state_are_caught() {
     must_catch(&[
         Mutant::SkipDedup,
         Mutant::OutliveSession,
+        Mutant::OutliveProposer,
         Mutant::GrantAnyLock,
         Mutant::FillWithOlder,
         Mutant::FillAnother,

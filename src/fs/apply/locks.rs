@@ -116,12 +116,16 @@ pub(super) fn cancel<V: ViewMut + Records>(
         return Ok(answered(LockAnswer::Cancelled, None));
     }
     let key = keys::outcome(context.session, Seq(op.seq));
-    let known = context.view.get(&key).map_err(Stop::View)?.is_some();
+    let known = context.view.record::<proto::Outcome>(&key).map_err(Stop::View)?;
+    let never = answered(LockAnswer::Cancelled, None);
+    // It was given up before it came.
+    if known.as_ref().is_some_and(|outcome| outcome.errno == Errno::ESTALE.number()) {
+        return Ok(never);
+    }
     // What is below the window was answered, and will not be admitted again.
-    if known || op.seq < context.session_record.lowest || op.seq >= context.seq.0 {
+    if known.is_some() || op.seq < context.session_record.lowest || op.seq >= context.seq.0 {
         return Ok(answered(LockAnswer::Unspecified, None));
     }
-    let never = answered(LockAnswer::Cancelled, None);
     context.view.put(key, never.encode_to_vec());
     Ok(never)
 }

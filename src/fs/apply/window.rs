@@ -3,6 +3,9 @@
 //! Outcomes are kept one key each from the session's `lowest` seq on. `lowest` follows what the
 //! commands say is answered, in steps of [`PRUNE_BATCH`], so that most commands do not write the
 //! session's record. An ended session's outcomes stay until its node opens the next one.
+//!
+//! A command whose proposer has given it up must not be carried out after those that came later: it may lie in a peer's inbox for
+//! any time. So the next ones name it, and whoever applies one of them first notes that it is refused.
 
 use prost::Message;
 
@@ -58,5 +61,26 @@ pub(super) fn admit<V: ViewMut + Records>(
         session.lowest = floor;
         view.put(keys::session(id), session.encode_to_vec());
     }
+    if !mutants::is(Mutant::OutliveProposer) {
+        refuse_given_up(view, command, session.lowest)?;
+    }
     Ok(Admission::New(session))
+}
+
+/// Their proposer has said that they failed, and has gone on: what is done from here on must not be undone by them.
+fn refuse_given_up<V: ViewMut + Records>(
+    view: &mut V,
+    command: &proto::Command,
+    lowest: u64,
+) -> Result<(), V::Error> {
+    let id = SessionId(command.session);
+    let window = lowest..lowest.saturating_add(OUTCOME_WINDOW);
+    for seq in command.given_up.iter().copied().filter(|seq| window.contains(seq)) {
+        let key = keys::outcome(id, Seq(seq));
+        if seq != command.seq && view.record::<proto::Outcome>(&key)?.is_none() {
+            let refused = proto::Outcome { errno: Errno::ESTALE.number(), ..Default::default() };
+            view.put(key, refused.encode_to_vec());
+        }
+    }
+    Ok(())
 }

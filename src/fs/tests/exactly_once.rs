@@ -38,6 +38,28 @@ fn a_command_that_was_overtaken_is_applied_once() {
     assert!(world.apply(&five).changes.is_empty());
 }
 
+/// A program was told that its truncation had failed, wrote the file anew, and was told that this had worked.
+#[test]
+fn what_was_given_up_is_refused_after_what_came_later() {
+    let mut world = World::new();
+    let [before, late, unanswered] = [(); 3].map(|()| world.command(release(9)));
+    assert_eq!(world.apply(&before).outcome.errno, 0);
+    let given_up = vec![before.seq, late.seq];
+    let next = proto::Command {
+        lowest_unanswered: unanswered.seq.min(before.seq),
+        given_up,
+        ..world.command(release(9))
+    };
+    assert_eq!(world.apply(&next).outcome.errno, 0);
+    assert_eq!(world.apply(&late).outcome.errno, Errno::ESTALE.number());
+    assert_eq!(world.apply(&before).outcome.errno, 0, "it was carried out before");
+    assert_eq!(world.apply(&unanswered).outcome.errno, 0);
+    // Also where nothing is remembered of it: it is below the window.
+    let last = proto::Command { given_up: vec![late.seq], ..world.command(release(9)) };
+    assert_eq!(world.apply(&last).outcome.errno, 0);
+    assert_eq!(world.apply(&late).outcome.errno, Errno::ESTALE.number());
+}
+
 #[test]
 fn what_is_below_the_window_is_refused() {
     let mut world = World::new();

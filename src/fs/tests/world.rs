@@ -61,6 +61,7 @@ impl World {
             time: None,
             clock: self.index << 16,
             node: 1,
+            given_up: Vec::new(),
             op: Some(op),
         }
     }

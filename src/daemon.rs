@@ -1,6 +1,8 @@
 //! One daemon: puts the store, the node, the services and the mount together.
 
+mod ending;
 mod guarding;
+mod lost_state;
 mod mounts;
 
 use std::sync::Arc;
@@ -14,14 +16,22 @@ use crate::config::{Config, OnQuorumLoss, ReadMode};
 use crate::consensus::CoreConfig;
 use crate::node::{Node, NodeConfig};
 use crate::rpc::{self, AdminService, BulkService, PeerService, Peers};
-use crate::store::{self, DataDir, Identity, LogOptions};
+use crate::store::{self, DataDir, Identity, StoreError};
 use crate::telemetry;
 use crate::types::{ClusterId, NodeId};
 
+pub use self::ending::StaysDown;
 use self::mounts::MountTable;
 
 /// How often it is looked whether a quorum still answers.
 const LOOK: Duration = Duration::from_millis(500);
+/// Less room than this is a full disk: nothing can be started on it.
+const ROOM_TO_START: u64 = 4 << 20;
+/// Between two looks at a disk that is full.
+const FULL: Duration = Duration::from_secs(1);
+/// How long a replica that cannot go on waits for somebody else to lead, and then for its mounts to be gone. What is
+/// left the guardian takes away.
+const GIVING_UP: Duration = Duration::from_millis(500);
 
 /// What `cluster init` made, and what the others need to join.
 #[derive(Clone, Debug)]
@@ -54,35 +64,46 @@ pub fn init(config: &Config) -> Result<InitReport> {
     Ok(report)
 }
 
-/// Runs a daemon until SIGTERM or SIGINT.
+/// Runs a daemon until SIGTERM or SIGINT; `after_crash_loop` starts one also where those before it have ended by
+/// themselves again and again.
 ///
 /// # Errors
-/// When it cannot start, or cannot go on.
-pub fn run(config: &Config) -> Result<()> {
+/// When it cannot start, or cannot go on; [`StaysDown`] where it must not be started again by itself.
+pub fn run(config: &Config, after_crash_loop: bool) -> Result<()> {
+    ending::end_at_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let streams = Streams::start()?;
-    let result = runtime.block_on(serve(config, &streams.handle));
+    let result = runtime.block_on(serve(config, after_crash_loop, &streams.handle));
     drop(streams);
     // Reads of a disk that does not answer must not keep the daemon from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> {
+async fn serve(
+    config: &Config,
+    after_crash_loop: bool,
+    streams: &tokio::runtime::Handle,
+) -> Result<()> {
     // From here on a signal is not lost.
     let stopping = told_to_stop()?;
     tokio::pin!(stopping);
     let listener = streams.spawn(rpc::bind(config.listen)).await??;
     let directory = tokio::select! {
-        directory = open(config) => Arc::new(directory?),
+        directory = open(config) => Arc::new(directory.map_err(ending::not_opened)?),
         () = &mut stopping => return Ok(()),
     };
+    ending::look_back(&directory, after_crash_loop)?;
+    tokio::select! {
+        waited = until_there_is_room(&directory) => waited?,
+        () = &mut stopping => return Ok(()),
+    }
     let identity = directory.identity().clone();
-    let genesis = directory.genesis()?.into();
+    let genesis = genesis(&directory)?;
     tracing::info!(node = identity.node.0, cluster = %identity.cluster, "starting");
 
     let peers = Arc::new(Peers::new(
@@ -91,9 +112,13 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
         streams.clone(),
         tokio::runtime::Handle::current(),
     ));
-    let recovered = store::recover(&directory, LogOptions::default())?;
-    let node =
-        Node::start(node_config(config, &identity, &directory), recovered, peers.clone(), streams)?;
+    let recovered = tokio::select! {
+        recovered = lost_state::recover(config, &directory) => recovered?,
+        () = &mut stopping => return Ok(()),
+    };
+    let settings = node_config(config, &identity, &directory);
+    let node = Node::start(settings, recovered, peers.clone(), streams)
+        .map_err(|error| ending::not_started(&directory, error))?;
     let handle = node.handle();
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
@@ -119,20 +144,68 @@ async fn serve(config: &Config, streams: &tokio::runtime::Handle) -> Result<()> 
 
     telemetry::notify_stopping();
     tracing::info!("stopping");
-    let stopped = mounts.stop().await;
+    // It may fail while it stops, too: then it ends in the other way after all.
+    let stopped = if fatal.borrow().is_none() { mounts.stop().await } else { Ok(()) };
     let reason = fatal.borrow().clone();
     if let Some(reason) = reason {
-        // What could not be written is lost, and no later sync would say so: only what is durable is to be believed.
-        directory.distrust_state()?;
+        end_as_failed(&directory, &reason);
+        // Nothing can be committed through this replica, so nobody is to wait for it.
+        node.give_leadership_away(GIVING_UP).await;
+        let _ = tokio::time::timeout(GIVING_UP, mounts.stop()).await;
         bail!("{reason}");
     }
     stopped?;
-    node.stop().await?;
+    let ended = node.stop().await.map_err(|error| error.to_string());
+    let failed = fatal.borrow().clone().or(ended.err());
+    if let Some(reason) = failed {
+        end_as_failed(&directory, &reason);
+        bail!("{reason}");
+    }
     guarding::stop(guardian).await;
     let _ = stop_server.send(());
     // Streams of peers end with the process.
     server.abort();
     Ok(())
+}
+
+fn end_as_failed(directory: &DataDir, reason: &str) {
+    let is_full = directory.available().is_ok_and(|left| left < ROOM_TO_START);
+    ending::failed(directory, reason, is_full);
+}
+
+/// The record that newcomers start from. A node whose own is damaged serves all the same: they ask another one.
+fn genesis(directory: &DataDir) -> Result<bytes::Bytes> {
+    match directory.genesis() {
+        Ok(record) => Ok(record.into()),
+        Err(error @ StoreError::Corrupt { .. }) => {
+            tracing::error!("{error}");
+            Ok(bytes::Bytes::new())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whoever filled the disk may make room again. A start in between would end where the last one did.
+async fn until_there_is_room(directory: &DataDir) -> Result<()> {
+    if let Err(error) = directory.remove_leftovers() {
+        tracing::warn!("{error}");
+    }
+    let mut is_told = false;
+    loop {
+        let left = directory.available()?;
+        if left >= ROOM_TO_START {
+            return Ok(());
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            let path = directory.path().display();
+            let line = format!(
+                "the disk under {path} is full ({left} bytes are left): free some space; waiting"
+            );
+            telemetry::notify_status(&line);
+            tracing::error!("{line}");
+        }
+        tokio::time::sleep(FULL).await;
+    }
 }
 
 /// Tells the service manager, and the log, whether a quorum answers: that the daemon is ready once one does, and how

@@ -45,6 +45,11 @@
 //! to a peer compares them with these, and a scrub compares all replicas ([`node::Handle::scrub`]). A block that is not
 //! what it should be is *missing* from then on, and fetched as everything that is.
 //!
+//! **A disk that fails.** Bytes of files that it does not take or give are missing. A failed write of the log, or any failed
+//! fsync, stops this replica alone ([`node::Handle::fatal`]), and so does any panic; why is recorded (`store/ends.rs`). What a
+//! start finds damaged is mended where the log is whole (`store/recover.rs`, `daemon/lost_state.rs`); otherwise the daemon
+//! stays down and says what to do (`docs/disk-faults.md`).
+//!
 //! **A change of leader.** Followers notice the silence, one is elected. Everybody proposes again what
 //! has no outcome (session and sequence number make that harmless), and sends its heartbeats to the new
 //! leader, which waits a whole TTL before it expires anybody.

@@ -55,10 +55,18 @@ impl Bench {
         refuses_to_change(&self.path("data"), &mut self.command(&["serve"]), words);
     }
 
+    /// The same where nobody is to try again.
+    fn stays_down(&self, words: &[&str]) {
+        stays_down(&self.path("data"), &mut self.command(&["serve"]), words);
+    }
+
     fn init(&self) -> String {
         text(&succeed(&mut self.command(&["cluster", "init"])).stdout)
     }
 }
+
+/// What `serve` exits with where it must not be started again by itself.
+const STAYS_DOWN: i32 = 3;
 
 /// A node that has run, then died.
 struct Stopped {
@@ -79,20 +87,17 @@ impl Stopped {
         self.cluster.dir().join("n1/data")
     }
 
-    /// The node must not start, for what these words say.
-    fn refuses(&self, words: &[&str]) {
+    /// The node must not start, for what these words say, and nobody is to try again.
+    fn stays_down(&self, words: &[&str]) {
         let mut serve = quorumfs();
         serve.args(["serve", "--config"]).arg(self.cluster.dir().join("n1/quorumfs.toml"));
-        refuses_to_change(&self.data(), &mut serve, words);
+        stays_down(&self.data(), &mut serve, words);
     }
 
     /// The same while one byte of a file is another than it was; then the node must start again.
-    fn refuses_while_changed(&self, file: &Path, offset: usize, words: &[&str]) {
-        let before = fs::read(file).expect("read");
-        let mut changed = before.clone();
-        changed[offset] ^= 0x10;
-        fs::write(file, changed).expect("write");
-        self.refuses(words);
+    fn stays_down_while_changed(&self, file: &Path, offset: usize, words: &[&str]) {
+        let before = change(file, offset);
+        self.stays_down(words);
         fs::write(file, before).expect("write");
     }
 
@@ -102,9 +107,26 @@ impl Stopped {
     }
 }
 
+/// Makes one byte of a file another one. Answers what it held.
+fn change(file: &Path, offset: usize) -> Vec<u8> {
+    let before = fs::read(file).expect("read");
+    let mut changed = before.clone();
+    changed[offset] ^= 0x10;
+    fs::write(file, changed).expect("write");
+    before
+}
+
 fn refuses_to_change(data: &Path, command: &mut Command, words: &[&str]) {
+    ends_without_change(data, command, 1, words);
+}
+
+fn stays_down(data: &Path, command: &mut Command, words: &[&str]) {
+    ends_without_change(data, command, STAYS_DOWN, words);
+}
+
+fn ends_without_change(data: &Path, command: &mut Command, code: i32, words: &[&str]) {
     let before = contents(data);
-    assert_refused(command, words);
+    assert_ends(command, code, words);
     let after = contents(data);
     let differ = |path: &&PathBuf| before.get(*path) != after.get(*path);
     let changed: Vec<_> = before.keys().chain(after.keys()).filter(differ).collect();
@@ -113,9 +135,13 @@ fn refuses_to_change(data: &Path, command: &mut Command, words: &[&str]) {
 
 /// Runs what must end by itself, soon, with exit code 1 and one sentence at the end of stderr.
 fn assert_refused(command: &mut Command, words: &[&str]) {
+    assert_ends(command, 1, words);
+}
+
+fn assert_ends(command: &mut Command, code: i32, words: &[&str]) {
     let output = run_for(command, Duration::from_secs(30));
     let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{command:?}: {stderr}");
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {stderr}");
     let sentences: Vec<_> = stderr.lines().filter(|line| line.starts_with("quorumfs: ")).collect();
     assert_eq!(sentences.len(), 1, "one sentence: {stderr}");
     for word in words {
@@ -273,7 +299,7 @@ fn data_of_a_newer_format() {
     let identity = bench.path("data/identity");
     let text = fs::read_to_string(&identity).expect("read");
     fs::write(&identity, text.replace("format = 1", "format = 2")).expect("write");
-    bench.refuses(&["identity", "newer version", "format 2"]);
+    bench.stays_down(&["identity", "newer version", "format 2"]);
     fs::write(&identity, text).expect("write");
 
     // Magic (8 bytes), format (4), checksum of both (4).
@@ -283,20 +309,30 @@ fn data_of_a_newer_format() {
     let checksum = crc32c::crc32c(&bytes[..12]);
     bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
     fs::write(&snapshot, bytes).expect("write");
-    bench.refuses(&["snapshot", "newer version", "format 2"]);
+    bench.stays_down(&["snapshot", "newer version", "format 2"]);
 }
 
-/// Also while nothing but the process has died, when the state could be believed without it: it is
-/// what the next power loss leaves.
+/// Written anew while nothing but the process has died, when the state can be believed without it: it is what the next
+/// power loss leaves. A node that is alone has nobody to ask then.
 #[test]
 fn a_corrupted_snapshot_file() {
     let stopped = Stopped::new();
-    let file = only_file(&stopped.data().join("snapshots"));
-    let length = fs::metadata(&file).expect("stat").len();
-    let length = usize::try_from(length).expect("small");
-    for offset in [3, 20, length / 2, length - 3] {
-        stopped.refuses_while_changed(&file, offset, &["snapshot", "damaged", "join"]);
+    let snapshot = || only_file(&stopped.data().join("snapshots"));
+    let length = |file: &Path| fs::metadata(file).expect("stat").len();
+    for part in [0, 1, 2, 3] {
+        let file = snapshot();
+        let length = usize::try_from(length(&file)).expect("small");
+        change(&file, [3, 20, length / 2, length - 3][part]);
+        stopped.serves_again();
+        stopped.cluster.kill(1, "KILL");
     }
+    let (file, boot) = (snapshot(), stopped.data().join("boot"));
+    let before = fs::read(&boot).expect("read");
+    fs::remove_file(&boot).expect("remove");
+    for offset in [3, 20] {
+        stopped.stays_down_while_changed(&file, offset, &["snapshot", "damaged", "peers"]);
+    }
+    fs::write(boot, before).expect("write");
     stopped.serves_again();
 }
 
@@ -309,9 +345,11 @@ fn a_corrupted_log_file() {
     let bytes = fs::read(&file).expect("read");
     // The rest of the file was allocated ahead.
     let written = bytes.iter().rposition(|byte| *byte != 0).expect("something");
-    for offset in [3, written / 4, written / 2, written * 3 / 4] {
-        stopped.refuses_while_changed(&file, offset, &["log", "damaged", "join"]);
+    for offset in [written / 4, written / 2, written * 3 / 4] {
+        stopped.stays_down_while_changed(&file, offset, &["log", "damaged", "join"]);
     }
+    // All records are whole.
+    change(&file, 3);
     stopped.serves_again();
 }
 
@@ -404,9 +442,9 @@ fn a_recovery_that_was_interrupted() {
     bench.init();
     let id = "00112233445566778899aabbccddeeff";
     fs::write(bench.path("data/recovering"), id).expect("write");
-    bench.refuses(&["becoming a new cluster", "quorumfs recover --data"]);
+    bench.stays_down(&["becoming a new cluster", "quorumfs recover --data"]);
     fs::write(bench.path("data/recovering"), "half").expect("write");
-    bench.refuses(&["recovering", "damaged", "remove this file"]);
+    bench.stays_down(&["recovering", "damaged", "remove this file"]);
     fs::write(bench.path("data/recovering"), id).expect("write");
     let recovered = succeed(&mut offline("recover", &bench.path("data"), &[Path::new("--yes")]));
     assert!(text(&recovered.stdout).contains(&format!("cluster = \"{id}\"")));

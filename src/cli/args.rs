@@ -12,6 +12,11 @@ use crate::cli::{
     cleanup, cluster, dev, export, fsck, guardian, leader, member, mount, probe, recover, scrub,
     serve, status,
 };
+use crate::daemon::StaysDown;
+
+/// The exit code of a daemon that is not to be started again before a person has looked; `scripts/quorumfs.service`
+/// knows it.
+const STAYS_DOWN: u8 = 3;
 
 /// A file system that replicates what programs write through Raft.
 #[derive(Debug, Parser)]
@@ -24,7 +29,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs one daemon in the foreground, logging to stderr.
-    Serve(ConfigArgs),
+    Serve(serve::Args),
     /// Makes clusters.
     #[command(subcommand)]
     Cluster(cluster::Command),
@@ -96,7 +101,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("quorumfs: {}", sentence(&error));
-            ExitCode::FAILURE
+            if error.is::<StaysDown>() { ExitCode::from(STAYS_DOWN) } else { ExitCode::FAILURE }
         }
     }
 }

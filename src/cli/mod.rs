@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, thin over [`crate::daemon`] and the admin service.
 //!
-//! A command fails with exit code 1 and one sentence on stderr; 2 is a usage error, clap's (`fsck` has its own codes). Anything
+//! A command fails with exit code 1 and one sentence on stderr; 2 is a usage error, clap's; `serve` fails with 3 where it is not
+//! to be started again by itself (`fsck` has its own codes). Anything
 //! that touches a mount point goes through `probe`, because a `stat` of a mount whose daemon hangs
 //! never returns.
 

@@ -1,12 +1,14 @@
 //! What the daemon's guardian is told of the cluster, so that it knows whom to report to.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result};
 
 use crate::config::Config;
 use crate::fs::query;
 use crate::guardian::{Guardian, Report};
 use crate::node::Handle;
-use crate::store::{Identity, StoreError};
+use crate::store::{self, Identity, StoreError};
 
 /// Starts the guardian, and keeps it informed for as long as the daemon runs.
 pub(super) fn start(config: &Config, identity: &Identity, node: &Handle) -> Result<Guardian> {
@@ -18,7 +20,7 @@ pub(super) fn start(config: &Config, identity: &Identity, node: &Handle) -> Resu
         address: identity.address.clone(),
         ..Report::default()
     };
-    tokio::spawn(inform(guardian.clone(), blank, node.clone()));
+    tokio::spawn(inform(guardian.clone(), blank, node.clone(), config.data.clone()));
     Ok(guardian)
 }
 
@@ -30,13 +32,16 @@ pub(super) async fn stop(guardian: Guardian) {
     let _ = stopping.await;
 }
 
-async fn inform(guardian: Guardian, blank: Report, node: Handle) {
+async fn inform(guardian: Guardian, blank: Report, node: Handle, data: PathBuf) {
     let (mut sessions, mut members) = (node.sessions(), node.members_changed());
     loop {
         sessions.borrow_and_update();
         members.borrow_and_update();
         match report(&blank, &node) {
-            Ok(report) => guardian.set_report(report),
+            Ok(report) => {
+                guardian.set_report(report.clone());
+                record(&data, &report).await;
+            }
             Err(error) => tracing::warn!(%error, "the guardian does not know whom to report to"),
         }
         let changed = tokio::select! {
@@ -46,6 +51,17 @@ async fn inform(guardian: Guardian, blank: Report, node: Handle) {
         if changed.is_err() {
             return;
         }
+    }
+}
+
+/// For a start without a state, too.
+async fn record(data: &Path, report: &Report) {
+    let addresses: Vec<_> = report.peers.iter().map(|(_, address)| address.clone()).collect();
+    let data = data.to_owned();
+    let recorded =
+        tokio::task::spawn_blocking(move || store::record_peers(&data, &addresses)).await;
+    if let Ok(Err(error)) = recorded {
+        tracing::warn!(%error, "where the others listen is not recorded");
     }
 }
 

@@ -17,6 +17,8 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 /// The bits that clear on a write by somebody without privileges.
 const SUID_SGID: u32 = 0o6000;
 
+/// What came so often, and cannot be read from the disk again, is read past the disk.
+const ROUNDS: u32 = 3;
 /// Between two attempts to read past a full disk.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -242,6 +244,7 @@ impl Core {
             return Ok(bytes);
         }
         let deadline = Deadline::current();
+        let mut rounds = 0;
         loop {
             let node = self.node.clone();
             let read = tokio::task::spawn_blocking(move || {
@@ -254,10 +257,14 @@ impl Core {
                 return Ok(read);
             }
             bytes = read;
-            if self.node.files().is_full() {
+            rounds += 1;
+            if self.node.files().is_full() || rounds > ROUNDS {
                 let around = self.node.read_around((ino, generation), range);
-                if let Some(whole) = self.node.within(around).await?? {
-                    return Ok(whole);
+                match self.node.within(around).await? {
+                    Ok(Some(whole)) => return Ok(whole),
+                    // Some of it came meanwhile, and this disk cannot read it again.
+                    Ok(None) | Err(NodeError::Store(_)) => {}
+                    Err(error) => return Err(error.into()),
                 }
                 self.node.check(&deadline)?;
                 tokio::time::sleep(AGAIN).await;

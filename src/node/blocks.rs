@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::fetch::{Fetched, Wanted};
 use super::handle::{Handle, NodeError};
 use crate::fs::{proto, query};
-use crate::store::{PAGE_BLOCKS, Steady, StoreError, blocks_of};
+use crate::store::{self, PAGE_BLOCKS, Steady, StoreError, blocks_of};
 use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
 /// How often a file that changes is looked at again before it is left alone.
@@ -107,12 +107,12 @@ impl Handle {
             return Ok(blocks.is_empty());
         }
         let ino = file.key.0;
+        let (first, count) = (file.block(blocks[0]).start, blocks.len());
+        tracing::warn!(%ino, offset = first, blocks = count, "{why}: fetching it from a peer");
         for block in blocks {
-            let range = file.block(*block);
-            tracing::warn!(%ino, offset = range.start, len = range.len(), "{why}: fetching it from a peer");
             // Programs may have been given what was there.
             for (_, observer) in self.0.observers.all().iter() {
-                observer.condemned(ino, range);
+                observer.condemned(ino, file.block(*block));
             }
         }
         Ok(true)
@@ -133,6 +133,10 @@ impl Handle {
         loop {
             let failed = match self.files().read(ino, generation, offset, buffer) {
                 Err(error) if is_unreadable(&error) => error,
+                // Of a file that is gone there are zeros.
+                Ok(true) if buffer.first() == Some(&0) => {
+                    return Ok(!self.condemn_gone((ino, generation))?);
+                }
                 other => return other,
             };
             attempts += 1;
@@ -145,6 +149,19 @@ impl Handle {
             }
             std::thread::sleep(AGAIN);
         }
+    }
+
+    /// Condemns a file that has a size and no backing file; false where it is not so, or the file changes.
+    fn condemn_gone(&self, key: (Ino, Generation)) -> Result<bool, StoreError> {
+        if !self.files().is_gone(key)? {
+            return Ok(false);
+        }
+        let Look::Steady(file) = self.look_at(key.0)? else { return Ok(false) };
+        if file.key != key || !self.files().is_gone(key)? {
+            return Ok(false);
+        }
+        let all: Vec<_> = (0..file.blocks()).collect();
+        self.condemn(&file, &all, "its backing file is gone")
     }
 
     /// Condemns the blocks of a range that the disk cannot read; false where the file changes.
@@ -230,6 +247,19 @@ impl Handle {
         Ok(if kept { Taken::Kept } else { Taken::NoRoom })
     }
 
+    /// No peer has bytes that are missing here: where nothing is known of a file (its image was damaged), they may be in
+    /// it all the same. Says whether some were found.
+    pub(super) fn find_here(
+        &self,
+        key: (Ino, Generation),
+        range: ByteRange,
+    ) -> Result<bool, StoreError> {
+        match self.look_at(key.0)? {
+            Look::Steady(file) if file.key == key => self.files().find_here(&file, range),
+            Look::Steady(_) | Look::Nothing | Look::Changing => Ok(false),
+        }
+    }
+
     /// Reads blocks from the disk and says what they are; what is not what it should be is missing from then on.
     /// Nothing where this replica does not have that version, or the file changes.
     ///
@@ -247,6 +277,7 @@ impl Handle {
 
     fn examine_here(&self, asked: Examined) -> Result<Option<Vec<Block>>, StoreError> {
         let Some(file) = self.steady_version(asked)? else { return Ok(None) };
+        self.condemn_gone(file.key)?;
         let files = self.files();
         let mut reader = files.read_blocks(&file);
         let mut page = None;
@@ -319,7 +350,7 @@ impl Handle {
 
 /// What the disk cannot read: a bad sector.
 fn is_unreadable(error: &StoreError) -> bool {
-    matches!(error, StoreError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO))
+    matches!(error, StoreError::Io { source, .. } if store::is_broken(source))
 }
 
 fn length(bytes: u64) -> usize {

@@ -4,6 +4,7 @@
 //! Each node writes everything to its disk from time to time, and tells the others up to which entry it has.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -152,7 +153,11 @@ impl Handle {
             let handle = self.clone();
             let asked = async move {
                 if node == handle.node() {
-                    handle.sync_bytes(wanted).await
+                    match handle.sync_bytes(wanted).await {
+                        // This replica stops. The others may be a quorum.
+                        Err(NodeError::Store(_)) => Ok(false),
+                        synced => synced,
+                    }
                 } else {
                     // Who cannot be asked says nothing.
                     Ok(handle.0.transport.sync(node, wanted).await.unwrap_or(false))
@@ -230,6 +235,7 @@ pub(super) async fn write_back(handle: Handle) {
         if is_due {
             due = Instant::now() + AGE;
             is_due = shared.files.needs_sync(shared.durability.newest());
+            promise(&shared).await;
         }
         if !is_awaited && !is_due {
             continue;
@@ -245,6 +251,18 @@ pub(super) async fn write_back(handle: Handle) {
             handle.0.space.look_again.notify_one();
         }
     }
+}
+
+/// Says outside of the log what it holds.
+async fn promise(shared: &Arc<Shared>) {
+    let shared = shared.clone();
+    let promised = tokio::task::spawn_blocking(move || {
+        if let Err(error) = shared.log.promise() {
+            shared.fail(&error);
+        }
+    });
+    // It ends with the node.
+    let _ = promised.await;
 }
 
 /// Whether everything is here that is anywhere.

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::shared::{Shared, ToDriver};
 use super::start::boot;
-use crate::consensus::Boot;
+use crate::consensus::{Boot, Input};
 use crate::store::{Received, StoreError};
 use crate::types::{LogIndex, NodeId, SessionId};
 
@@ -77,6 +77,8 @@ pub(super) fn put_in_place(
     // The driver ends only with the daemon.
     let _ = go_on.send(boot);
     if is_switched {
+        // The core that begins anew knows nothing of it.
+        shared.input(Input::Stands(shared.comparison.standing()));
         tracing::info!(index = index.0, before = found.0, from = from.0, took = ?started.elapsed(), "another state is in the place of this node's");
         shared.fetching.changed.notify_waiters();
     }

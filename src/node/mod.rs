@@ -62,6 +62,6 @@ pub use observers::Observer;
 pub use scrub::{ScrubFinding, ScrubOptions, ScrubReport};
 pub use space::{OnDisk, SpaceReport};
 pub use staging::{OpenStage, StageError, Weighed};
-pub use start::{Node, NodeConfig, run_promptly};
+pub use start::{Node, NodeConfig, StartError, run_promptly};
 pub use status::RaftStatus;
 pub use transport::{Answered, ToPeer, ToStage, Transport};

@@ -176,8 +176,12 @@ impl Shared {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// This replica cannot go on: it stops acknowledging, and the daemon ends.
+    /// This replica cannot go on: it stops acknowledging, and the daemon ends. What could not be written is lost, and no
+    /// later sync would say so: the next start is to believe only what is durable, whatever ends this process.
     pub(super) fn fail(&self, reason: &dyn std::fmt::Display) {
+        if let Err(error) = self.config.directory.distrust_state() {
+            tracing::error!("{error}");
+        }
         tracing::error!(node = self.node.0, "this replica stops: {reason}");
         self.fatal.send_if_modified(|fatal| {
             let first = fatal.is_none();

@@ -28,6 +28,8 @@ const LENT_FOR: Duration = Duration::from_secs(600);
 /// The log is cut behind a snapshot that nobody has compared where it has more than so many times the bytes that it may
 /// have.
 const UNATTESTED_LOGS: u64 = 2;
+/// A peer gets one that nobody has compared after this long.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// A person is told of a snapshot that waits to be compared for so long.
 const TELLING: Duration = Duration::from_secs(30);
 
@@ -136,18 +138,22 @@ fn advance(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), Sto
     if candidate.as_ref().is_none_or(|candidate| candidate.index < wanted) {
         *candidate = write(shared)?;
     }
-    let Some(Candidate { index, digest, .. }) = *candidate else { return Ok(()) };
+    let Some(Candidate { index, digest, started, .. }) = *candidate else { return Ok(()) };
     let is_attested = shared.comparison.attests(index, digest);
-    // Nothing is known against this replica, and the log must end somewhere.
-    let is_overdue = shared.comparison.is_sound()
-        && shared.log.used_size() > UNATTESTED_LOGS * shared.config.max_log;
+    // Nothing is known against this replica: the log must end somewhere, and without a peer that waits for the snapshot there
+    // may be no majority.
+    let is_too_large = shared.log.used_size() > UNATTESTED_LOGS * shared.config.max_log;
+    let is_wanted = wanted > LogIndex(0) && started.elapsed() >= PATIENCE;
+    let is_overdue = shared.comparison.is_sound() && (is_too_large || is_wanted);
     if (is_attested || is_overdue)
         && let Some(candidate) = candidate.take()
     {
         if !is_attested {
             tracing::warn!(
                 index = index.0,
-                "no majority of the voters has said that this snapshot is right, and the log is too large: it counts"
+                is_too_large,
+                is_wanted,
+                "no majority of the voters has said that this snapshot is right: it counts all the same"
             );
         }
         let size = put_in_force(shared, &candidate)?;

@@ -88,7 +88,7 @@ pub struct OpenStage {
     lanes: BTreeMap<NodeId, u64>,
     ranges: RangeSet<u64>,
     sums: Checksums,
-    /// What this node's own disk had no room for, in the order in which it came.
+    /// What this node's own disk did not take, in the order in which it came.
     homeless: Vec<(u64, Bytes)>,
     encoder: Encoder,
     is_written: bool,
@@ -155,6 +155,14 @@ impl Handle {
         }
         Ok(self.files().stage(id, offset, data)?)
     }
+
+    /// Makes all that has come of a stage durable; false where it is not here, or not any more. Waits for the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses: this replica stops. What was to be written is lost, and the next fsync would not say so.
+    pub fn sync_stage(&self, id: StageId) -> Result<bool, StoreError> {
+        self.files().sync_stage(id).inspect_err(|error| self.0.fail(error))
+    }
 }
 
 /// Why bytes of a stage were not taken in.
@@ -208,7 +216,7 @@ impl OpenStage {
         let kept = data.clone();
         let stored = tokio::task::spawn_blocking(move || handle.files().stage(id, offset, &data));
         match stored.await.map_err(|_| NodeError::Stopping)? {
-            Err(error) if error.is_full() => self.homeless.push((offset, kept)),
+            Err(error) if error.is_refused() => self.homeless.push((offset, kept)),
             stored => stored?,
         }
         self.ranges.insert(range.start..range.end);
@@ -319,12 +327,16 @@ impl OpenStage {
             // Meanwhile the others do the same.
             if durable {
                 let (handle, id) = (self.handle.clone(), self.id);
-                let synced = tokio::task::spawn_blocking(move || handle.files().sync_stage(id));
-                if !synced.await.map_err(|_| NodeError::Stopping)?? {
-                    return Err(NodeError::SessionLost);
+                let synced = tokio::task::spawn_blocking(move || handle.sync_stage(id));
+                match synced.await.map_err(|_| NodeError::Stopping)? {
+                    Ok(true) => holders.push(own),
+                    Ok(false) => return Err(NodeError::SessionLost),
+                    // This replica stops. The others may be a quorum.
+                    Err(_) => {}
                 }
+            } else {
+                holders.push(own);
             }
-            holders.push(own);
         }
         while holders.len() < quorum {
             match self.handle.within_deadline(deadline, answers.next()).await? {

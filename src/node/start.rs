@@ -31,6 +31,9 @@ use crate::fs::{proto, query};
 use crate::store::{DataDir, Recovered, State, StoreError};
 use crate::types::{ClusterId, Ino, NodeId, Position, SessionId, Term};
 
+/// How long a node that stops waits for another one to lead.
+const HANDING_OVER: Duration = Duration::from_secs(1);
+
 /// Settings of a node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -105,6 +108,7 @@ impl Node {
         let (driver, inbox) = mpsc::unbounded_channel();
         let (log, log_inbox) = mpsc::unbounded_channel();
         let (to_apply, apply_inbox) = mpsc::unbounded_channel();
+        let (due, snapshot_due) = mpsc::channel(1);
         let node = config.core.node;
         let (locks, recalled_locks) = Locks::new();
         let durability = Durability::new(recovered.files.carried_out());
@@ -148,7 +152,6 @@ impl Node {
             log: recovered.log,
             config,
         });
-        let (due, snapshot_due) = mpsc::channel(1);
         let driver = Driver {
             core,
             due: due.clone(),
@@ -163,6 +166,7 @@ impl Node {
         };
         shared.input(Input::Stands(shared.comparison.standing()));
         let driver = streams.spawn(driver.run());
+        stop_at_damage(&shared);
         let threads = threads(&shared, log_inbox, apply_inbox, (due, snapshot_due))?;
         let handle = Handle(shared, None);
         let tasks = tasks(&handle, recalled_locks);
@@ -186,16 +190,22 @@ impl Node {
         }
     }
 
+    /// Has another node lead, where this one does: for a replica that cannot go on.
+    pub async fn give_leadership_away(&self, patience: Duration) {
+        // The driver may have ended, too.
+        let _ = tokio::time::timeout(patience, hand_over(&self.handle, patience)).await;
+    }
+
     /// Stops cleanly: closes the session, hands leadership over, ends the threads, and makes the cache
     /// of the state durable. The mount must be gone.
     ///
     /// # Errors
-    /// When the cache cannot be flushed; it is rebuilt at the next start then.
+    /// When something cannot be made durable: the next start believes only what is.
     pub async fn stop(self) -> Result<(), StoreError> {
         let Self { handle, driver, threads, tasks } = self;
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
         session::close(&handle).await;
-        hand_over(&handle).await;
+        hand_over(&handle, HANDING_OVER).await;
         let _ = handle.0.driver.send(ToDriver::Stop);
         if driver.await.is_err() {
             tracing::error!("the driver panicked");
@@ -209,7 +219,17 @@ impl Node {
             }
         });
         let _ = joined.await;
-        handle.0.state.flush()
+        // What is applied is then known to have been in the log, whatever becomes of that.
+        let shared = handle.0.clone();
+        let synced = tokio::task::spawn_blocking(move || {
+            let all = || {
+                shared.log.promise()?;
+                shared.files.sync()?;
+                shared.state.flush()
+            };
+            all().inspect_err(|error| shared.fail(error))
+        });
+        synced.await.expect("a panic ends the daemon, and nothing cancels this")
     }
 }
 
@@ -234,7 +254,7 @@ pub(super) fn boot(whole: &State) -> Result<Boot, StoreError> {
     Ok(Boot { applied, conf_state, sessions, members, sample })
 }
 
-async fn hand_over(handle: &Handle) {
+async fn hand_over(handle: &Handle, patience: Duration) {
     let mut leader = handle.leader();
     if *leader.borrow() != handle.node() {
         return;
@@ -248,7 +268,7 @@ async fn hand_over(handle: &Handle) {
     handle.transfer_leader(None);
     let own = handle.node();
     let handed = leader.wait_for(|leader| *leader != own && *leader != NodeId(0));
-    if tokio::time::timeout(Duration::from_secs(1), handed).await.is_err() {
+    if tokio::time::timeout(patience, handed).await.is_err() {
         tracing::warn!("nobody takes over leadership: the others will elect a leader");
     }
 }
@@ -278,6 +298,17 @@ fn tell_readers(shared: &Arc<Shared>, staged: mpsc::WeakSender<()>) {
             shared.fetching.changed.notify_waiters();
             // The thread may be at work already, or at its end.
             let _ = staged.upgrade().map(|staged| staged.try_send(()));
+        }
+    });
+}
+
+/// What cannot be read of the state is built anew at the next start.
+fn stop_at_damage(shared: &Arc<Shared>) {
+    // The state is part of what is shared.
+    let weak = Arc::downgrade(shared);
+    shared.state.on_damage(move |error| {
+        if let Some(shared) = weak.upgrade() {
+            shared.fail(error);
         }
     });
 }
@@ -316,7 +347,17 @@ fn threads(
 fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
     let body = move || {
         run_promptly();
+        #[cfg(debug_assertions)]
+        panic_where_a_test_asks();
         body();
     };
     std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(StartError::Thread)
+}
+
+/// A test names the thread that is to panic.
+#[cfg(debug_assertions)]
+fn panic_where_a_test_asks() {
+    let asked = std::env::var("QUORUMFS_TEST_PANIC");
+    let own = std::thread::current();
+    assert!(asked.ok().as_deref() != own.name(), "a test has asked for it");
 }

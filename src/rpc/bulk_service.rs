@@ -124,7 +124,7 @@ impl Bulk for BulkService {
         if request.volume != VolumeId::FIRST.0 {
             return Err(Status::not_found("there is no such volume here"));
         }
-        let (handle, at_least) = (self.handle.clone(), LogIndex(request.at_least));
+        let (handle, at_least) = (self.handle.clone(), LogIndex(request.from));
         let (pieces, sent) = mpsc::channel(PIECES);
         tokio::task::spawn_blocking(move || {
             let whole = match handle.lend_snapshot(to, at_least) {
@@ -272,7 +272,7 @@ impl Incoming {
             return answer(!failed);
         }
         tokio::task::spawn_blocking(move || {
-            let synced = handle.files().sync_stage(id);
+            let synced = handle.sync_stage(id);
             if let Err(error) = &synced {
                 tracing::warn!(stage = %id, %error, "a stage could not be made durable");
             }

@@ -12,7 +12,8 @@ use crate::types::{ClusterId, NodeId};
 pub(super) fn admit(own: ClusterId, handle: &Handle, hello: &Hello) -> Result<NodeId, Status> {
     check(own, hello.format, &hello.cluster)?;
     let (node, from) = (handle.node(), NodeId(hello.node));
-    if hello.to != node.0 {
+    // A node that has lost its state asks whoever there is.
+    if hello.to != 0 && hello.to != node.0 {
         return Err(Status::failed_precondition(format!(
             "this daemon is node {node}, not node {}: if the disk of that one is lost, remove it (quorumfs member \
              remove {}); otherwise correct `listen` or `advertise` in the configuration of one of them",

@@ -114,6 +114,11 @@ impl Peer for PeerService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         let JoinRequest { format, cluster, nonce, address, node } = request.into_inner();
         check(self.cluster, format, &cluster)?;
+        if self.genesis.is_empty() {
+            return Err(Status::unavailable(
+                "the genesis record of this node is damaged: ask another node",
+            ));
+        }
         if node != 0 {
             self.check_move(NodeId(node), nonce, &address)?;
         }

@@ -141,11 +141,8 @@ impl StageLanes {
         let client = self.client(node);
         Box::pin(async move {
             let (mut client, hello) = client?;
-            let request = SnapshotRequest {
-                hello: Some(hello),
-                volume: VolumeId::FIRST.0,
-                at_least: at_least.0,
-            };
+            let volume = VolumeId::FIRST.0;
+            let request = SnapshotRequest { hello: Some(hello), volume, from: at_least.0 };
             let mut coming = client.snapshot(request).await.ok()?.into_inner();
             while let Some(piece) = coming.message().await.ok()? {
                 pieces.send(piece.data).await.ok()?;

@@ -4,9 +4,13 @@
 //! when its bytes changed last, so what was changed since is missing, and fetched as anything that is missing. Nothing
 //! says how far this has come: until all of it is done, the files are behind the state, and whoever finds them so
 //! begins again.
+//!
+//! Where nothing is known of the files, because their image is damaged, all of their bytes are missing. But they stay where
+//! they are: what nobody else has, and checksums prove, is found in them again ([`Files::find_here`]).
 
 use super::files::{Files, Key};
-use super::layout::Away;
+use super::layout::{Away, Layout};
+use super::lent::was_lent;
 use super::state::State;
 use crate::fs::{Records, keys, proto, query};
 use crate::mutants::{self, Mutant};
@@ -27,13 +31,11 @@ pub(super) struct Trust<'a> {
 
 impl Trust<'_> {
     fn belief(self, ino: Ino, inode: &proto::Inode) -> Belief {
-        // What time says need not be looked up.
-        if self.under.is_none() || (inode.data_version > self.until.0 && !self.is_alone) {
+        let Some(state) = self.under else {
             return belief(inode, Known::Nothing, self.until, self.is_alone);
-        }
-        let known = self.under.map(|state| state.read().record::<proto::Inode>(&keys::inode(ino)));
+        };
         // A record that cannot be read says nothing good.
-        let known = known.and_then(Result::ok).flatten();
+        let known = state.read().record::<proto::Inode>(&keys::inode(ino)).ok().flatten();
         belief(inode, Known::Says(known.as_ref()), self.until, self.is_alone)
     }
 }
@@ -52,7 +54,9 @@ pub enum Known<'a> {
 pub enum Belief {
     /// It has.
     Here,
-    /// Perhaps: a peer is asked for them.
+    /// Perhaps: its own state said the same of the file, but it may have been wrong already. Peers are asked first.
+    Agreed,
+    /// Nobody can say: peers are asked.
     Doubted,
 }
 
@@ -63,14 +67,17 @@ pub enum Belief {
 pub fn belief(inode: &proto::Inode, known: Known<'_>, until: LogIndex, is_alone: bool) -> Belief {
     let bytes = |inode: &proto::Inode| (inode.generation, inode.data_version, inode.size);
     let is_older = inode.data_version <= until.0;
-    let is_believed = match known {
-        Known::Nothing => is_older,
-        Known::Says(known) => {
-            let is_same = known.is_some_and(|known| bytes(known) == bytes(inode));
-            is_same && (is_older || is_alone)
-        }
+    let is_same = match known {
+        Known::Nothing => None,
+        Known::Says(known) => Some(known.is_some_and(|known| bytes(known) == bytes(inode))),
     };
-    if is_believed || mutants::is(Mutant::BelieveAllFiles) { Belief::Here } else { Belief::Doubted }
+    match is_same {
+        _ if mutants::is(Mutant::BelieveAllFiles) => Belief::Here,
+        None if is_older => Belief::Here,
+        Some(true) if is_older || is_alone => Belief::Here,
+        Some(true) => Belief::Agreed,
+        Some(false) | None => Belief::Doubted,
+    }
 }
 
 /// The first state under which all of a replica's files can be, where its own is at `applied`, effects are carried out up to
@@ -138,8 +145,9 @@ impl Files {
             after = *last;
             for (ino, inode) in inodes {
                 let is_file = inode.kind() == proto::Kind::Regular;
-                if is_file && trust.belief(ino, &inode) == Belief::Doubted {
-                    self.renew_bytes(index, ino, &inode)?;
+                let belief = if is_file { trust.belief(ino, &inode) } else { Belief::Here };
+                if belief != Belief::Here {
+                    self.doubt_bytes(index, ino, &inode, belief)?;
                     adopted.missing += u64::from(inode.size > 0);
                 }
             }
@@ -166,24 +174,83 @@ impl Files {
         Ok(true)
     }
 
-    /// All bytes of a file are other ones than it has here. Whoever reads it by itself finds nothing, until they come,
-    /// rather than a mixture.
-    fn renew_bytes(&self, at: LogIndex, ino: Ino, inode: &proto::Inode) -> Result<(), StoreError> {
+    /// Bytes of a file may be other ones than it has here. They stay until others come in their place. Whoever reads the file
+    /// by itself finds nothing meanwhile, rather than a mixture.
+    fn doubt_bytes(
+        &self,
+        at: LogIndex,
+        ino: Ino,
+        inode: &proto::Inode,
+        belief: Belief,
+    ) -> Result<(), StoreError> {
         let key = (ino, Generation(inode.generation));
+        let version = LogIndex(inode.data_version);
         self.checksums().changing(ino, at);
         let mut layouts = self.layouts().lock(ino);
+        // What was staged is none of what the file has.
+        let staged = layouts.get(key).map(|layout| !layout.stages().is_empty());
+        self.bring_up_file(key)?;
+        let file = self.file(key.0, key.1)?;
+        let failed = |action| move |source| self.failed(action, key.0, key.1, source);
+        let found = match &file {
+            Some(file) => file.metadata().map_err(failed("stat"))?.len(),
+            None => 0,
+        };
+        let is_seen = self.lent().has(ino) || file.as_deref().is_some_and(was_lent);
+        // Where it is only not known which bytes it has, checksums may prove some.
+        let is_lost = self.layouts().is_lost();
+        let is_gone = (is_seen || staged == Some(true)) && !is_lost;
+        let kept = if is_gone { 0 } else { found.min(inode.size) };
+        let before: Vec<_> = layouts.get(key).into_iter().flat_map(Layout::away).collect();
         layouts.clear(key, ByteRange::from(0))?;
         let all = ByteRange { start: 0, end: inode.size };
-        layouts.set(key, all, Away::Missing { version: LogIndex(inode.data_version) })?;
-        self.checksums().forget(key)?;
-        self.bring_up_file(key)?;
-        match self.file(key.0, key.1)? {
-            None => Ok(()),
-            Some(file) => {
-                let cut = file.set_len(0);
-                cut.map_err(|source| self.failed("truncate", key.0, key.1, source))
-            }
+        layouts.set(key, all, Away::Missing { version })?;
+        let is_agreed = belief == Belief::Agreed;
+        layouts.set(key, ByteRange::at(0, kept), Away::Doubted { version, is_agreed })?;
+        for (part, away) in before {
+            let part = ByteRange { end: part.end.min(kept).max(part.start), ..part };
+            layouts.set(key, part, still_doubted(away, version, is_agreed))?;
         }
+        if !is_lost {
+            self.checksums().forget(key)?;
+        }
+        match file {
+            Some(file) if kept < found => file.set_len(kept).map_err(failed("truncate")),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Nobody else has these bytes of a file: those that a wrong state and the right one agree about count. Whether there
+    /// are some.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub fn believe_at_last(&self, key: Key, range: ByteRange) -> Result<bool, StoreError> {
+        let mut layouts = self.layouts().lock(key.0);
+        let parts = layouts.get(key).map(|layout| layout.believed_at_last(range));
+        for part in parts.iter().flatten() {
+            tracing::warn!(
+                ino = key.0.0,
+                start = part.start,
+                end = part.end,
+                "these bytes came while this replica's state was wrong, and nobody else has them: they count"
+            );
+            layouts.clear(key, *part)?;
+        }
+        drop(layouts);
+        self.tell_changed();
+        Ok(parts.is_some_and(|parts| !parts.is_empty()))
+    }
+}
+
+/// What was in doubt before, or missing, is not less so.
+#[must_use]
+pub fn still_doubted(before: Away, version: LogIndex, is_agreed: bool) -> Away {
+    match before {
+        Away::Doubted { is_agreed: was_agreed, .. } => {
+            Away::Doubted { version, is_agreed: is_agreed && was_agreed }
+        }
+        Away::Missing { .. } | Away::Staged { .. } => Away::Missing { version },
     }
 }
 

@@ -185,6 +185,37 @@ impl Files {
         Ok(true)
     }
 
+    /// Blocks of a range are missing, though the backing file may have them: those that its checksums prove are in place
+    /// from now on. False where there are none.
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub fn find_here(&self, file: &Steady, range: ByteRange) -> Result<bool, StoreError> {
+        let mut reader = self.read_blocks(file);
+        let mut found = false;
+        for block in blocks_of(ByteRange { end: range.end.min(file.size), ..range }) {
+            let all = file.block(block);
+            let known = self.checksums_of(file, block / PAGE_BLOCKS);
+            let known = known.map(|sums| sums[index(block % PAGE_BLOCKS)]);
+            if known.is_none() || self.missing(file.key, all).is_empty() {
+                continue;
+            }
+            let is_it = reader.sum(block)? == known;
+            let mut layouts = self.layouts().lock(file.key.0);
+            // Whatever changes the file says so before it waits for this lock.
+            if !is_it || !self.is_still(file) {
+                continue;
+            }
+            for (part, away) in layouts.parts(file.key, all) {
+                if away.and_then(Away::missing).is_some() {
+                    layouts.clear(file.key, part)?;
+                    found = true;
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Reads blocks of a file as the disk has them.
     #[must_use]
     pub fn read_blocks(&self, file: &Steady) -> BlockReader<'_> {

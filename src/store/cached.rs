@@ -25,15 +25,8 @@ impl Files {
         if !self.is_in_place((ino, generation), ByteRange::at(offset, buffer.len() as u64)) {
             return Ok(false);
         }
-        let file = match self.file_nowait(ino, generation) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                buffer.fill(0);
-                return Ok(true);
-            }
-            // Not in memory, or not to be found out without waiting: `read` will say.
-            Err(_) => return Ok(false),
-        };
+        // Not there, not in memory, or not to be found out without waiting: `read` will say.
+        let Ok(file) = self.file_nowait(ino, generation) else { return Ok(false) };
         let mut done = 0;
         while done < buffer.len() {
             match sys::read_nowait(&file, offset + done as u64, &mut buffer[done..]) {

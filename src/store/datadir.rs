@@ -3,14 +3,18 @@
 //! ```text
 //! LOCK         locked while a daemon works on the directory; holds its process id
 //! genesis      the record that every member of the cluster starts from
-//! identity     cluster, node, nonce and address, as TOML
+//! identity     cluster, node, nonce and address, and whether the replica has ever run, as TOML
 //! boot         under which boot and mount the state was last written
 //! log/         the Raft log
+//! logged       what is known to be in the log (`log/promised.rs`)
 //! current      the name of the directory that holds the state
 //! state-<n>/   the state (sled); built whole in a new directory, then switched to
 //! files/       backing files
 //! checksums/   checksums of the blocks of quiet ones
 //! mounts       where the daemon has mounted
+//! diverged     the last entry up to which files are believed, where this replica was found to differ (`divergence.rs`)
+//! ends         why the last daemons ended that could not go on (`ends.rs`)
+//! peers        where the other members were last known to listen
 //! recovering   the id of the cluster that the directory is becoming (`refound.rs`)
 //! stages/      what copies between backing files read again after a crash
 //! snapshots/   the snapshot file
@@ -19,6 +23,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::identity::{Identity, read_identity, write_identity};
 use super::{durable, sys};
@@ -43,6 +48,7 @@ pub struct DataDir {
     identity: Identity,
     boot: BootIdentity,
     same_boot: bool,
+    has_started: AtomicBool,
 }
 
 impl BootIdentity {
@@ -74,10 +80,11 @@ impl DataDir {
         if let Some(found) = anything_but_lock(path)? {
             return Err(StoreError::NotEmpty { path: path.to_owned(), found });
         }
-        write_identity(path, &identity)?;
+        write_identity(path, &identity, false)?;
         durable::sync_parent(&path.canonicalize().map_err(StoreError::io("resolve", path))?)?;
         let boot = BootIdentity::of(path);
-        Ok(Self { path: path.to_owned(), _lock: lock, identity, boot, same_boot: false })
+        let (path, has_started) = (path.to_owned(), AtomicBool::new(false));
+        Ok(Self { path, _lock: lock, identity, boot, same_boot: false, has_started })
     }
 
     /// Opens the data directory of a replica.
@@ -113,10 +120,12 @@ impl DataDir {
             return Err(StoreError::NoReplica { path: path.to_owned() });
         }
         let lock = lock(path)?;
-        let identity = read_identity(path)?;
+        let (identity, has_started) = read_identity(path)?;
+        // What is not text is no boot that anybody knows.
         let recorded = read_optional(&path.join("boot"))?;
         let same_boot = recorded.is_some() && recorded == boot.0;
-        Ok(Self { path: path.to_owned(), _lock: lock, identity, boot, same_boot })
+        let (path, has_started) = (path.to_owned(), AtomicBool::new(has_started));
+        Ok(Self { path, _lock: lock, identity, boot, same_boot, has_started })
     }
 
     /// A copy of this data directory: what is the same boot for one is for the other.
@@ -141,8 +150,26 @@ impl DataDir {
     /// # Errors
     /// When the disk refuses.
     pub fn set_identity(&mut self, identity: Identity) -> Result<(), StoreError> {
-        write_identity(&self.path, &identity)?;
+        write_identity(&self.path, &identity, self.has_started())?;
         self.identity = identity;
+        Ok(())
+    }
+
+    /// Whether the replica is known to have run, so that it must have a log.
+    #[must_use]
+    pub fn has_started(&self) -> bool {
+        self.has_started.load(Ordering::Relaxed)
+    }
+
+    /// From now on it has. Durable on return: its votes are in its log, and nowhere else.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn record_start(&self) -> Result<(), StoreError> {
+        if !self.has_started() {
+            write_identity(&self.path, &self.identity, true)?;
+            self.has_started.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -201,12 +228,47 @@ impl DataDir {
     /// # Errors
     /// When the disk refuses.
     pub fn distrust_state(&self) -> Result<(), StoreError> {
-        let boot = self.path.join("boot");
-        match std::fs::remove_file(&boot) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(StoreError::io("remove", &boot)(source)),
-            Ok(()) => durable::sync_dir(&self.path),
+        distrust_state(&self.path)
+    }
+
+    /// Removes what is half done and of no use to a start: it may be what fills the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn remove_leftovers(&self) -> Result<(), StoreError> {
+        self.remove_other_states()?;
+        for (dir, is_left) in [
+            (self.snapshots_dir(), is_half_a_snapshot as fn(&str) -> bool),
+            (self.path.clone(), |name| name.starts_with("log.mending")),
+        ] {
+            let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+            for path in entries.flatten().map(|entry| entry.path()) {
+                let name = path.file_name().and_then(|name| name.to_str());
+                if name.is_some_and(is_left) {
+                    let removed = if path.is_dir() {
+                        std::fs::remove_dir_all(&path)
+                    } else {
+                        std::fs::remove_file(&path)
+                    };
+                    removed.map_err(StoreError::io("remove", &path))?;
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// Bytes that its disk still takes in, from this process.
+    ///
+    /// # Errors
+    /// When the local file system cannot say.
+    pub fn available(&self) -> Result<u64, StoreError> {
+        let asked = rustix::fs::statvfs(&self.path);
+        let space =
+            asked.map_err(|errno| StoreError::io("ask the space of", &self.path)(errno.into()))?;
+        // The reserve of the file system is root's.
+        let blocks =
+            if rustix::process::geteuid().is_root() { space.f_bfree } else { space.f_bavail };
+        Ok(blocks * space.f_frsize)
     }
 
     /// Where the directory is.
@@ -219,6 +281,11 @@ impl DataDir {
     #[must_use]
     pub fn log_dir(&self) -> PathBuf {
         self.path.join("log")
+    }
+
+    /// Where it is said what is in the log.
+    pub(super) fn logged(&self) -> PathBuf {
+        self.path.join("logged")
     }
 
     /// Where the backing files are.
@@ -270,6 +337,19 @@ impl DataDir {
         durable::replace(&self.path.join("current"), format!("{name}\n").as_bytes())
     }
 
+    /// No state is the current one: it is built anew. Durable on return.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn forget_state(&self) -> Result<(), StoreError> {
+        let current = self.path.join("current");
+        match std::fs::remove_file(&current) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(StoreError::io("remove", &current)(source)),
+            Ok(()) => durable::sync_dir(&self.path),
+        }
+    }
+
     /// Removes every state but the current one. The caller has closed them.
     ///
     /// # Errors
@@ -295,6 +375,24 @@ impl DataDir {
         }
         Ok(dirs)
     }
+}
+
+/// See [`DataDir::distrust_state`]: of a data directory that this process has locked.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn distrust_state(data: &Path) -> Result<(), StoreError> {
+    let boot = data.join("boot");
+    match std::fs::remove_file(&boot) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(StoreError::io("remove", &boot)(source)),
+        // It need not be durable: after a power loss the boot is another one.
+        Ok(()) => Ok(()),
+    }
+}
+
+fn is_half_a_snapshot(name: &str) -> bool {
+    name == "snap-of-a-peer" || name.ends_with(".tmp")
 }
 
 fn state_number(name: &str) -> Option<u64> {
@@ -335,8 +433,8 @@ fn anything_but_lock(dir: &Path) -> Result<Option<String>, StoreError> {
 }
 
 pub(super) fn read_optional(path: &Path) -> Result<Option<String>, StoreError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(StoreError::io("read", path)(source)),
     }

@@ -1,10 +1,85 @@
-//! Files that are either the old or the new one after a crash, never a mixture.
+//! Files that are either the old or the new one after a crash, never a mixture; and syncs of which none comes after one
+//! that has failed.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::store::StoreError;
+
+/// Locks that descriptors are spread over.
+const DESCRIPTORS: usize = 64;
+
+/// All syncs of what replicas hold for each other. One that fails does not say what is lost, and the next one succeeds: it
+/// is refused. Clones are the same.
+#[derive(Clone, Debug)]
+pub(super) struct Syncs(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    have_failed: AtomicBool,
+    /// Of two syncs of a descriptor that overlap the kernel tells only one that bytes are lost.
+    of_descriptors: [Mutex<()>; DESCRIPTORS],
+    /// The next one fails.
+    #[cfg(test)]
+    is_to_fail: AtomicBool,
+}
+
+impl Default for Syncs {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            have_failed: AtomicBool::new(false),
+            of_descriptors: std::array::from_fn(|_| Mutex::default()),
+            #[cfg(test)]
+            is_to_fail: AtomicBool::new(false),
+        }))
+    }
+}
+
+impl Syncs {
+    /// Syncs what is behind a descriptor, by `sync`.
+    pub(super) fn sync(
+        &self,
+        file: &File,
+        path: &Path,
+        sync: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
+        let descriptor = usize::try_from(file.as_raw_fd()).expect("it is open");
+        let _alone = self.0.of_descriptors[descriptor % DESCRIPTORS].lock();
+        self.unless_failed(path, || {
+            #[cfg(test)]
+            if self.0.is_to_fail.swap(false, Ordering::SeqCst) {
+                return Err(StoreError::io("sync", path)(rustix::io::Errno::IO.into()));
+            }
+            sync(file).map_err(StoreError::io("sync", path))
+        })
+    }
+
+    /// Does something that ends with a sync.
+    pub(super) fn unless_failed(
+        &self,
+        path: &Path,
+        sync: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        if self.0.have_failed.load(Ordering::SeqCst) {
+            let failed =
+                io::Error::other("an earlier sync has failed, and what it lost is not known");
+            return Err(StoreError::io("sync", path)(failed));
+        }
+        sync().inspect_err(|_| self.0.have_failed.store(true, Ordering::SeqCst))
+    }
+
+    /// For tests: the next one fails, as where the disk could not write.
+    #[cfg(test)]
+    pub(super) fn fail_next(&self) {
+        self.0.is_to_fail.store(true, Ordering::SeqCst);
+    }
+}
 
 /// Replaces the file at `path`: written beside, fsynced, renamed into place, directory fsynced.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {

@@ -10,6 +10,10 @@ use crate::types::LogIndex;
 pub(crate) const REJOIN: &str = "move this data directory away and join the cluster as a new node: \
      the other nodes hold everything that was acknowledged";
 
+/// What a person does about a replica whose snapshot file is damaged.
+pub(crate) const TAKE_ANOTHER: &str = "start the daemon: it writes it anew from its state, or takes another one from the \
+     other nodes; if none of them can be reached, correct `peers` in its configuration";
+
 /// Why the store could not do something. Never an outcome of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -85,6 +89,15 @@ pub enum StoreError {
         /// What the person can do.
         advice: &'static str,
     },
+    /// Neither a state nor a snapshot file is left that could be used. The log is whole: with a peer's snapshot the
+    /// replica goes on.
+    #[error("{damage}")]
+    StateLost {
+        /// What is wrong with the snapshot file.
+        damage: Box<StoreError>,
+        /// The snapshot must be of this entry or a later one: the log begins behind it.
+        from: LogIndex,
+    },
     /// A record of the state that is not what the commands made it.
     #[error(
         "{source}; remove the file `boot` of the data directory and restart the daemon: the state is \
@@ -97,9 +110,8 @@ pub enum StoreError {
     },
     /// All records of the state together are not what they were when they were written.
     #[error(
-        "the records of the state add up to {found} instead of {expected}: some are not what was written; remove the \
-         file `boot` of the data directory and restart the daemon: the state is then rebuilt from the snapshot file \
-         and the log"
+        "the records of the state add up to {found} instead of {expected}: some are not what was written; start the \
+         daemon: it finds that when it writes its next snapshot, and builds the state anew"
     )]
     Rotten {
         /// Their digest.
@@ -163,13 +175,37 @@ impl StoreError {
     /// Whether it says that the disk has no room.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if super::room::is_full(source))
+        use super::room::is_full;
+        match self {
+            Self::Io { source, .. } => is_full(source),
+            Self::Sled { source: sled::Error::Io(source), .. } => is_full(source),
+            Self::Log { source: raft_engine::Error::Io(source), .. } => is_full(source),
+            _ => false,
+        }
+    }
+
+    /// Whether it says that the disk does not take bytes in: it has no room, or cannot write there.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if super::refused::is_refused(source))
     }
 
     /// Whether it says that something is not what was written, so that looking again gives the same.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Corrupt { .. } | Self::CorruptRecord { .. } | Self::LogGap { .. })
+        matches!(
+            self,
+            Self::Corrupt { .. }
+                | Self::CorruptRecord { .. }
+                | Self::LogGap { .. }
+                | Self::StateLost { .. }
+        )
+    }
+
+    /// Whether a daemon cannot start before somebody has done something: trying again gives the same.
+    #[must_use]
+    pub fn needs_a_person(&self) -> bool {
+        self.is_damage() || matches!(self, Self::Newer { .. } | Self::Refounding { .. })
     }
 
     /// For `map_err` after a system call.

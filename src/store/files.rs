@@ -10,15 +10,17 @@ use parking_lot::Mutex;
 
 use super::beneath::Beneath;
 use super::checksums::Checksums;
-use super::durable;
+use super::durable::{self, Syncs};
 use super::layout::Away;
-use super::layouts::{Layouts, Locked};
+use super::layout_notes;
+use super::layouts::{Believed, Layouts, Locked};
 use super::lent::{Lent, was_lent};
 use super::pins::Pins;
 use super::recent::Recent;
 use super::room::Room;
 use super::spares::Spares;
 use super::stages::Stages;
+use super::sweep::has_files;
 use super::sys;
 use crate::fs::FileEffect;
 use crate::store::StoreError;
@@ -64,6 +66,7 @@ pub struct Files {
     /// Those of a data directory that stays as it is; nothing in a running replica.
     beneath: Option<Beneath>,
     syncing: Mutex<()>,
+    syncs: Syncs,
     /// Told when bytes that were missing are no more, or will not come by themselves.
     changed: Listener,
 }
@@ -76,23 +79,30 @@ impl Files {
     /// # Errors
     /// When the local file system refuses.
     pub fn open(path: &Path, stages: &Path, same_boot: bool) -> Result<Self, StoreError> {
-        Self::open_over(path, stages, same_boot, None)
+        let believed = if same_boot { Believed::Notes } else { Believed::Image };
+        Self::open_over(path, stages, believed, None)
     }
 
     /// The same over others, which are read where they are, and copied before they are changed.
     pub(super) fn open_over(
         path: &Path,
         stages: &Path,
-        same_boot: bool,
+        believed: Believed,
         beneath: Option<Beneath>,
     ) -> Result<Self, StoreError> {
+        let same_boot = believed == Believed::Notes;
         std::fs::create_dir_all(path).map_err(StoreError::io("create", path))?;
+        if believed != Believed::Nothing {
+            let files = beneath.as_ref().map_or(path, Beneath::dir);
+            layout_notes::check_image_is_there(stages, has_files(files)?)?;
+        }
         let dir = File::open(path).map_err(StoreError::io("open", path))?;
         let open = std::array::from_fn(|_| Mutex::new(Recent::new(DESCRIPTORS / SHARDS)));
         let spares = Spares::open(path.join("spare"))?;
-        let pins = Pins::open(stages, same_boot)?;
-        let layouts = Layouts::open(stages, same_boot)?;
-        let stages = Stages::open(stages)?;
+        let syncs = Syncs::default();
+        let pins = Pins::open(stages, same_boot, syncs.clone())?;
+        let layouts = Layouts::open(stages, believed)?;
+        let stages = Stages::open(stages, syncs.clone())?;
         let checksums = Checksums::open(path.with_file_name("checksums"))?;
         let changed = Listener::default();
         let (lent, room, syncing) = (Lent::default(), Room::default(), Mutex::default());
@@ -110,6 +120,7 @@ impl Files {
             checksums,
             beneath,
             syncing,
+            syncs,
             changed,
         };
         files.note_placed()?;
@@ -339,7 +350,7 @@ impl Files {
         let key = (ino, generation);
         let range = ByteRange::at(offset, buffer.len() as u64);
         while let Some(parts) = self.parts(key, range) {
-            if parts.iter().any(|(_, away)| matches!(away, Some(Away::Missing { .. }))) {
+            if parts.iter().any(|(_, away)| away.and_then(Away::missing).is_some()) {
                 return Ok(false);
             }
             if self.read_parts(key, offset, buffer, &parts)? {
@@ -390,14 +401,21 @@ impl Files {
     /// Makes everything carried out so far durable (`syncfs(2)`).
     ///
     /// # Errors
-    /// When bytes could not be written; some are lost then.
+    /// When bytes could not be written: some are lost, nobody knows which, and nothing is made durable any more.
     pub fn sync(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.syncing.lock();
         let is_arriving = |index| self.stages.any_written(|target| target.index == index);
         let image = self.layouts.image(is_arriving)?;
-        sys::syncfs(&self.dir).map_err(StoreError::io("sync", &self.path))?;
-        self.layouts.keep(&image)?;
+        self.syncs.sync(&self.dir, &self.path, sys::syncfs)?;
+        // A sync of a stage may have failed since.
+        self.syncs.unless_failed(&self.path, || self.layouts.keep(&image))?;
         self.stages.remove_written(&image.retired)
+    }
+
+    /// For tests: the next sync fails, as where the disk could not write.
+    #[cfg(test)]
+    pub(super) fn fail_next_sync(&self) {
+        self.syncs.fail_next();
     }
 
     /// Makes the bytes of one file durable: those that are in place, and the stages that a replay would take them from.
@@ -411,8 +429,9 @@ impl Files {
         }
         self.stages.sync_written(&self.layouts.stages_of(key))?;
         let Some(file) = self.file(key.0, key.1)? else { return Ok(()) };
-        file.sync_data().map_err(|source| self.failed("fsync", key.0, key.1, source))?;
-        durable::sync_parent(&self.path_of(key.0, key.1))
+        let path = self.path_of(key.0, key.1);
+        self.syncs.sync(&file, &path, File::sync_data)?;
+        self.syncs.unless_failed(&path, || durable::sync_parent(&path))
     }
 
     /// All bytes up to here are on this disk: what is missing is not.

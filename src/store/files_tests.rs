@@ -129,3 +129,37 @@ fn cached_reads_answer_what_is_in_memory() {
     assert!(files.read_cached(Ino(1), GENERATION, 0, &mut buffer).unwrap());
     assert_eq!(&buffer, b"abc\0\0");
 }
+
+/// The kernel says once that bytes are lost. Whoever asks again is not told that they are durable.
+#[test]
+fn what_a_sync_has_lost_is_never_durable() {
+    type Sync = fn(&Files) -> Result<(), crate::store::StoreError>;
+    let syncs: [Sync; 3] = [
+        |files| files.sync(),
+        |files| files.sync_file((Ino(1), GENERATION)),
+        |files| files.sync_stage(stage()).map(drop),
+    ];
+    for (number, first) in syncs.iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path());
+        files.carry_out_all(LogIndex(1), &[write(1, 0, b"synced")]).unwrap();
+        files.sync().unwrap();
+        files.stage(stage(), 0, b"staged").unwrap();
+        files.carry_out_all(LogIndex(2), &[write(1, 0, b"lost")]).unwrap();
+        let image = dir.path().join("stages/image");
+        let before = std::fs::read(&image).unwrap();
+        files.fail_next_sync();
+        let lost = first(&files).unwrap_err();
+        assert!(lost.to_string().contains("error"), "{lost}");
+        for again in syncs {
+            let refused = again(&files).unwrap_err().to_string();
+            assert!(refused.contains("an earlier sync has failed"), "{number}: {refused}");
+        }
+        assert_eq!(files.imaged(), LogIndex(1));
+        assert_eq!(std::fs::read(&image).unwrap(), before, "the next start must not believe more");
+    }
+}
+
+fn stage() -> crate::types::StageId {
+    crate::types::StageId { session: crate::types::SessionId(9), number: 1 }
+}

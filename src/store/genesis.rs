@@ -98,10 +98,32 @@ impl DataDir {
     /// The cluster's genesis record, for newcomers.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When it is damaged or not there, or cannot be read.
     pub fn genesis(&self) -> Result<Vec<u8>, StoreError> {
         let path = genesis_path(self.path());
-        std::fs::read(&path).map_err(StoreError::io("read", &path))
+        let damaged = |what: String| StoreError::Corrupt {
+            path: path.clone(),
+            offset: None,
+            what,
+            advice: "newcomers cannot join through this node: copy the file from another one, all are alike",
+        };
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(damaged("it is not there".to_owned()));
+            }
+            bytes => bytes.map_err(StoreError::io("read", &path))?,
+        };
+        let (header, mut pairs) = match read_snapshot(&path) {
+            Err(StoreError::Corrupt { what, .. }) => return Err(damaged(what)),
+            read => read?,
+        };
+        if let Some(Err(StoreError::Corrupt { what, .. })) = pairs.find(Result::is_err) {
+            return Err(damaged(what));
+        }
+        if header.cluster != self.identity().cluster {
+            return Err(damaged(format!("it is of cluster {}", header.cluster)));
+        }
+        Ok(bytes)
     }
 }
 

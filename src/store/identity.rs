@@ -32,6 +32,20 @@ struct IdentityFile {
     node: u64,
     nonce: String,
     address: String,
+    /// Whether the replica has ever run, so that it has a log. Absent where an early version has written the file.
+    started: Option<bool>,
+    /// CRC-32C of the others, in hexadecimal: a node that takes itself for another one would vote twice. Absent where an
+    /// early version has written the file.
+    checksum: Option<String>,
+}
+
+impl IdentityFile {
+    fn sum(&self) -> String {
+        let Self { format, cluster, node, nonce, address, started, checksum: _ } = self;
+        let started = started.map(|started| format!(" {started}")).unwrap_or_default();
+        let all = format!("{format} {cluster} {node} {nonce} {address}{started}");
+        format!("{:08x}", crc32c::crc32c(all.as_bytes()))
+    }
 }
 
 /// What every format has.
@@ -40,21 +54,30 @@ struct AnyFormat {
     format: u64,
 }
 
-pub(super) fn write_identity(dir: &Path, identity: &Identity) -> Result<(), StoreError> {
-    let file = IdentityFile {
+pub(super) fn write_identity(
+    dir: &Path,
+    identity: &Identity,
+    has_started: bool,
+) -> Result<(), StoreError> {
+    let mut file = IdentityFile {
         format: FORMAT,
         cluster: identity.cluster.to_string(),
         node: identity.node.0,
         nonce: format!("{:016x}", identity.nonce),
         address: identity.address.clone(),
+        started: Some(has_started),
+        checksum: None,
     };
+    file.checksum = Some(file.sum());
     let text = toml::to_string(&file).expect("strings and small numbers are valid TOML");
     durable::replace(&dir.join("identity"), text.as_bytes())
 }
 
-pub(super) fn read_identity(dir: &Path) -> Result<Identity, StoreError> {
+/// With whether the replica has ever run, as far as the file says.
+pub(super) fn read_identity(dir: &Path) -> Result<(Identity, bool), StoreError> {
     let path = dir.join("identity");
-    let text = std::fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
+    let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
+    let text = String::from_utf8_lossy(&bytes);
     let damaged = |what: String| StoreError::Corrupt {
         path: path.clone(),
         offset: None,
@@ -66,10 +89,14 @@ pub(super) fn read_identity(dir: &Path) -> Result<Identity, StoreError> {
         return Err(StoreError::Newer { path, found: any.format, supported: FORMAT });
     }
     let file: IdentityFile = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-    Ok(Identity {
+    if file.checksum.as_ref().is_some_and(|sum| *sum != file.sum()) {
+        return Err(damaged("its checksum does not agree with what it says".to_owned()));
+    }
+    let identity = Identity {
         cluster: file.cluster.parse().map_err(|error: &str| damaged(error.to_owned()))?,
         node: NodeId(file.node),
         nonce: u64::from_str_radix(&file.nonce, 16).map_err(|error| damaged(error.to_string()))?,
         address: file.address,
-    })
+    };
+    Ok((identity, file.started.unwrap_or(false)))
 }

@@ -13,7 +13,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -23,31 +23,17 @@ use parking_lot::{Mutex, MutexGuard};
 use super::durable;
 use super::files::Key;
 use super::layout::{Away, Layout, Part};
+use super::layout_notes::{
+    ByKey, Note, encode, first_image, image_of, notes_path, open_notes, read_image, remove_notes,
+    take_notes_of,
+};
+use super::marks::{MARK, checked, mark, marked};
 use super::unfinished::Unfinished;
 use crate::store::StoreError;
-use crate::types::{ByteRange, Generation, Ino, LogIndex};
+use crate::types::{ByteRange, Ino, LogIndex};
 
 /// Locks that layouts are spread over.
 const SHARDS: usize = 16;
-/// Eight-byte integers, little-endian: kind, inode, generation, start and end of the range, two more.
-const RECORD: usize = 56;
-const MAGIC: u64 = u64::from_le_bytes(*b"qfslayt1");
-/// Magic, number, index, and behind the records a CRC-32C of everything before it.
-const IMAGE_HEADER: usize = 24;
-const IMAGE_ADVICE: &str =
-    "it cannot be repaired: start this node with an empty data directory, as a new member";
-
-/// What a note says; its number is its kind on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Note {
-    InPlace,
-    Away(Away),
-    /// The file is gone.
-    Gone,
-}
-
-type ByKey = HashMap<Key, Layout>;
-
 /// All files' layouts; see the module's documentation.
 #[derive(Debug)]
 pub(super) struct Layouts {
@@ -69,6 +55,8 @@ pub(super) struct Layouts {
     held: AtomicU64,
     /// The index of the newest image that counts.
     synced: AtomicU64,
+    /// Nothing was known of the files at the start.
+    is_lost: bool,
 }
 
 #[derive(Debug)]
@@ -84,6 +72,17 @@ struct Notes {
     retired: Vec<(LogIndex, Option<Key>)>,
 }
 
+/// What is believed of what an earlier process has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Believed {
+    /// All: nothing but the process has died.
+    Notes,
+    /// What was synced.
+    Image,
+    /// Nothing: the image is damaged.
+    Nothing,
+}
+
 /// What becomes durable when the file system is synced next.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -97,9 +96,16 @@ pub(super) struct Image {
 
 impl Layouts {
     /// What an earlier process knew, or where more than it has died, what it had synced.
-    pub(super) fn open(dir: &Path, same_boot: bool) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, believed: Believed) -> Result<Self, StoreError> {
         let mut files = ByKey::new();
-        let (number, synced) = read_image(&dir.join("image"), &mut files)?.unwrap_or_default();
+        let path = dir.join("image");
+        let found = match believed {
+            Believed::Nothing => None,
+            Believed::Notes | Believed::Image => read_image(&path, &mut files)?,
+        };
+        let is_new = found.is_none() && believed != Believed::Nothing;
+        let (number, synced) = found.unwrap_or_default();
+        let same_boot = believed == Believed::Notes;
         let held = held(files.values(), synced.0);
         let mut last = number;
         let mut regained = HashSet::new();
@@ -110,17 +116,17 @@ impl Layouts {
         } else {
             remove_notes(dir, u64::MAX)?;
         }
-        let path = dir.join("carried");
+        let marks = dir.join("carried");
         let carried =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let carried = carried.map_err(StoreError::io("open", &path))?;
-        let mark = |at| {
-            let mut mark = [0; 8];
-            // An empty one says 0, too.
-            let known = carried.read_exact_at(&mut mark, at).is_ok();
-            LogIndex(if known { u64::from_le_bytes(mark) } else { 0 })
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&marks);
+        let carried = carried.map_err(StoreError::io("open", &marks))?;
+        let found = |at: usize| {
+            let mut bytes = [0; MARK];
+            // An empty one says 0, too; what is no mark has been found before this (`marks.rs`).
+            let known = carried.read_exact_at(&mut bytes, at as u64).is_ok();
+            marked(&bytes).filter(|_| known).unwrap_or_default()
         };
-        let (begun, ended) = (mark(0), mark(8));
+        let (begun, ended) = (found(0), found(MARK));
         let resume = match same_boot {
             true if begun == ended && begun > LogIndex(0) => begun.next(),
             true => begun,
@@ -129,10 +135,15 @@ impl Layouts {
         if !same_boot {
             // What an earlier process has carried out may be gone: were this one to die before it carries anything
             // out, the next one must not believe that.
-            let marks = [resume.0.to_le_bytes(), [0; 8]].concat();
-            carried.write_all_at(&marks, 0).map_err(StoreError::io("write", &path))?;
+            let both = [mark(resume), mark(LogIndex(0))].concat();
+            carried.write_all_at(&both, 0).map_err(StoreError::io("write", &marks))?;
         }
         let file = open_notes(dir, last)?;
+        if is_new {
+            // From now on there always is one: a replica without has lost it.
+            durable::replace(&path, &first_image())?;
+            durable::sync_parent(dir)?;
+        }
         let (imaged, number) = (synced.0, last);
         let regained = regained.into_iter().map(|key| (key, number)).collect();
         let layouts = Self {
@@ -148,6 +159,7 @@ impl Layouts {
             done: AtomicU64::new(resume.0.saturating_sub(1).max(imaged)),
             held: AtomicU64::new(held),
             synced: AtomicU64::new(imaged),
+            is_lost: believed == Believed::Nothing,
         };
         for (key, layout) in files {
             if !layout.is_in_place() {
@@ -165,7 +177,7 @@ impl Layouts {
         if index < self.resume {
             return Ok(false);
         }
-        let written = self.carried.write_all_at(&index.0.to_le_bytes(), 0);
+        let written = self.carried.write_all_at(&mark(index), 0);
         written.map_err(StoreError::io("write", &self.dir.join("carried")))?;
         Ok(true)
     }
@@ -174,7 +186,7 @@ impl Layouts {
     /// the stage may be gone then.
     pub(super) fn end(&self, index: LogIndex, wrote_stage: bool) -> Result<(), StoreError> {
         if wrote_stage {
-            let written = self.carried.write_all_at(&index.0.to_le_bytes(), 8);
+            let written = self.carried.write_all_at(&mark(index), MARK as u64);
             written.map_err(StoreError::io("write", &self.dir.join("carried")))?;
         }
         self.pass(index);
@@ -188,7 +200,7 @@ impl Layouts {
 
     /// What the entries up to `index` did needs not be carried out any more: the files are as if it were.
     pub(super) fn skip_to(&self, index: LogIndex) -> Result<(), StoreError> {
-        let marks = [index.0.to_le_bytes(); 2].concat();
+        let marks = [mark(index); 2].concat();
         let written = self.carried.write_all_at(&marks, 0);
         written.map_err(StoreError::io("write", &self.dir.join("carried")))?;
         self.pass(index);
@@ -203,6 +215,11 @@ impl Layouts {
     /// The same where nobody has to be waited for.
     pub(super) fn try_lock(&self, ino: Ino) -> Option<Locked<'_>> {
         Some(Locked { layouts: self, shard: self.shard(ino).try_lock()? })
+    }
+
+    /// Whether nothing was known of the files at the start.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// Some file of this file system.
@@ -331,16 +348,12 @@ impl Layouts {
         notes.number = number;
         let synced = self.done.load(Ordering::Acquire);
         notes.imaged = synced;
-        let mut bytes = Vec::new();
-        for field in [MAGIC, number, synced] {
-            bytes.extend(field.to_le_bytes());
-        }
-        for (key, layout) in shards.iter().flat_map(|shard| shard.iter()) {
-            for (range, away) in layout.away() {
-                bytes.extend(encode(*key, range, Note::Away(away)));
-            }
-        }
-        bytes.extend(u64::from(crc32c::crc32c(&bytes)).to_le_bytes());
+        let all = shards.iter().flat_map(|shard| shard.iter());
+        let away = |(key, layout): (&Key, &Layout)| {
+            let key = *key;
+            layout.away().map(move |(range, away)| (key, range, away)).collect::<Vec<_>>()
+        };
+        let bytes = image_of(number, synced, all.flat_map(away));
         let held = held(shards.iter().flat_map(|shard| shard.values()), synced);
         // What a replay may set aside again, or has, stays.
         let needed: Vec<_> =
@@ -369,7 +382,7 @@ impl Layouts {
 
     fn note(&self, key: Key, range: ByteRange, note: Note) -> Result<(), StoreError> {
         let mut notes = self.notes.lock();
-        let written = notes.file.write_all(&encode(key, range, note));
+        let written = notes.file.write_all(&checked(&encode(key, range, note)));
         written.map_err(StoreError::io("write", &notes_path(&self.dir, notes.number)))
     }
 }
@@ -464,120 +477,7 @@ impl Locked<'_> {
 
 /// Up to where all bytes are here, of the effects up to `synced`.
 fn held<'a>(layouts: impl Iterator<Item = &'a Layout>, synced: u64) -> u64 {
-    let missing = layouts.flat_map(Layout::away).filter_map(|(_, away)| match away {
-        Away::Missing { version } => Some(version.0.saturating_sub(1)),
-        Away::Staged { .. } => None,
-    });
+    let versions = layouts.flat_map(Layout::away).filter_map(|(_, away)| away.missing());
+    let missing = versions.map(|version| version.0.saturating_sub(1));
     missing.min().map_or(synced, |lowest| lowest.min(synced))
-}
-
-fn notes_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("notes.{number}"))
-}
-
-fn notes_number(path: &Path) -> Option<u64> {
-    path.file_name()?.to_str()?.strip_prefix("notes.")?.parse().ok()
-}
-
-/// Removes the notes of older images than that.
-fn remove_notes(dir: &Path, number: u64) -> Result<(), StoreError> {
-    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
-        let path = entry.map_err(StoreError::io("list", dir))?.path();
-        if notes_number(&path).is_some_and(|other| other < number) {
-            std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
-        }
-    }
-    Ok(())
-}
-
-/// Empty: whatever an earlier process left under that name counts no more.
-fn open_notes(dir: &Path, number: u64) -> Result<File, StoreError> {
-    let path = notes_path(dir, number);
-    File::create(&path).map_err(StoreError::io("create", &path))
-}
-
-/// Number and index of an image, whose layouts go to `files`; nothing where there is none.
-fn read_image(path: &Path, files: &mut ByKey) -> Result<Option<(u64, LogIndex)>, StoreError> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StoreError::io("read", path)(source)),
-    };
-    let damaged = || StoreError::Corrupt {
-        path: path.to_owned(),
-        offset: None,
-        what: "its checksum does not agree with what it holds".to_owned(),
-        advice: IMAGE_ADVICE,
-    };
-    let (content, checksum) = bytes.split_last_chunk::<8>().ok_or_else(damaged)?;
-    let header: [u64; 3] = std::array::from_fn(|field| integer(content, field).unwrap_or(0));
-    let is_whole = u64::from(crc32c::crc32c(content)) == u64::from_le_bytes(*checksum);
-    if !is_whole || header[0] != MAGIC {
-        return Err(damaged());
-    }
-    take_notes(&content[IMAGE_HEADER..], files, &mut HashSet::new());
-    Ok(Some((header[1], LogIndex(header[2]))))
-}
-
-/// False where there are no such notes. Files of which something was missing, and came, are `regained`.
-fn take_notes_of(
-    path: &Path,
-    files: &mut ByKey,
-    regained: &mut HashSet<Key>,
-) -> Result<bool, StoreError> {
-    match std::fs::read(path) {
-        Ok(bytes) => take_notes(&bytes, files, regained),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        Err(source) => return Err(StoreError::io("read", path)(source)),
-    }
-    Ok(true)
-}
-
-/// A record that is not whole is what a process was writing when it died: its change had not begun.
-fn take_notes(bytes: &[u8], files: &mut ByKey, regained: &mut HashSet<Key>) {
-    for (key, range, note) in bytes.chunks_exact(RECORD).filter_map(decode) {
-        let came = matches!(note, Note::InPlace | Note::Away(Away::Staged { .. }));
-        if came && files.get(&key).is_some_and(|layout| layout.missing(range).next().is_some()) {
-            regained.insert(key);
-        }
-        match note {
-            Note::InPlace => files.entry(key).or_default().clear(range),
-            Note::Away(away) => files.entry(key).or_default().set(range, away),
-            Note::Gone => drop(files.remove(&key)),
-        }
-    }
-}
-
-fn encode((ino, generation): Key, range: ByteRange, note: Note) -> [u8; RECORD] {
-    let [kind, one, two] = match note {
-        Note::InPlace => [0, 0, 0],
-        Note::Away(Away::Staged { index, shift }) => [1, index.0, shift],
-        Note::Away(Away::Missing { version }) => [2, version.0, 0],
-        Note::Gone => [3, 0, 0],
-    };
-    let fields = [kind, ino.0, generation.0, range.start, range.end, one, two];
-    let mut record = [0; RECORD];
-    for (bytes, field) in record.chunks_exact_mut(8).zip(fields) {
-        bytes.copy_from_slice(&field.to_le_bytes());
-    }
-    record
-}
-
-fn decode(record: &[u8]) -> Option<(Key, ByteRange, Note)> {
-    let field = |number| integer(record, number);
-    let index = LogIndex(field(5)?);
-    let note = match field(0)? {
-        0 => Note::InPlace,
-        1 => Note::Away(Away::Staged { index, shift: field(6)? }),
-        2 => Note::Away(Away::Missing { version: index }),
-        3 => Note::Gone,
-        _ => return None,
-    };
-    let range = ByteRange { start: field(3)?, end: field(4)? };
-    Some(((Ino(field(1)?), Generation(field(2)?)), range, note))
-}
-
-fn integer(bytes: &[u8], number: usize) -> Option<u64> {
-    let bytes = bytes.get(8 * number..8 * number + 8)?;
-    Some(u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
 }

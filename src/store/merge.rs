@@ -11,6 +11,7 @@ use rustix::fs::XattrFlags;
 use super::files::{Files, Key};
 use super::layout::{Away, Layout, Part};
 use super::layouts::Locked;
+use super::refused::is_lost;
 use super::room;
 use super::space::copy_data;
 use super::stages::{Found, Stage};
@@ -212,8 +213,7 @@ impl Files {
         }
         let Some(stage) = self.stages().file(index)? else { return Ok(false) };
         // Cheap where everything was synced; its last bytes may have come after that.
-        let synced = stage.sync_data();
-        synced.map_err(StoreError::io("fsync", &self.stages().written_path(index)))?;
+        self.stages().sync_one(index, &stage)?;
         self.place(key, index)
     }
 
@@ -250,6 +250,7 @@ impl Files {
                 // What was missing when the layout was synced had come when the stage was placed.
                 let of_it = |(_, away): &(ByteRange, Away)| match away {
                     Away::Staged { index: of, .. } | Away::Missing { version: of } => *of == index,
+                    Away::Doubted { .. } => false,
                 };
                 let away: Vec<_> = layouts.get(key).into_iter().flat_map(Layout::away).collect();
                 for (part, _) in away.into_iter().filter(of_it) {
@@ -457,11 +458,16 @@ impl Files {
         };
         match written {
             Ok(true) => layouts.clear(key, part).map(|()| true),
-            Err(error) if !error.is_full() => Err(error),
-            _ => {
+            Err(error) if error.is_full() => {
                 self.room().is_gone();
                 Ok(false)
             }
+            Ok(false) => {
+                self.room().is_gone();
+                Ok(false)
+            }
+            // Whoever brought it does not come at once again; the rest of the disk may be well.
+            Err(error) => Err(error),
         }
     }
 
@@ -509,10 +515,29 @@ impl Files {
         if self.would_bare(&layouts, key, chunk.start)? || !self.has_room(key, chunk)? {
             return Ok(false);
         }
-        let stage = self.stages().file(index)?.ok_or_else(|| self.lost_stage(index))?;
+        let Some(stage) = self.stages().file(index)? else {
+            let gone = io::Error::from(io::ErrorKind::NotFound);
+            self.give_up_staged(&mut layouts, (key, chunk), index, &gone)?;
+            return Ok(true);
+        };
         let file = self.file_or_new(key.0, key.1)?;
         match copy_data(&stage, chunk.moved(shift), &file, chunk.start) {
             Ok(()) => layouts.clear(key, chunk)?,
+            // Which of the two the disk refuses is not said.
+            Err(error) if is_lost(&error) => {
+                let mut bytes = vec![0; usize::try_from(chunk.len()).expect("a chunk is small")];
+                match stage.read_exact_at(&mut bytes, chunk.moved(shift).start) {
+                    Err(error) if is_lost(&error) => {
+                        self.give_up_staged(&mut layouts, (key, chunk), index, &error)?;
+                    }
+                    // It stays where it is, and is read there.
+                    read => {
+                        read.map_err(StoreError::io("read", &self.stages().written_path(index)))?;
+                        tracing::warn!(ino = key.0.0, start = chunk.start, "cannot merge: {error}");
+                        return Ok(false);
+                    }
+                }
+            }
             Err(error) if room::is_full(&error) => {
                 self.room().is_gone();
                 return Ok(false);
@@ -536,13 +561,11 @@ impl Files {
             match away {
                 None => self.read_in_place(key, part.start, buffer)?,
                 Some(Away::Staged { index, shift }) => {
-                    // It may have been merged and removed by now.
-                    let Some(stage) = self.stages().file(*index)? else { return Ok(false) };
-                    stage
-                        .read_exact_at(buffer, part.moved(*shift).start)
-                        .map_err(StoreError::io("read", &self.stages().written_path(*index)))?;
+                    if !self.read_staged((key, *part), (*index, *shift), buffer)? {
+                        return Ok(false);
+                    }
                 }
-                Some(Away::Missing { .. }) => return Ok(false),
+                Some(Away::Missing { .. } | Away::Doubted { .. }) => return Ok(false),
             }
         }
         let range = ByteRange::at(offset, buffer.len() as u64);

@@ -532,3 +532,30 @@ fn what_comes_of_a_session_that_has_ended_leaves_nothing_behind() {
     assert!(!files.is_stage_open(id(1)) && !files.is_stage_open(id(2)));
     assert_eq!(count(dir.path(), "new"), 0);
 }
+
+/// A backing file that takes nothing costs no bytes that can be read where they are. The memory of a process is a file
+/// like that.
+#[test]
+fn what_cannot_be_merged_stays_staged() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    let data = vec![7; 300_000];
+    carry_out(&files, 4, &write(1, 0, b"before"));
+    files.stage(id(1), 0, &data).unwrap();
+    carry_out(&files, 5, &stage(5, 1, 1, vec![piece(0, 0, &data)]));
+    drop(files);
+    let files = open(dir.path(), true);
+    let path = files.path_of(Ino(1), GENERATION);
+    let aside = dir.path().join("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+    assert!(!files.merge_some().unwrap());
+    assert_eq!(bytes(&files, 1, data.len()).as_deref(), Some(&data[..]));
+    assert_eq!(files.missing(key(1), ByteRange::from(0)), []);
+    drop(files);
+    // The disk is well again.
+    std::fs::rename(&aside, &path).unwrap();
+    let files = open(dir.path(), true);
+    merge_all(&files);
+    assert_eq!(std::fs::read(&path).unwrap(), data);
+}

@@ -18,21 +18,25 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::durable;
+use super::durable::{self, Syncs};
 use super::files::Key;
+use super::marks::{checked, records};
+use super::refused::is_lost;
 use super::space::copy_bytes;
+use super::stages::checksum_blocks;
+use super::sys;
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// Five integers: index, inode, generation, start and end of the range.
-const RECORD: usize = 40;
+pub(super) const RECORD: usize = 40;
 /// In place of an index: the file was removed.
 const REMOVED: LogIndex = LogIndex(0);
 
@@ -44,6 +48,7 @@ pub(super) struct Pins {
     saving: Mutex<()>,
     /// Bytes of stages and removed files that have gathered since the last snapshot.
     held: AtomicU64,
+    syncs: Syncs,
 }
 
 /// What a copy had to read.
@@ -69,7 +74,7 @@ struct Pinned {
 
 impl Pins {
     /// Those noted by an earlier process; none where more than the process has died since.
-    pub(super) fn open(dir: &Path, same_boot: bool) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, same_boot: bool, syncs: Syncs) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         let path = dir.join("pins");
         let noted = match std::fs::read(&path) {
@@ -80,7 +85,7 @@ impl Pins {
             Ok(_) | Err(_) => Vec::new(),
         };
         let mut files: BTreeMap<Key, Pinned> = BTreeMap::new();
-        for (index, key, range) in noted.chunks_exact(RECORD).map(decode) {
+        for (index, key, range) in records(&noted, RECORD).flatten().map(decode) {
             if index == REMOVED {
                 files.entry(key).or_default().removed = true;
             } else if !stage_path(dir, index).exists() {
@@ -90,7 +95,7 @@ impl Pins {
         let notes = write_notes(dir, &files)?;
         let inner = Mutex::new(Inner { notes, files });
         let (saving, held) = (Mutex::default(), AtomicU64::new(0));
-        Ok(Self { dir: dir.to_owned(), inner, saving, held })
+        Ok(Self { dir: dir.to_owned(), inner, saving, held, syncs })
     }
 
     /// The `len` bytes that a copy had to read, where its source no longer has them.
@@ -220,7 +225,10 @@ impl Pins {
         range: ByteRange,
     ) -> Result<(), StoreError> {
         let path = self.dir.join("pins");
-        inner.notes.write_all(&encode(index, key, range)).map_err(StoreError::io("write", &path))
+        inner
+            .notes
+            .write_all(&checked(&encode(index, key, range)))
+            .map_err(StoreError::io("write", &path))
     }
 
     fn write_stage(
@@ -233,18 +241,46 @@ impl Pins {
         let path = stage_path(&self.dir, index);
         let beside = path.with_extension("tmp");
         let stage = File::create(&beside).map_err(StoreError::io("create", &beside))?;
-        if let Some(from) = from {
-            copy_bytes(from, pin, &stage, 0).map_err(StoreError::io("write", &beside))?;
-        }
+        let unreadable = match from {
+            Some(from) => copy_readable(from, pin, &stage),
+            None => Ok(None),
+        };
+        let unreadable = unreadable.map_err(StoreError::io("write", &beside))?;
+        let both = [lacking, unreadable].into_iter().flatten();
+        let lacking = both.reduce(|one, other| ByteRange {
+            start: one.start.min(other.start),
+            end: one.end.max(other.end),
+        });
         if let Some(lacking) = lacking {
             let fields = [lacking.start - pin.start, lacking.end - pin.start];
             let written = stage.write_all_at(&fields.map(u64::to_le_bytes).concat(), pin.len());
             written.map_err(StoreError::io("write", &beside))?;
         }
-        stage.sync_all().map_err(StoreError::io("fsync", &beside))?;
+        self.syncs.sync(&stage, &beside, File::sync_all)?;
         self.held.fetch_add(pin.len(), Ordering::Relaxed);
-        durable::put_in_place(&beside, &path)
+        self.syncs.unless_failed(&path, || durable::put_in_place(&beside, &path))
     }
+}
+
+/// Copies bytes to the beginning of a stage. Answers between where the disk could not read some: the rest is there.
+fn copy_readable(from: &File, range: ByteRange, to: &File) -> io::Result<Option<ByteRange>> {
+    match copy_bytes(from, range, to, 0) {
+        Err(error) if is_lost(&error) => {}
+        copied => return copied.map(|()| None),
+    }
+    let mut unreadable: Option<ByteRange> = None;
+    for block in checksum_blocks(range) {
+        let mut bytes = vec![0; usize::try_from(block.len()).expect("a block is small")];
+        match sys::read_up_to(from, &mut bytes, block.start) {
+            Ok(()) => to.write_all_at(&bytes, block.start - range.start)?,
+            Err(error) if is_lost(&error) => {
+                let start = unreadable.map_or(block.start, |first| first.start);
+                unreadable = Some(ByteRange { start, end: block.end });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(unreadable)
 }
 
 fn stage_path(dir: &Path, index: LogIndex) -> PathBuf {
@@ -256,10 +292,10 @@ fn write_notes(dir: &Path, files: &BTreeMap<Key, Pinned>) -> Result<File, StoreE
     let mut bytes = Vec::new();
     for (key, pinned) in files {
         for (index, range) in &pinned.ranges {
-            bytes.extend(encode(*index, *key, *range));
+            bytes.extend(checked(&encode(*index, *key, *range)));
         }
         if pinned.removed {
-            bytes.extend(encode(REMOVED, *key, ByteRange { start: 0, end: 0 }));
+            bytes.extend(checked(&encode(REMOVED, *key, ByteRange { start: 0, end: 0 })));
         }
     }
     let (path, beside) = (dir.join("pins"), dir.join("pins.tmp"));

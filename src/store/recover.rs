@@ -4,6 +4,11 @@
 //! but the process has died since it was written, and where it agrees with the log; otherwise it is
 //! built anew from the snapshot file. In both cases the node then applies what the log holds after
 //! [`State::applied`]: nothing is replayed here.
+//!
+//! Damage is mended here where this replica has what it takes (decision 0023): a damaged snapshot file is written anew
+//! from a state that is believed; marks and images of files that are damaged are as good as none. A replica that has
+//! neither state nor snapshot file still has its log, which is all that a vote needs: it takes a peer's snapshot
+//! ([`StoreError::StateLost`]) before it starts. Without its log it must not come back.
 
 use std::path::{Path, PathBuf};
 
@@ -14,18 +19,30 @@ use super::beneath::Beneath;
 use super::datadir::DataDir;
 use super::divergence::put_ledger;
 use super::files::Files;
-use super::log::{LogOptions, RaftLog};
+use super::layout_notes;
+use super::layouts::Believed;
+use super::log::{LogOptions, RaftLog, mend_log};
+use super::marks;
 use super::point::AppliedPoint;
+use super::refused::is_broken;
+use super::reread;
 use super::retrace::Retraced;
-use super::snapshot::{SnapshotHeader, latest_snapshot, put_snapshot, read_snapshot};
+use super::snapshot::{
+    SnapshotHeader, latest_snapshot, put_snapshot, read_snapshot, remove_snapshots_but,
+    write_snapshot,
+};
 use super::state::State;
 use crate::fs::{Batch, query};
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
+use crate::store::genesis::FEATURE_LEVEL;
 use crate::types::{LogIndex, VolumeId};
 
 /// Bytes of the log that are looked through at once.
 const SCAN_BYTES: u64 = 16 << 20;
+const FOREIGN: &str = "it belongs to another data directory: put back the one that was here";
+/// So many other voters must be there for this replica to give up all of its bytes: more than one of them has each.
+const OTHER_HOLDERS: usize = 2;
 
 /// A replica's stores, agreeing with each other.
 #[derive(Debug)]
@@ -53,6 +70,8 @@ pub enum Rebuilt {
     AnotherBoot,
     /// sled could not read it.
     Unreadable,
+    /// What says how far the files have come is damaged.
+    DamagedMarks,
     /// It is older than the snapshot file: what a replay from there needs may be gone, from the log and
     /// from the stages.
     BehindTheSnapshot,
@@ -77,15 +96,45 @@ pub(super) fn recover_over(
     options: LogOptions,
     beneath: Option<Beneath>,
 ) -> Result<Recovered, StoreError> {
-    let snapshot = verify_snapshot(dir)?;
-    let log = RaftLog::open_with(&dir.log_dir(), options)?;
-    fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
-    let covered = snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
-    let files = Files::open_over(&dir.files_dir(), &dir.stages_dir(), dir.same_boot(), beneath)?;
-    let (state, rebuilt) = match believe_state(dir, &log, covered)? {
-        Ok(state) if dir.diverged()?.is_some() && state.applied() < files.begun() => {
-            (rebuild_state(dir)?, Some(Rebuilt::Differed))
+    let marks = if dir.same_boot() { marks::damage(&dir.stages_dir())? } else { None };
+    if let Some(damage) = &marks {
+        tracing::warn!("{damage}");
+    }
+    let same_boot = dir.same_boot() && marks.is_none();
+    if !dir.same_boot() && beneath.is_none() {
+        // The kernel may be the same, and a sync may have failed.
+        reread::from_disk(&dir.snapshots_dir())?;
+        reread::from_disk(&dir.stages_dir())?;
+    }
+    let verified = match verify_snapshot(dir) {
+        // Nothing is changed where this cannot be mended.
+        Err(error) if !is_unusable(&error) || beneath.is_some() => return Err(error),
+        verified => verified,
+    };
+    let log = match RaftLog::open_with(&dir.log_dir(), options) {
+        Err(damage @ StoreError::Corrupt { .. }) if beneath.is_none() => {
+            reopen_log(dir, options, damage)?
         }
+        log => log?,
+    };
+    check_log_is_there(dir, &log)?;
+    log.keep_promised(&dir.logged())?;
+    let snapshot = match verified.and_then(|snapshot| {
+        fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
+        Ok(snapshot)
+    }) {
+        Err(damage) if is_unusable(&damage) && beneath.is_none() => {
+            tracing::warn!("{damage}");
+            Some(mend_snapshot(dir, &log, same_boot, damage)?)
+        }
+        snapshot => snapshot?,
+    };
+    let covered = snapshot.as_ref().map_or(LogIndex(0), |snapshot| snapshot.index);
+    let believed = match marks {
+        None => believe_state(dir, &log, covered)?,
+        Some(_) => Err(Rebuilt::DamagedMarks),
+    };
+    let (state, rebuilt) = match believed {
         Ok(state) => (state, None),
         Err(why) => {
             tracing::info!(?why, "building the state anew from the snapshot file and the log");
@@ -96,10 +145,19 @@ pub(super) fn recover_over(
         tracing::info!(%error, "an old state stays until the next start");
     }
     raise_commit(&log, &state)?;
-    if rebuilt.is_none() {
+    let (files, is_known) = open_files(dir, &state, same_boot, beneath)?;
+    let differed = dir.diverged()?.is_some();
+    let is_of_files = is_known && state.applied() >= files.begun();
+    let (state, rebuilt) = if differed && rebuilt.is_none() && !is_of_files {
+        drop(state);
+        (rebuild_state(dir)?, Some(Rebuilt::Differed))
+    } else {
+        (state, rebuilt)
+    };
+    if rebuilt.is_none() && is_known {
         // What a state says has reached the files before.
         files.pass(state.applied());
-    } else if dir.diverged()?.is_some() {
+    } else if differed {
         if is_alone(&state, &log)? {
             // Nobody else can tell, or has more: what the log makes of it is all that there is.
             dir.end_diverged()?;
@@ -117,10 +175,14 @@ pub(super) fn recover_over(
             tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
         }
     }
+    check_log_has_what_was_carried_out(dir, &log, files.carried_out())?;
     files.forget(covered)?;
     forget_stages(&files, &state)?;
     // What has reached the files was in the log before, and a power loss takes with it how far that was.
-    let reached = if dir.same_boot() { files.begun() } else { log.last_index() };
+    let reached = if same_boot && is_known { files.begun() } else { log.last_index() };
+    // From here on it may vote.
+    log.promise()?;
+    dir.record_start()?;
     // From now on all that is here is of this boot.
     dir.record_boot()?;
     Ok(Recovered { log, state, files, snapshot, rebuilt, reached })
@@ -147,6 +209,162 @@ fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
 fn is_of_one(members: &ConfState) -> bool {
     let others = [&members.voters_outgoing, &members.learners, &members.learners_next];
     members.voters.len() == 1 && others.iter().all(|others| others.is_empty())
+}
+
+/// A damaged log, where the snapshot covers all that the damage can have been.
+fn reopen_log(
+    dir: &DataDir,
+    options: LogOptions,
+    damage: StoreError,
+) -> Result<RaftLog, StoreError> {
+    let snapshot = match verify_snapshot(dir) {
+        Ok(Some(snapshot)) => snapshot,
+        Ok(None) | Err(StoreError::Corrupt { .. }) => return Err(damage),
+        Err(error) => return Err(error),
+    };
+    if !mend_log(&dir.log_dir(), options, snapshot.index, snapshot.term)? {
+        return Err(damage);
+    }
+    tracing::warn!(
+        from = snapshot.index.0,
+        "{damage}: but the snapshot covers all of that; the log begins behind it"
+    );
+    RaftLog::open_with(&dir.log_dir(), options)
+}
+
+/// The backing files, and whether it is known how far they have come. Where an image is damaged it is not, and all their
+/// bytes are missing: only where others hold them. A start that is cut short leaves the image damaged.
+fn open_files(
+    dir: &DataDir,
+    state: &State,
+    same_boot: bool,
+    beneath: Option<Beneath>,
+) -> Result<(Files, bool), StoreError> {
+    let is_copy = beneath.is_some();
+    let (path, stages) = (dir.files_dir(), dir.stages_dir());
+    let believed = if same_boot { Believed::Notes } else { Believed::Image };
+    match Files::open_over(&path, &stages, believed, beneath) {
+        Err(damage @ StoreError::Corrupt { .. }) if !is_copy => {
+            let others = state.conf_state().voters.len().saturating_sub(1);
+            if others < OTHER_HOLDERS {
+                return Err(damage);
+            }
+            tracing::error!("{damage}: all bytes of files are fetched again from the other nodes");
+            layout_notes::note_lost(&stages)?;
+            Ok((Files::open_over(&path, &stages, Believed::Nothing, None)?, false))
+        }
+        files => Ok((files?, true)),
+    }
+}
+
+/// Whether a snapshot file says nothing that can be used.
+fn is_unusable(error: &StoreError) -> bool {
+    match error {
+        // What belongs to somebody else was put there by somebody.
+        StoreError::Corrupt { advice, .. } => *advice != FOREIGN,
+        StoreError::Io { action, source, .. } => {
+            ["open", "read", "list"].contains(action) && is_broken(source)
+        }
+        _ => false,
+    }
+}
+
+/// Another snapshot in the place of one that is damaged, or that is not there: from the state, where that is believed.
+/// What is written adds up to the state's digest, or is not put in place.
+fn mend_snapshot(
+    dir: &DataDir,
+    log: &RaftLog,
+    same_boot: bool,
+    damage: StoreError,
+) -> Result<SnapshotHeader, StoreError> {
+    let from = log.truncated().0;
+    let lost = |damage| StoreError::StateLost { damage: Box::new(damage), from };
+    if dir.diverged()?.is_some() {
+        // The state is wrong.
+        return Err(lost(damage));
+    }
+    let state = match believe_state(dir, log, from) {
+        Ok(Ok(state)) if same_boot => state,
+        Err(other) => return Err(other),
+        Ok(Ok(_) | Err(_)) => return Err(lost(damage)),
+    };
+    let export = state.export();
+    let header = SnapshotHeader {
+        cluster: dir.identity().cluster,
+        volume: VolumeId::FIRST,
+        index: export.index(),
+        term: export.term(),
+        conf_state: export.conf_state().clone(),
+        digest: export.digest(),
+        feature_level: FEATURE_LEVEL,
+    };
+    let files = match Files::open(&dir.files_dir(), &dir.stages_dir(), same_boot) {
+        // Then a peer's snapshot is better: what is not known of the files does not depend on it.
+        Err(StoreError::Corrupt { .. }) => return Err(lost(damage)),
+        files => files?,
+    };
+    files.pass(header.index);
+    files.sync()?;
+    match write_snapshot(&dir.snapshots_dir(), &header, export) {
+        Ok(_) => {}
+        // The state is no better.
+        Err(
+            StoreError::Corrupt { .. } | StoreError::Sled { .. } | StoreError::Rotten { .. },
+        ) => return Err(lost(damage)),
+        Err(error) => return Err(error),
+    }
+    remove_snapshots_but(&dir.snapshots_dir(), header.index)?;
+    fit_log_to_snapshot(dir, log, Some(&header))?;
+    tracing::warn!(index = header.index.0, "the snapshot file is written anew from the state");
+    Ok(header)
+}
+
+/// A start has always left a log that is not empty: one that is has forgotten votes, and what was acknowledged.
+fn check_log_is_there(dir: &DataDir, log: &RaftLog) -> Result<(), StoreError> {
+    // Early versions did not record that they had started: what only a replica has that has run.
+    let traces = ["boot", "peers", "stages/image", "stages/carried"];
+    let has_run = || dir.has_started() || traces.iter().any(|name| dir.path().join(name).exists());
+    if log.last_index() > LogIndex(0) || (dir.current_state()?.is_none() && !has_run()) {
+        return Ok(());
+    }
+    Err(damaged_log(dir, "it is empty, but this replica had one".to_owned()))
+}
+
+/// Only what is in the log is ever carried out.
+fn check_log_has_what_was_carried_out(
+    dir: &DataDir,
+    log: &RaftLog,
+    carried_out: LogIndex,
+) -> Result<(), StoreError> {
+    let last = log.last_index();
+    if carried_out <= last {
+        return Ok(());
+    }
+    Err(damaged_log(
+        dir,
+        format!("entry {carried_out} reached the files, but the last one of the log is {last}"),
+    ))
+}
+
+fn damaged_log(dir: &DataDir, what: String) -> StoreError {
+    StoreError::Corrupt { path: dir.log_dir(), offset: None, what, advice: REJOIN }
+}
+
+/// Puts the snapshot in `file` (in the directory of snapshots), which came from a peer, in the place of what this replica
+/// had before it starts ([`StoreError::StateLost`]); false where it ends before `from`, where the log begins. Durable on
+/// return.
+///
+/// # Errors
+/// When it is damaged, of another cluster, or the disk refuses.
+pub fn replace_snapshot(dir: &DataDir, file: &Path, from: LogIndex) -> Result<bool, StoreError> {
+    let header = verify(dir, file)?;
+    if header.index < from {
+        return Ok(false);
+    }
+    put_snapshot(file, &dir.snapshots_dir(), header.index)?;
+    remove_snapshots_but(&dir.snapshots_dir(), header.index)?;
+    tracing::info!(index = header.index.0, "a peer's snapshot is in the place of what was lost");
+    Ok(true)
 }
 
 /// Builds a state from the newest snapshot file (an empty one where there is none) in a new directory
@@ -274,7 +492,7 @@ fn verify(dir: &DataDir, path: &Path) -> Result<SnapshotHeader, StoreError> {
             path: path.to_owned(),
             offset: None,
             what: format!("it is of volume {} of cluster {}", header.volume, header.cluster),
-            advice: "it belongs to another data directory: put back the one that was here",
+            advice: FOREIGN,
         });
     }
     Ok(header)
@@ -326,12 +544,8 @@ fn believe_state(
     let (applied, last) = (state.applied(), log.last_index());
     if applied > last {
         // The same boot, so the log has everything that was ever written to it: but it has not.
-        return Err(StoreError::Corrupt {
-            path: dir.log_dir(),
-            offset: None,
-            what: format!("entry {applied} was applied, but the last one of the log is {last}"),
-            advice: REJOIN,
-        });
+        let what = format!("entry {applied} was applied, but the last one of the log is {last}");
+        return Err(damaged_log(dir, what));
     }
     if applied < covered {
         return Ok(Err(Rebuilt::BehindTheSnapshot));
@@ -364,3 +578,11 @@ fn raise_commit(log: &RaftLog, state: &State) -> Result<(), StoreError> {
 #[cfg(test)]
 #[path = "recover_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "damage_tests.rs"]
+mod damage_tests;
+
+#[cfg(test)]
+#[path = "lost_image_tests.rs"]
+mod lost_image_tests;

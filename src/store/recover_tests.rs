@@ -186,10 +186,38 @@ fn a_log_that_lost_its_end_is_not_passed_over() {
     drop(started);
     std::fs::remove_dir_all(dir.path().join("log")).unwrap();
     let log = RaftLog::open_with(&dir.path().join("log"), OPTIONS).unwrap();
-    log.append(&entries(1..15, 1), None, true).unwrap();
+    let state = HardState { term: 1, vote: 1, ..HardState::default() };
+    log.append(&entries(1..15, 1), Some(&state), true).unwrap();
     drop(log);
+    // After a power loss, too, when nobody believes what was applied.
+    let error = start(dir.path(), "another boot").unwrap_err().to_string();
+    assert!(error.contains("it held entry 30"), "{error}");
+    std::fs::remove_file(dir.path().join("logged")).unwrap();
     let error = start(dir.path(), "boot").unwrap_err().to_string();
     assert!(error.contains("entry 20 was applied"), "{error}");
+}
+
+/// A replica that has run has voted. Whatever else is lost with its log, it does not come back without it.
+#[test]
+fn a_replica_that_has_run_never_begins_anew() {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    apply_up_to(&started.state, 20);
+    snapshot(dir.path(), &started.state);
+    drop(started);
+    for name in ["log", "current", "boot", "logged", "peers", "stages", "files"] {
+        let path = dir.path().join(name);
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        assert!(removed.is_ok() || !path.exists());
+        if name != "log" {
+            let error = start(dir.path(), "boot").unwrap_err().to_string();
+            assert!(error.contains("it is empty, but this replica had one"), "{name}: {error}");
+        }
+    }
 }
 
 #[test]
@@ -215,13 +243,14 @@ fn a_damaged_or_foreign_snapshot_is_an_error_and_stays() {
     damaged[whole.len() - 60] ^= 1;
     std::fs::write(&path, &damaged).unwrap();
     let error = start(dir.path(), "another boot").unwrap_err();
-    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert!(matches!(error, StoreError::StateLost { .. }), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), damaged);
     std::fs::write(&path, &whole).unwrap();
     assert_at(&start(dir.path(), "another boot").unwrap(), 20);
-    let identity = dir.path().join("identity");
-    let text = std::fs::read_to_string(&identity).unwrap().replace("0101", "0202");
-    std::fs::write(&identity, text).unwrap();
+    let mut data = DataDir::open(dir.path()).unwrap();
+    let identity = Identity { cluster: ClusterId([2; 16]), ..data.identity().clone() };
+    data.set_identity(identity).unwrap();
+    drop(data);
     let error = start(dir.path(), "another boot").unwrap_err().to_string();
     assert!(error.contains("another data directory"), "{error}");
 }

@@ -80,18 +80,34 @@ pub fn refound(
     options: LogOptions,
 ) -> Result<ClusterId, StoreError> {
     let cluster = dir.begin_refounding(cluster)?;
-    if !is_refounded(dir)? {
-        let recovered = recover(dir, options)?;
-        close(&recovered, dir.identity().node, now)?;
-        snapshot(&recovered, dir, cluster)?;
+    if !is_refounded(dir)?
+        && let Err(error) = change_cluster(dir, cluster, now, options)
+    {
+        // A sync may have failed, and the next one would not say so.
+        dir.distrust_state()?;
+        return Err(error);
     }
     let identity = Identity { cluster, ..dir.identity().clone() };
     change_genesis(dir.path(), &identity)?;
     dir.set_identity(identity)?;
-    // Whatever the others had: this is what counts now.
-    dir.end_diverged()?;
     dir.end_refounding()?;
     Ok(cluster)
+}
+
+fn change_cluster(
+    dir: &DataDir,
+    cluster: ClusterId,
+    now: Timestamp,
+    options: LogOptions,
+) -> Result<(), StoreError> {
+    if dir.diverged()?.is_some() {
+        // Whatever the others had: what the snapshot and the log lead to is what counts now.
+        dir.forget_state()?;
+        dir.end_diverged()?;
+    }
+    let recovered = recover(dir, options)?;
+    close(&recovered, dir.identity().node, now)?;
+    snapshot(&recovered, dir, cluster)
 }
 
 /// Applies everything that the log holds, then what ends the old cluster.

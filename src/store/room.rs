@@ -6,10 +6,8 @@ use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::files::{Files, Key};
-use super::layout::Away;
-use super::layouts::Locked;
 use crate::store::StoreError;
-use crate::types::{ByteRange, LogIndex};
+use crate::types::ByteRange;
 
 /// Bytes; more than anybody has where nobody has looked yet.
 #[derive(Debug)]
@@ -74,26 +72,6 @@ impl Files {
         let has = self.room().take_acknowledged(range.len());
         Ok(has || self.mapped(key, range)? >= range.len())
     }
-
-    /// After an attempt to write to a range: where the disk was full, its bytes are missing from here on.
-    pub(super) fn or_missing(
-        &self,
-        written: Result<(), StoreError>,
-        layouts: &mut Locked<'_>,
-        (key, range): (Key, ByteRange),
-        version: LogIndex,
-    ) -> Result<(), StoreError> {
-        match written {
-            Err(error) if error.is_full() => {
-                self.room().is_gone();
-                layouts.set(key, range, Away::Missing { version })?;
-                // What of it was set aside nobody needs.
-                self.layouts().retire(version, Some(key));
-                Ok(())
-            }
-            written => written,
-        }
-    }
 }
 
 fn take(room: &AtomicU64, bytes: u64) -> bool {
@@ -108,9 +86,9 @@ pub(super) fn is_full(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{ByteRange, Files, Key, LogIndex};
+    use super::{ByteRange, Files, Key};
     use crate::fs::FileEffect;
-    use crate::types::{Generation, Ino};
+    use crate::types::{Generation, Ino, LogIndex};
 
     const KEY: Key = (Ino(9), Generation(1));
 

@@ -45,7 +45,7 @@ impl Scratch {
         let dir = dir.map_err(StoreError::io("make a directory for copies in", parent))?;
         let path = data.path();
         let from = path.canonicalize().map_err(StoreError::io("resolve", path))?;
-        for name in ["identity", "boot", "current"] {
+        for name in ["identity", "boot", "current", "logged"] {
             copy_if_there(&from.join(name), &dir.path().join(name))?;
         }
         link(&from.join("snapshots"), &dir.path().join("snapshots"))?;
@@ -53,6 +53,7 @@ impl Scratch {
         copy_stages(&from.join("stages"), &dir.path().join("stages"))?;
         // Otherwise nobody believes it.
         if data.same_boot()
+            && data.diverged()?.is_none()
             && let Some(state) = data.current_state()?
         {
             copy_tree(&state, &dir.path().join(state.file_name().unwrap_or_default()))?;

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 
-use super::durable;
+use super::durable::{self, Syncs};
 use super::merge::Target;
 use super::recent::Recent;
+use super::refused::is_lost;
 use super::sys;
 use crate::fs::StagedPiece;
 use crate::fs::limits::CHECKSUM_BLOCK;
@@ -34,6 +35,7 @@ pub(super) struct Stages {
     /// Numbers of stages that are written, of sessions that go on: what is sent once more is of no use.
     done: Mutex<HashMap<SessionId, RangeSet<u64>>>,
     open: Mutex<Recent<LogIndex, Arc<File>>>,
+    syncs: Syncs,
 }
 
 /// What this replica has of a stage that is to be written.
@@ -70,13 +72,14 @@ pub(super) struct Arrived {
 }
 
 impl Stages {
-    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, syncs: Syncs) -> Result<Self, StoreError> {
         let (fresh, written) = (dir.join("new"), dir.join("written"));
         for dir in [&fresh, &written] {
             std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         }
         let open = Mutex::new(Recent::new(DESCRIPTORS));
-        Ok(Self { fresh, written, arriving: Mutex::default(), done: Mutex::default(), open })
+        let (arriving, done) = (Mutex::default(), Mutex::default());
+        Ok(Self { fresh, written, arriving, done, open, syncs })
     }
 
     /// Reads bytes that have come, and zeros where none have; false where the stage is not fresh.
@@ -98,8 +101,8 @@ impl Stages {
     pub(super) fn sync(&self, id: StageId) -> Result<bool, StoreError> {
         let Some(stage) = self.arriving.lock().get(&id).cloned() else { return Ok(false) };
         let received = stage.state.lock().received.clone();
-        stage.file.sync_data().map_err(StoreError::io("fsync", &self.fresh_path(id)))?;
-        durable::sync_dir(&self.fresh)?;
+        self.syncs.sync(&stage.file, &self.fresh_path(id), File::sync_data)?;
+        self.syncs.unless_failed(&self.fresh, || durable::sync_dir(&self.fresh))?;
         stage.state.lock().synced = received;
         Ok(true)
     }
@@ -213,10 +216,18 @@ impl Stages {
     pub(super) fn sync_written(&self, stages: &[LogIndex]) -> Result<(), StoreError> {
         for index in stages {
             if let Some(file) = self.file(*index)? {
-                file.sync_data().map_err(StoreError::io("fsync", &self.written_path(*index)))?;
+                self.sync_one(*index, &file)?;
             }
         }
-        if stages.is_empty() { Ok(()) } else { durable::sync_dir(&self.written) }
+        if stages.is_empty() {
+            return Ok(());
+        }
+        self.syncs.unless_failed(&self.written, || durable::sync_dir(&self.written))
+    }
+
+    /// Makes the bytes of a written stage durable.
+    pub(super) fn sync_one(&self, index: LogIndex, file: &File) -> Result<(), StoreError> {
+        self.syncs.sync(file, &self.written_path(index), File::sync_data)
     }
 
     /// Deletes written stages that nothing needs.
@@ -315,6 +326,8 @@ fn proven(file: &File, piece: &StagedPiece) -> io::Result<Vec<ByteRange>> {
             Ok(()) if crc32c::crc32c(part) == *checksum => found.push(block),
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+            // A bad sector.
+            Err(error) if is_lost(&error) => {}
             Err(error) => return Err(error),
         }
     }

@@ -1,15 +1,15 @@
 //! The replicated state in sled: the cache that answers queries.
 
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use raft::eraftpb::ConfState;
 
+use super::contained::contain;
 use super::export::{Cursor, Export};
 use super::point::{AppliedPoint, Point};
 use super::records::Records;
@@ -46,6 +46,19 @@ pub struct State {
     /// Held for reading by queries, for writing by a commit.
     point: RwLock<Point>,
     exports: Mutex<Vec<Weak<Mutex<Cursor>>>>,
+    damaged: Listener,
+}
+
+type OnDamage = Box<dyn Fn(&StoreError) + Send + Sync>;
+
+/// Told of what sled cannot read.
+#[derive(Default)]
+struct Listener(OnceLock<OnDamage>);
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").finish_non_exhaustive()
+    }
 }
 
 /// The whole state at one applied index: applies wait while it lives. A thread that holds one must not
@@ -66,7 +79,20 @@ impl State {
         let point = Point::read_from(&records, dir)?;
         start_draining(&records)?;
         let records = ArcSwap::new(records);
-        Ok(Self { records, point: RwLock::new(point), exports: Mutex::default() })
+        let (point, exports, damaged) = (RwLock::new(point), Mutex::default(), Listener::default());
+        Ok(Self { records, point, exports, damaged })
+    }
+
+    /// Has `listener` called where something cannot be read: a query alone must not be the one to learn of it. Once.
+    pub fn on_damage(&self, listener: impl Fn(&StoreError) + Send + Sync + 'static) {
+        let first = self.damaged.0.set(Box::new(listener)).is_ok();
+        debug_assert!(first, "there is one listener");
+    }
+
+    fn tell_damage(&self, error: &StoreError) {
+        if let Some(listener) = self.damaged.0.get() {
+            listener(error);
+        }
     }
 
     /// Builds the state of a snapshot in `dir`, which must be empty or absent, and hands it to the
@@ -262,7 +288,7 @@ impl View for StateRead<'_> {
     type Error = StoreError;
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.state.records.load().get(key)
+        self.state.records.load().get(key).inspect_err(|error| self.state.tell_damage(error))
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, StoreError> {
@@ -270,7 +296,8 @@ impl View for StateRead<'_> {
             return Ok(Vec::new());
         }
         let range = (Bound::Included(from), Bound::Excluded(to));
-        self.state.records.load().scan(range, limit)
+        let found = self.state.records.load().scan(range, limit);
+        found.inspect_err(|error| self.state.tell_damage(error))
     }
 }
 
@@ -297,7 +324,7 @@ fn open_sled(dir: &Path) -> Result<Records, StoreError> {
     let deadline = Instant::now() + CLOSING;
     loop {
         // sled panics on some damage that it meets while it opens.
-        match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        match contain(|| config.open()) {
             Ok(Ok(db)) => return Ok(Records::new(db, dir.to_owned())),
             Ok(Err(error)) if is_locked(&error) && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(2));

@@ -168,6 +168,17 @@ fn shards(dirs: &[PathBuf]) -> Result<BTreeSet<PathBuf>, StoreError> {
     Ok(shards)
 }
 
+/// Whether there is any backing file in a directory of them.
+pub(super) fn has_files(dir: &Path) -> Result<bool, StoreError> {
+    let dirs = [dir.to_owned()];
+    for shard in shards(&dirs)? {
+        if !keys_in(&dirs, &shard)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The files that have something in a shard of one of the directories, each once.
 fn keys_in(dirs: &[PathBuf], shard: &Path) -> Result<BTreeSet<Key>, StoreError> {
     let mut keys = BTreeSet::new();

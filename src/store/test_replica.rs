@@ -10,9 +10,12 @@ use tempfile::TempDir;
 
 use super::log::LogOptions;
 use super::recover::{Recovered, recover};
+use super::snapshot::{SnapshotHeader, write_snapshot};
 use super::{BootIdentity, DataDir, Identity, checksum_blocks, found_cluster};
 use crate::fs::proto::{self, Kind, command::Op};
-use crate::types::{ByteRange, ClusterId, Ino, LogIndex, NodeId, SessionId, StageId, Timestamp};
+use crate::types::{
+    ByteRange, ClusterId, Ino, LogIndex, NodeId, SessionId, StageId, Timestamp, VolumeId,
+};
 
 pub(crate) const OPTIONS: LogOptions =
     LogOptions { file_bytes: 1 << 20, purge_bytes: 1 << 20, prefill: false };
@@ -147,6 +150,21 @@ impl Author {
 pub(crate) fn append(recovered: &Recovered, entries: &[Entry], commit: u64) {
     let hard_state = HardState { term: 1, vote: 1, commit, ..HardState::default() };
     recovered.log.append(entries, Some(&hard_state), true).unwrap();
+}
+
+/// Writes the snapshot file of a replica in `dir`.
+pub(crate) fn snapshot(dir: &Path, recovered: &Recovered) {
+    let state = &recovered.state;
+    let header = SnapshotHeader {
+        cluster: CLUSTER,
+        volume: VolumeId::FIRST,
+        index: state.applied(),
+        term: state.term(),
+        conf_state: state.conf_state(),
+        digest: state.digest(),
+        feature_level: 1,
+    };
+    write_snapshot(&dir.join("snapshots"), &header, state.export()).unwrap();
 }
 
 /// What the files of the root hold, by name; what is missing is not there.

@@ -74,6 +74,16 @@ async fn fetch_claimed(
         fetching.asked.refused(node, what, lacks, monotonic());
     }
     if fetching.asked.lacked_by_all(&connected, what) {
+        let (handle, key) = (handle.clone(), claim.key);
+        let is_everybody = is_everybody(&handle, &connected);
+        let found = tokio::task::spawn_blocking(move || {
+            let is_proven = handle.find_here(key, range)?;
+            Ok::<_, StoreError>(is_proven || (is_everybody && handle.files().believe_at_last(key, range)?))
+        });
+        // It ends where the daemon stops.
+        if found.await.unwrap_or(Ok(false))? {
+            return Ok(true);
+        }
         fetching.nobody_has(claim.key, range);
     }
     Ok(false)
@@ -84,6 +94,13 @@ async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<Ta
     let installed = tokio::task::spawn_blocking(move || handle.take_fetched(&wanted, &fetched));
     // It ends where the daemon stops.
     installed.await.unwrap_or(Ok(Taken::Kept))
+}
+
+/// Whether these are all that may have what this replica lacks.
+fn is_everybody(handle: &Handle, connected: &[NodeId]) -> bool {
+    let placed = handle.0.state.conf_state();
+    let mut others = placed.voters.iter().chain(&placed.voters_outgoing).chain(&placed.learners);
+    others.all(|id| *id == handle.node().0 || connected.contains(&NodeId(*id)))
 }
 
 /// The peers that can be asked. Also those that are removed and still have a place: they keep it until most of the others hold

@@ -22,7 +22,7 @@ use crate::store::StoreError;
 use crate::store::error::REJOIN;
 
 /// Magic, version 2, no alignment.
-const FILE_HEADER: &[u8] =
+pub(super) const FILE_HEADER: &[u8] =
     b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0";
 const RECORD_HEADER: usize = 16;
 const CHECKSUM: usize = 4;
@@ -50,7 +50,7 @@ pub(super) fn check_files(dir: &Path) -> Result<(), StoreError> {
 }
 
 /// The files of a queue, ascending.
-fn files(dir: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>, StoreError> {
+pub(super) fn files(dir: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>, StoreError> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
         let path = entry.map_err(StoreError::io("list", dir))?.path();
@@ -66,8 +66,7 @@ fn files(dir: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>, StoreError> {
 
 /// Where the first record is that does not verify, unless it is a torn tail.
 fn damage(bytes: &[u8], number: u64, may_be_torn: bool) -> Option<usize> {
-    let signature = number.to_le_bytes()[..CHECKSUM].try_into().map(u32::from_le_bytes);
-    let signature = signature.expect("four bytes");
+    let signature = signature(number);
     let mut offset = 0;
     if bytes.starts_with(FILE_HEADER) {
         offset = FILE_HEADER.len();
@@ -76,10 +75,21 @@ fn damage(bytes: &[u8], number: u64, may_be_torn: bool) -> Option<usize> {
         }
     }
     if !may_be_torn {
-        return (offset != bytes.len()).then_some(offset);
+        // One that is empty is cut as well.
+        return (offset != bytes.len() || offset == 0).then_some(offset);
     }
+    next_record(bytes, number, offset).map(|_| offset)
+}
+
+/// Where the first record begins that verifies behind `offset`, in a file of that number.
+pub(super) fn next_record(bytes: &[u8], number: u64, offset: usize) -> Option<usize> {
     let mut later = offset + 1..bytes.len().saturating_sub(RECORD_HEADER);
-    later.any(|later| record(&bytes[later..], signature).is_some()).then_some(offset)
+    later.find(|later| record(&bytes[*later..], signature(number)).is_some())
+}
+
+fn signature(number: u64) -> u32 {
+    let signature = number.to_le_bytes()[..CHECKSUM].try_into().map(u32::from_le_bytes);
+    signature.expect("four bytes")
 }
 
 /// The length of the record at the start of `bytes`, where it verifies.

@@ -2,13 +2,14 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ops::Deref;
 use std::path::Path;
 
 use raft::eraftpb::{Entry, HardState};
-use raft_engine::{Config, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use crate::store::StoreError;
+use crate::store::contained::{contain, contain_everywhere};
 use crate::store::error::REJOIN;
 use crate::types::{LogIndex, Term, VolumeId};
 
@@ -47,7 +48,37 @@ impl MessageExt for EntryCodec {
     }
 }
 
-pub(super) fn config(dir: &Path, options: LogOptions) -> Config {
+/// An engine that is closed when it is dropped.
+pub(super) struct OpenEngine(Option<Engine>);
+
+impl OpenEngine {
+    /// It reads all files, on threads of its own: nothing else runs that may panic meanwhile.
+    pub(super) fn open(dir: &Path, options: LogOptions) -> Result<Self, StoreError> {
+        let _of_its_threads = contain_everywhere();
+        let open = || Engine::open(config(dir, options));
+        contained("open", dir, open).map(|engine| Self(Some(engine)))
+    }
+}
+
+impl Deref for OpenEngine {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        self.0.as_ref().expect("it is there until this is dropped")
+    }
+}
+
+impl Drop for OpenEngine {
+    fn drop(&mut self) {
+        // It syncs its last file, and panics where that fails. What counts was synced before.
+        let engine = self.0.take();
+        if contain(|| drop(engine)).is_err() {
+            tracing::error!("the Raft log cannot be closed");
+        }
+    }
+}
+
+fn config(dir: &Path, options: LogOptions) -> Config {
     Config {
         dir: dir.to_string_lossy().into_owned(),
         // See `check`.
@@ -76,7 +107,12 @@ pub(super) fn prefill_current_file(dir: &Path, file_bytes: u64) -> Result<(), St
     let fill = || {
         let mut file = OpenOptions::new().write(true).open(&path)?;
         let end = file.seek(SeekFrom::End(0))?;
-        std::io::copy(&mut std::io::repeat(0).take(file_bytes.saturating_sub(end)), &mut file)?;
+        let mut zeros = std::io::repeat(0).take(file_bytes.saturating_sub(end));
+        if let Err(error) = std::io::copy(&mut zeros, &mut file) {
+            // What is left of the disk is for what has to be written.
+            file.set_len(end)?;
+            return Err(error);
+        }
         file.sync_all()
     };
     fill().map_err(StoreError::io("prepare", &path))
@@ -89,7 +125,7 @@ pub(super) fn contained<T>(
     call: impl FnOnce() -> raft_engine::Result<T>,
 ) -> Result<T, StoreError> {
     use raft_engine::Error;
-    match catch_unwind(AssertUnwindSafe(call)) {
+    match contain(call) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(
             source @ (Error::Corruption(_)

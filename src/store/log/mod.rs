@@ -8,8 +8,11 @@ mod check;
 mod engine;
 mod index;
 mod load;
+mod mend;
+mod promised;
 mod raft_log;
 mod storage;
 
 pub use engine::LogOptions;
+pub(super) use mend::mend_log;
 pub use raft_log::RaftLog;

@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use raft::eraftpb::{Entry, HardState};
-use raft_engine::{Command, Engine, LogBatch};
+use raft_engine::{Command, LogBatch};
 
 use super::check;
 use super::engine::{
-    EntryCodec, LogOptions, TRUNCATED, VOLUME, config, contained, encode_truncated,
+    EntryCodec, LogOptions, OpenEngine, TRUNCATED, VOLUME, contained, encode_truncated,
     prefill_current_file, put_hard_state,
 };
 use super::index::Index;
-use crate::store::StoreError;
+use super::promised::Promised;
+use crate::store::{StoreError, reread};
 use crate::types::{LogIndex, Term};
 
 /// The Raft log, and with it the hard state. Cheap to clone: all clones are the same log.
@@ -24,12 +25,14 @@ pub struct RaftLog(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
     pub(super) dir: PathBuf,
-    pub(super) engine: Engine,
+    pub(super) engine: OpenEngine,
     pub(super) index: Mutex<Index>,
     /// Held while writing, so that `index` need not be.
     writing: Mutex<()>,
     /// A write failed: what is on disk is not known any more.
     poisoned: AtomicBool,
+    /// Held while entries are replaced; after `writing`, before `index`.
+    pub(super) promised: Mutex<Option<Promised>>,
 }
 
 impl fmt::Debug for RaftLog {
@@ -58,18 +61,26 @@ impl RaftLog {
     /// As [`Self::open`].
     pub fn open_with(dir: &Path, options: LogOptions) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
+        // All that is found in it counts as durable.
+        reread::from_disk(dir)?;
         check::check_files(dir)?;
-        let engine = contained("open", dir, || Engine::open(config(dir, options)))?;
+        let engine = OpenEngine::open(dir, options)?;
         let log = Self(Arc::new(Shared {
             dir: dir.to_owned(),
             engine,
             index: Mutex::default(),
             writing: Mutex::default(),
             poisoned: AtomicBool::new(false),
+            promised: Mutex::default(),
         }));
         log.load()?;
         if options.prefill {
-            prefill_current_file(dir, options.file_bytes)?;
+            match prefill_current_file(dir, options.file_bytes) {
+                Err(error) if error.is_full() => {
+                    tracing::warn!("{error}: fsyncs of the log are slower for now");
+                }
+                filled => filled?,
+            }
         }
         Ok(log)
     }
@@ -87,6 +98,8 @@ impl RaftLog {
     ) -> Result<(), StoreError> {
         let _writing = self.0.writing.lock();
         self.check_follows(entries)?;
+        let replaces = entries.first().is_some_and(|first| first.index <= self.last_index().0);
+        let _nobody_promises = if replaces { Some(self.take_back()?) } else { None };
         // raft-engine takes an empty batch for nothing to do, and would not sync what came before.
         let again = (sync && entries.is_empty() && hard_state.is_none()).then(|| self.hard_state());
         let hard_state = hard_state.or(again.as_ref());
@@ -116,7 +129,8 @@ impl RaftLog {
         let term = self.term(at).ok_or_else(|| self.gap(at))?;
         let mut hard_state = self.hard_state();
         hard_state.commit = hard_state.commit.max(at.0);
-        self.write("cut", false, |batch| {
+        // Before files go that it makes needless.
+        self.write("cut", true, |batch| {
             batch.put(VOLUME, TRUNCATED.to_vec(), encode_truncated(at, term))?;
             put_hard_state(batch, &hard_state)?;
             batch.add_command(VOLUME, Command::Compact { index: at.0 + 1 });
@@ -141,6 +155,7 @@ impl RaftLog {
     /// When the disk refuses.
     pub fn reset_to(&self, at: LogIndex, term: Term) -> Result<(), StoreError> {
         let _writing = self.0.writing.lock();
+        let _nobody_promises = self.take_back()?;
         let mut hard_state = self.hard_state();
         hard_state.commit = at.0;
         if hard_state.term < term.0 {
@@ -275,6 +290,14 @@ impl RaftLog {
         written.map(|_| ()).inspect_err(|_| self.poison())
     }
 
+    /// Entries are going to be replaced: nobody says that they are there, for as long as this is held.
+    fn take_back(&self) -> Result<MutexGuard<'_, Option<Promised>>, StoreError> {
+        let mut promised = self.0.promised.lock();
+        let taken_back = promised.as_mut().map_or(Ok(()), Promised::take_back);
+        taken_back.inspect_err(|_| self.poison())?;
+        Ok(promised)
+    }
+
     fn unpoisoned(&self) -> Result<(), StoreError> {
         if self.0.poisoned.load(Ordering::Acquire) {
             return Err(StoreError::LogPoisoned { path: self.0.dir.clone() });
@@ -282,7 +305,7 @@ impl RaftLog {
         Ok(())
     }
 
-    fn poison(&self) {
+    pub(super) fn poison(&self) {
         self.0.poisoned.store(true, Ordering::Release);
     }
 

@@ -276,3 +276,70 @@ fn a_log_that_lost_what_was_committed_does_not_open() {
     let error = RaftLog::open_with(dir.path(), SMALL).unwrap_err();
     assert!(error.to_string().contains("committed"), "{error}");
 }
+
+/// A file that others follow was closed, and synced, with all that was in it.
+#[test]
+fn a_file_that_is_empty_is_a_hole() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    log.append(&entries(1..60, 1), None, true).unwrap();
+    log.append(&entries(60..61, 1), None, true).unwrap();
+    drop(log);
+    let files = log_files(dir.path());
+    assert!(files.len() > 1);
+    std::fs::write(&files[0], b"").unwrap();
+    let error = RaftLog::open_with(dir.path(), SMALL).unwrap_err();
+    assert!(error.to_string().contains(&*files[0].to_string_lossy()), "{error}");
+}
+
+/// What a log is known to hold is said outside of it, so that it cannot lose its end or a vote unseen.
+#[test]
+fn a_log_keeps_what_it_promised() {
+    type Change = fn(&RaftLog);
+    // What happens to the log behind the back of the promise.
+    let lost: [(&str, Change); 3] = [
+        ("held entry 9 of term 2, but ends with 8", |log| {
+            log.append(&entries(1..9, 1), Some(&hard_state(2, 3, 0)), true).unwrap();
+        }),
+        ("voted for node 3", |log| {
+            log.append(&entries(1..9, 1), Some(&hard_state(2, 0, 0)), true).unwrap();
+            log.append(&entries(9..10, 2), None, true).unwrap();
+        }),
+        ("knew of term 2, but says 1", |log| {
+            log.append(&entries(1..9, 1), Some(&hard_state(1, 3, 0)), true).unwrap();
+            log.append(&entries(9..10, 2), None, true).unwrap();
+        }),
+    ];
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("logged");
+    let log = open(&base.path().join("log"));
+    log.keep_promised(&path).unwrap();
+    log.append(&entries(1..9, 1), Some(&hard_state(1, 1, 0)), true).unwrap();
+    log.promise().unwrap();
+    log.append(&entries(9..10, 2), Some(&hard_state(2, 3, 0)), true).unwrap();
+    log.promise().unwrap();
+    drop(log);
+    for (what, change) in lost {
+        let other = tempfile::tempdir().unwrap();
+        let log = open(other.path());
+        change(&log);
+        let error = log.keep_promised(&path).unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    // Later terms, replaced entries, cuts and resets break nothing, wherever the process dies.
+    let log = open(&base.path().join("log"));
+    log.keep_promised(&path).unwrap();
+    log.append(&entries(5..7, 3), Some(&hard_state(3, 0, 0)), true).unwrap();
+    log.keep_promised(&path).unwrap();
+    log.promise().unwrap();
+    log.append(&[], Some(&hard_state(3, 2, 5)), true).unwrap();
+    log.compact_to(LogIndex(6)).unwrap();
+    log.keep_promised(&path).unwrap();
+    log.promise().unwrap();
+    log.reset_to(LogIndex(4), Term(4)).unwrap();
+    log.keep_promised(&path).unwrap();
+    // A damaged one says nothing.
+    log.promise().unwrap();
+    std::fs::write(&path, [7; 40]).unwrap();
+    open(&base.path().join("other")).keep_promised(&path).unwrap();
+}

@@ -10,7 +10,7 @@ use super::format::{
 };
 use crate::fs::{Digest, Pair};
 use crate::store::StoreError;
-use crate::store::error::REJOIN;
+use crate::store::error::TAKE_ANOTHER;
 
 const READ_BYTES: usize = 256 << 10;
 
@@ -226,7 +226,7 @@ impl Frames {
             path: self.path.clone(),
             offset: Some(self.offset),
             what: what.to_owned(),
-            advice: REJOIN,
+            advice: TAKE_ANOTHER,
         }
     }
 }

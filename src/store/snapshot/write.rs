@@ -63,6 +63,14 @@ pub fn put_snapshot(file: &Path, dir: &Path, index: LogIndex) -> Result<(), Stor
     remove_unless(dir, |other| other.is_none_or(|other| other >= index))
 }
 
+/// Removes all snapshot files but that at `index`: later ones, too.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn remove_snapshots_but(dir: &Path, index: LogIndex) -> Result<(), StoreError> {
+    remove_unless(dir, |other| other == Some(index))
+}
+
 /// Removes snapshot files that `keep` does not want; it is given nothing for an unfinished one.
 fn remove_unless(dir: &Path, keep: impl Fn(Option<LogIndex>) -> bool) -> Result<(), StoreError> {
     for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {

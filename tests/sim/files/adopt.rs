@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use quorumfs::fs::{proto, query};
-use quorumfs::store::{Away, Belief, Known, belief};
+use quorumfs::store::{Away, Belief, Known, Layout, belief, still_doubted};
 use quorumfs::types::{ByteRange, Generation, Ino, LogIndex};
 
 use super::Files;
@@ -42,14 +42,10 @@ impl Files {
             let record = under.and_then(|under| query::inode(&under.view, ino).expect("readable"));
             let known = under.map_or(Known::Nothing, |_| Known::Says(record.as_ref()));
             let is_alone = state.membership.get_voters().len() == 1;
-            let is_doubted = belief(&inode, known, until, is_alone) == Belief::Doubted;
-            if inode.kind() == proto::Kind::Regular && is_doubted {
-                self.clear(key, ByteRange::from(0));
+            let belief = belief(&inode, known, until, is_alone);
+            if inode.kind() == proto::Kind::Regular && belief != Belief::Here {
                 let version = LogIndex(inode.data_version);
-                self.set(key, ByteRange { start: 0, end: inode.size }, Away::Missing { version });
-                if self.drive.has(Name::Backing(key)) {
-                    self.drive.resize(Name::Backing(key), 0);
-                }
+                self.doubt(key, inode.size, version, belief == Belief::Agreed);
             }
         }
         let backing = self.drive.names().filter_map(|name| match name {
@@ -66,6 +62,35 @@ impl Files {
         self.pass(applied);
         let sync = self.begin_sync();
         self.end_sync(sync, true);
+    }
+
+    /// Bytes of a file may be other ones than it has here: they stay until others come in their place.
+    fn doubt(&mut self, key: Key, size: u64, version: LogIndex, is_agreed: bool) {
+        let name = Name::Backing(key);
+        let layout = self.layouts.get(&key);
+        let is_staged = layout.is_some_and(|layout| !layout.stages().is_empty());
+        let before: Vec<_> = layout.into_iter().flat_map(Layout::away).collect();
+        let kept = if is_staged { 0 } else { self.drive.len(name).min(size) };
+        self.clear(key, ByteRange::from(0));
+        self.set(key, ByteRange { start: 0, end: size }, Away::Missing { version });
+        self.set(key, ByteRange::at(0, kept), Away::Doubted { version, is_agreed });
+        for (part, away) in before {
+            let part = ByteRange { end: part.end.min(kept).max(part.start), ..part };
+            self.set(key, part, still_doubted(away, version, is_agreed));
+        }
+        if self.drive.has(name) {
+            self.drive.resize(name, kept);
+        }
+    }
+
+    /// Nobody else has them.
+    pub fn believe_at_last(&mut self, key: Key, range: ByteRange) -> bool {
+        let layout = self.layouts.get(&key);
+        let parts = layout.map(|layout| layout.believed_at_last(range)).unwrap_or_default();
+        for part in &parts {
+            self.clear(key, *part);
+        }
+        !parts.is_empty()
     }
 
     /// All bytes up to here are on the disk.

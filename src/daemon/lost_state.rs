@@ -1,0 +1,109 @@
+//! Opens the stores of a replica; one that has lost its state, and has its log, takes a peer's snapshot first.
+//!
+//! It does not take part in anything meanwhile. Its votes and all that it has acknowledged are in the log, which is whole
+//! (decision 0023).
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::ending;
+use crate::config::Config;
+use crate::rpc;
+use crate::store::{self, DataDir, LogOptions, Recovered, StoreError};
+use crate::telemetry;
+use crate::types::LogIndex;
+
+/// Between two rounds of asking the others.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Pieces that have come and are not on the disk.
+const PIECES: usize = 4;
+/// Rounds between two lines of the log.
+const TELL: u32 = 10;
+
+/// The stores, agreeing with each other.
+///
+/// # Errors
+/// When they cannot be made to.
+pub(super) async fn recover(config: &Config, directory: &DataDir) -> Result<Recovered> {
+    loop {
+        let (damage, from) = match store::recover(directory, LogOptions::default()) {
+            Ok(recovered) => return Ok(recovered),
+            Err(StoreError::StateLost { damage, from }) => (damage, from),
+            Err(error) => return Err(ending::not_started(directory, error)),
+        };
+        let mut peers = store::recorded_peers(directory.path());
+        peers.extend(config.peers.iter().cloned());
+        peers.retain(|peer| *peer != directory.identity().address);
+        peers.sort_unstable();
+        peers.dedup();
+        if peers.is_empty() {
+            let damage = StoreError::StateLost { damage, from };
+            return Err(ending::not_started(directory, damage));
+        }
+        take(directory, &peers, from, &damage).await?;
+    }
+}
+
+/// Asks the peers in turn until one has sent what can be used.
+async fn take(
+    directory: &DataDir,
+    peers: &[String],
+    from: LogIndex,
+    damage: &StoreError,
+) -> Result<()> {
+    let mut rounds = 0_u32;
+    loop {
+        for peer in peers {
+            match take_from(directory, peer, from).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => tracing::debug!(peer, "no snapshot: {error:#}"),
+            }
+        }
+        if rounds.is_multiple_of(TELL) {
+            let others = peers.join(", ");
+            let line = format!(
+                "the state of this node is lost ({damage}): waiting for a snapshot from one of {others}"
+            );
+            telemetry::notify_status(&line);
+            tracing::warn!("{line}");
+        }
+        rounds += 1;
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<bool> {
+    let identity = directory.identity();
+    let file = directory.snapshots_dir().join("snap-of-a-peer");
+    let (pieces, mut coming) = mpsc::channel::<Bytes>(PIECES);
+    let path = file.clone();
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut next = || coming.blocking_recv();
+        write(&path, &mut next)
+    });
+    let own = (identity.cluster, identity.node, identity.address.as_str());
+    let sent = rpc::fetch_snapshot(peer, own, from, pieces).await;
+    writing.await??;
+    if let Err(status) = sent {
+        bail!("{}: {}", status.code(), status.message());
+    }
+    Ok(store::replace_snapshot(directory, &file, from)?)
+}
+
+/// Durable on return.
+fn write(path: &Path, next: &mut dyn FnMut() -> Option<Bytes>) -> std::io::Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let mut file = std::fs::File::create(path)?;
+    while let Some(piece) = next() {
+        file.write_all(&piece)?;
+    }
+    file.sync_all()
+}

@@ -55,7 +55,9 @@ mod tests {
             single
         };
         let mut change = ConfChangeV2::default();
-        change.set_transition(ConfChangeTransition::Explicit);
+        if !changes.is_empty() {
+            change.set_transition(ConfChangeTransition::Explicit);
+        }
         change.set_changes(changes.iter().map(single).collect::<Vec<_>>().into());
         let data = protobuf::Message::write_to_bytes(&change).unwrap().into();
         let mut entry = Entry { data, ..Entry::default() };

@@ -32,6 +32,15 @@ pub enum Away {
 }
 
 impl Away {
+    /// Whether they are bytes of what the entry at `index` writes, or lack them.
+    #[must_use]
+    pub fn is_of(self, index: LogIndex) -> bool {
+        match self {
+            Self::Staged { index: of, .. } | Self::Missing { version: of } => of == index,
+            Self::Doubted { .. } => false,
+        }
+    }
+
     /// The version that is missing; nothing where the bytes are staged.
     #[must_use]
     pub fn missing(self) -> Option<LogIndex> {

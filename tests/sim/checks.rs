@@ -55,6 +55,12 @@ impl Truth {
         self.entries.get(place).map(|(position, ..)| position.term)
     }
 
+    /// What all must have come to at an index, where that is known.
+    pub fn digest_at(&self, index: LogIndex) -> Option<Digest> {
+        let place = usize::try_from(index.0.checked_sub(self.base.0 + 1)?).expect("a run is short");
+        self.entries.get(place).and_then(|(_, _, digest)| *digest)
+    }
+
     /// A replica applied an entry, and is right where it has a digest. Who of these was first at an index says what the
     /// others must have; answers whether this one was.
     pub fn applied(

@@ -12,7 +12,7 @@ use raft::Storage;
 use crate::clock::{MILLI, SECOND};
 use crate::node::{Node, NodeEvent};
 use crate::random::Random;
-use crate::state::State;
+use crate::state::{Effect, State};
 use crate::world::World;
 
 /// One alone is right by itself.
@@ -65,12 +65,13 @@ impl Node {
         first_state_of_files(applied, carried_out, self.reached, self.disk.end())
     }
 
-    /// The state that its own snapshot and log lead to; nothing where a majority has another one.
-    fn retrace(&self, last: LogIndex) -> Option<State> {
+    /// The state that its own snapshot and log lead to, and what each entry did; nothing where a majority has another one.
+    fn retrace(&self, last: LogIndex) -> Option<(State, Vec<Step>)> {
         let mut state = State { ledger: Ledger::default(), ..self.snapshot.clone() };
+        let mut steps = Vec::new();
         let first = state.applied.index.0 + 1;
         if first > last.0 {
-            return Some(state);
+            return Some((state, steps));
         }
         let context = raft::GetEntriesContext::empty(false);
         let entries = self.disk.entries(first, last.0 + 1, None, context);
@@ -78,16 +79,21 @@ impl Node {
             let position = Position { index: LogIndex(entry.index), term: Term(entry.term) };
             let conf_state = membership_after(&state.membership, &entry).expect("it was applied");
             let data = if conf_state.is_some() { bytes::Bytes::new() } else { entry.data };
-            let effect = state.apply(&Committed { position, data, conf_state });
+            let entry = Committed { position, data, conf_state };
+            let effect = state.apply(&entry);
             if let Some(verdict) = effect.verdict
                 && matches!(state.judge(verdict).0, Finding::Differs { .. })
             {
                 return None;
             }
+            steps.push((entry, state.digest, effect));
         }
-        Some(state)
+        Some((state, steps))
     }
 }
+
+/// An entry, what the state came to with it, and what it did.
+type Step = (Committed, Digest, Effect);
 
 impl State {
     /// Takes in what the log says of an earlier entry, at the last one that was applied.
@@ -299,7 +305,8 @@ impl World {
                     daemon.retracing.fails = true;
                     self.coverage.count("divergence: own log of no use");
                 }
-                Some(state) => {
+                Some((state, steps)) => {
+                    self.truth_is_known(&steps);
                     let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
                     daemon.is_installing = true;
                     let delay = self.random.skewed(MILLI, SECOND);
@@ -312,6 +319,15 @@ impl World {
         self.ask_for_state(node, at_least);
     }
 
+    /// Perhaps nobody who is right has come so far.
+    fn truth_is_known(&mut self, steps: &[Step]) {
+        for (entry, digest, effect) in steps {
+            if self.truth.applied(entry, Some(*digest), effect, &mut self.coverage) {
+                self.reference.carry_out_all(entry.position.index, &effect.applied.effects);
+            }
+        }
+    }
+
     /// Where the voters differ: whether its own log says something else than its state.
     fn examine(&mut self, node: usize) {
         let target = &mut self.nodes[node];
@@ -322,7 +338,8 @@ impl World {
         if !is_new || found.is_none() {
             return;
         }
-        let expected = target.retrace(index).and_then(|own| own.ledger.sample_at(index));
+        let own = target.retrace(index);
+        let expected = own.and_then(|(own, _)| own.ledger.sample_at(index));
         if expected.is_some() && expected != found {
             self.coverage.count("divergence: found by itself");
             self.diverge(node);

@@ -406,10 +406,7 @@ impl Files {
                     continue;
                 }
                 let is_placed = self.drive.is_marked(Name::Backing(key), index);
-                let of_it = |(_, away): &(ByteRange, Away)| match away {
-                    Away::Staged { index: of, .. } | Away::Missing { version: of } => *of == index,
-                    Away::Doubted { .. } => false,
-                };
+                let of_it = |(_, away): &(ByteRange, Away)| away.is_of(index);
                 let Some(layout) = self.layouts.get(&key) else { break };
                 for (part, _) in layout.away().filter(of_it).collect::<Vec<_>>() {
                     if is_placed {

@@ -230,6 +230,9 @@ impl World {
 
     fn think(&mut self, client: usize) {
         let delay = self.random.skewed(MILLI, 400 * MILLI);
-        self.schedule(delay, Event::Client { client });
+        // What comes of operations of a replica that is wrong nobody can judge: a history of many takes for ever.
+        let is_off = self.nodes[self.clients[client].node].is_off();
+        let rest = if is_off { self.random.within(SECOND, 3 * SECOND) } else { 0 };
+        self.schedule(delay + rest, Event::Client { client });
     }
 }

@@ -148,11 +148,7 @@ async fn serve(
     let stopped = if fatal.borrow().is_none() { mounts.stop().await } else { Ok(()) };
     let reason = fatal.borrow().clone();
     if let Some(reason) = reason {
-        end_as_failed(&directory, &reason);
-        // Nothing can be committed through this replica, so nobody is to wait for it.
-        node.give_leadership_away(GIVING_UP).await;
-        let _ = tokio::time::timeout(GIVING_UP, mounts.stop()).await;
-        bail!("{reason}");
+        return Err(give_up(&directory, &node, &mounts, reason).await);
     }
     stopped?;
     let ended = node.stop().await.map_err(|error| error.to_string());
@@ -166,6 +162,22 @@ async fn serve(
     // Streams of peers end with the process.
     server.abort();
     Ok(())
+}
+
+/// The replica cannot go on. Nothing can be committed through it, so nobody is to wait for it.
+async fn give_up(
+    directory: &DataDir,
+    node: &Node,
+    mounts: &MountTable,
+    reason: String,
+) -> anyhow::Error {
+    let is_removed = node.handle().is_removed(directory.identity().node).unwrap_or(false);
+    if !is_removed {
+        end_as_failed(directory, &reason);
+    }
+    node.give_leadership_away(GIVING_UP).await;
+    let _ = tokio::time::timeout(GIVING_UP, mounts.stop()).await;
+    if is_removed { StaysDown(reason).into() } else { anyhow::Error::msg(reason) }
 }
 
 fn end_as_failed(directory: &DataDir, reason: &str) {

@@ -11,10 +11,7 @@ use crate::types::LogIndex;
 ///
 /// # Errors
 /// When the entry holds something else than a change, or one that cannot follow.
-pub fn membership_after(
-    before: &ConfState,
-    entry: &Entry,
-) -> Result<Option<ConfState>, CoreError> {
+pub fn membership_after(before: &ConfState, entry: &Entry) -> Result<Option<ConfState>, CoreError> {
     if entry.get_entry_type() == EntryType::EntryNormal {
         return Ok(None);
     }
@@ -69,8 +66,7 @@ mod tests {
     fn a_joint_change_is_followed_through() {
         let before = ConfState::from((vec![1, 2], vec![3]));
         assert_eq!(membership_after(&before, &Entry::default()).unwrap(), None);
-        let change =
-            entry(&[(ConfChangeType::AddNode, 3), (ConfChangeType::RemoveNode, 1)]);
+        let change = entry(&[(ConfChangeType::AddNode, 3), (ConfChangeType::RemoveNode, 1)]);
         let joint = membership_after(&before, &change).unwrap().unwrap();
         let mut voters = joint.get_voters().to_vec();
         voters.sort_unstable();

@@ -23,7 +23,7 @@ static DATA: OnceLock<PathBuf> = OnceLock::new();
 /// A daemon that does not run, and must not be started again before a person has looked.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct StaysDown(String);
+pub struct StaysDown(pub(super) String);
 
 /// Refuses to start where the daemons before this one have ended again and again; `anyway` forgets that. From here on,
 /// panics are recorded.

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -45,24 +45,24 @@ pub(super) async fn recover(config: &Config, directory: &DataDir) -> Result<Reco
             let damage = StoreError::StateLost { damage, from };
             return Err(ending::not_started(directory, damage));
         }
-        take(directory, &peers, from, &damage).await?;
+        take(directory, &peers, from, &damage)
+            .await
+            .map_err(|error| ending::not_started(directory, error))?;
     }
 }
 
-/// Asks the peers in turn until one has sent what can be used.
+/// Asks the peers in turn until one has sent what can be used. Fails where the own disk refuses.
 async fn take(
     directory: &DataDir,
     peers: &[String],
     from: LogIndex,
     damage: &StoreError,
-) -> Result<()> {
+) -> Result<(), StoreError> {
     let mut rounds = 0_u32;
     loop {
         for peer in peers {
-            match take_from(directory, peer, from).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(error) => tracing::debug!(peer, "no snapshot: {error:#}"),
+            if take_from(directory, peer, from).await? {
+                return Ok(());
             }
         }
         if rounds.is_multiple_of(TELL) {
@@ -78,7 +78,8 @@ async fn take(
     }
 }
 
-async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<bool> {
+/// False where the peer has sent nothing that can be used.
+async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<bool, StoreError> {
     let identity = directory.identity();
     let file = directory.snapshots_dir().join("snap-of-a-peer");
     let (pieces, mut coming) = mpsc::channel::<Bytes>(PIECES);
@@ -89,11 +90,19 @@ async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<bo
     });
     let own = (identity.cluster, identity.node, identity.address.as_str());
     let sent = rpc::fetch_snapshot(peer, own, from, pieces).await;
-    writing.await??;
+    let written = writing.await.expect("a panic ends the daemon, and nothing cancels this");
+    written.map_err(|source| StoreError::Io { action: "write", path: file.clone(), source })?;
     if let Err(status) = sent {
-        bail!("{}: {}", status.code(), status.message());
+        tracing::debug!(peer, "no snapshot: {}: {}", status.code(), status.message());
+        return Ok(false);
     }
-    Ok(store::replace_snapshot(directory, &file, from)?)
+    match store::replace_snapshot(directory, &file, from) {
+        Err(error @ (StoreError::Corrupt { .. } | StoreError::Newer { .. })) => {
+            tracing::warn!(peer, "its snapshot cannot be used: {error}");
+            Ok(false)
+        }
+        replaced => replaced,
+    }
 }
 
 /// Durable on return.

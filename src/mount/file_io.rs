@@ -258,7 +258,7 @@ impl Core {
             }
             bytes = read;
             rounds += 1;
-            if self.node.files().is_full() || rounds > ROUNDS {
+            if self.node.files().takes_nothing((ino, generation)) || rounds > ROUNDS {
                 let around = self.node.read_around((ino, generation), range);
                 match self.node.within(around).await? {
                     Ok(Some(whole)) => return Ok(whole),
@@ -273,13 +273,13 @@ impl Core {
             // What comes may find no room: then it is read past the disk.
             tokio::select! {
                 here = self.node.until_here((ino, generation), range) => here?,
-                () = self.until_full() => {}
+                () = self.until_full((ino, generation)) => {}
             }
         }
     }
 
-    async fn until_full(&self) {
-        while !self.node.files().is_full() {
+    async fn until_full(&self, key: (Ino, Generation)) {
+        while !self.node.files().takes_nothing(key) {
             tokio::time::sleep(AGAIN).await;
         }
     }

@@ -212,6 +212,8 @@ pub(super) fn voters(shared: &Shared) -> Vec<NodeId> {
 /// Brings everything to the disk that has waited for long enough, and what changes of members wait for. Runs for ever.
 pub(super) async fn write_back(handle: Handle) {
     let mut members = handle.members_changed();
+    // A node that has just joined is told of no change any more: it is the change.
+    members.mark_changed();
     let mut due = Instant::now() + AGE;
     // What is to be there of everything, while members come and go, and since when that is known.
     let mut target: Option<(LogIndex, Instant)> = None;

@@ -22,8 +22,7 @@ pub(super) fn heal(
         return Ok(false);
     }
     let (applied, last) = (shared.state.applied(), shared.log.last_index());
-    let at_least =
-        first_state_of_files(applied, shared.files.carried_out(), shared.reached, last);
+    let at_least = first_state_of_files(applied, shared.files.carried_out(), shared.reached, last);
     if shared.comparison.may_retrace() {
         if at_least > committed {
             // It is in the log, and the others will say what becomes of it.
@@ -76,9 +75,8 @@ pub(super) fn examine(shared: &Arc<Shared>) -> Result<(), StoreError> {
 
 /// Nothing where snapshot file or log cannot be used.
 fn retrace(shared: &Shared, last: LogIndex) -> Result<Option<Retraced>, StoreError> {
-    let following = |before: &_, entry: &_| {
-        membership_after(before, entry).map_err(|error| error.to_string())
-    };
+    let following =
+        |before: &_, entry: &_| membership_after(before, entry).map_err(|error| error.to_string());
     let started = std::time::Instant::now();
     match Retraced::build(&shared.config.directory, &shared.log, last, &following) {
         Ok(own) => {

@@ -1,7 +1,7 @@
 //! What the node's threads and its [`super::Handle`]s share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -28,6 +28,9 @@ use crate::consensus::{Input, ReadGate};
 use crate::fs::{Unapplied, query};
 use crate::store::{Files, RaftLog, State, StoreError};
 use crate::types::{LogIndex, Monotonic, NodeId, SessionId};
+
+/// How long whoever has failed waits for the disk to take in that the state is not to be believed.
+const DISTRUSTING: Duration = Duration::from_secs(1);
 
 /// A message to the driver.
 pub(super) enum ToDriver {
@@ -176,12 +179,24 @@ impl Shared {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    /// Waits no longer than [`DISTRUSTING`]: the disk may not answer.
+    fn distrust_state(&self) {
+        let directory = self.config.directory.clone();
+        let (done, distrusted) = mpsc::channel();
+        std::thread::spawn(move || {
+            if let Err(error) = directory.distrust_state() {
+                tracing::error!("{error}");
+            }
+            // Nobody may wait any more.
+            let _ = done.send(());
+        });
+        let _ = distrusted.recv_timeout(DISTRUSTING);
+    }
+
     /// This replica cannot go on: it stops acknowledging, and the daemon ends. What could not be written is lost, and no
     /// later sync would say so: the next start is to believe only what is durable, whatever ends this process.
     pub(super) fn fail(&self, reason: &dyn std::fmt::Display) {
-        if let Err(error) = self.config.directory.distrust_state() {
-            tracing::error!("{error}");
-        }
+        self.distrust_state();
         tracing::error!(node = self.node.0, "this replica stops: {reason}");
         self.fatal.send_if_modified(|fatal| {
             let first = fatal.is_none();

@@ -201,6 +201,9 @@ impl Node {
     ///
     /// # Errors
     /// When something cannot be made durable: the next start believes only what is.
+    ///
+    /// # Panics
+    /// Where the sync at the end has panicked.
     pub async fn stop(self) -> Result<(), StoreError> {
         let Self { handle, driver, threads, tasks } = self;
         tasks.iter().for_each(tokio::task::JoinHandle::abort);

@@ -392,7 +392,7 @@ pub fn distrust_state(data: &Path) -> Result<(), StoreError> {
 }
 
 fn is_half_a_snapshot(name: &str) -> bool {
-    name == "snap-of-a-peer" || name.ends_with(".tmp")
+    name == "snap-of-a-peer" || Path::new(name).extension().is_some_and(|end| end == "tmp")
 }
 
 fn state_number(name: &str) -> Option<u64> {

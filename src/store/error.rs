@@ -177,9 +177,9 @@ impl StoreError {
     pub fn is_full(&self) -> bool {
         use super::room::is_full;
         match self {
-            Self::Io { source, .. } => is_full(source),
-            Self::Sled { source: sled::Error::Io(source), .. } => is_full(source),
-            Self::Log { source: raft_engine::Error::Io(source), .. } => is_full(source),
+            Self::Io { source, .. }
+            | Self::Sled { source: sled::Error::Io(source), .. }
+            | Self::Log { source: raft_engine::Error::Io(source), .. } => is_full(source),
             _ => false,
         }
     }

@@ -138,7 +138,8 @@ impl Layout {
     /// The parts of a range that are here and believed where nobody else has them.
     #[must_use]
     pub fn believed_at_last(&self, range: ByteRange) -> Vec<ByteRange> {
-        let is_it = |away: &Option<Away>| matches!(away, Some(Away::Doubted { is_agreed: true, .. }));
+        let is_it =
+            |away: &Option<Away>| matches!(away, Some(Away::Doubted { is_agreed: true, .. }));
         let parts = self.parts(range).into_iter().filter(|(_, away)| is_it(away));
         parts.map(|(part, _)| part).collect()
     }

@@ -436,8 +436,8 @@ impl Files {
         Ok(fits)
     }
 
-    /// False where it has no room here. Until the next look at the disk there is none for anybody then: nobody is to
-    /// bring it again and again.
+    /// False where it has no room here, or the disk does not take it. Until the next look at the disk there is none for
+    /// anybody then, or nothing is taken for that file: nobody is to bring it again and again.
     fn install_part(
         &self,
         layouts: &mut Locked<'_>,
@@ -445,7 +445,7 @@ impl Files {
         part: ByteRange,
         data: &[u8],
     ) -> Result<bool, StoreError> {
-        if self.would_bare(layouts, key, part.start)? {
+        if self.is_broken(key) || self.would_bare(layouts, key, part.start)? {
             return Ok(false);
         }
         let written = if self.has_room(key, part)? {
@@ -455,16 +455,16 @@ impl Files {
         };
         match written {
             Ok(true) => layouts.clear(key, part).map(|()| true),
-            Err(error) if error.is_full() => {
+            Err(error) if !error.is_refused() => Err(error),
+            Err(error) if !error.is_full() => {
+                tracing::warn!(start = part.start, end = part.end, "{error}");
+                self.room().broke(key);
+                Ok(false)
+            }
+            _ => {
                 self.room().is_gone();
                 Ok(false)
             }
-            Ok(false) => {
-                self.room().is_gone();
-                Ok(false)
-            }
-            // Whoever brought it does not come at once again; the rest of the disk may be well.
-            Err(error) => Err(error),
         }
     }
 
@@ -509,7 +509,10 @@ impl Files {
         let staged = layouts.get(key).and_then(|layout| layout.to_merge(range, CHUNK));
         let Some((chunk, index, shift)) = staged else { return Ok(false) };
         // Where this would bare what is missing, those behind it would, too.
-        if self.would_bare(&layouts, key, chunk.start)? || !self.has_room(key, chunk)? {
+        if self.is_broken(key)
+            || self.would_bare(&layouts, key, chunk.start)?
+            || !self.has_room(key, chunk)?
+        {
             return Ok(false);
         }
         let Some(stage) = self.stages().file(index)? else {
@@ -522,18 +525,8 @@ impl Files {
             Ok(()) => layouts.clear(key, chunk)?,
             // Which of the two the disk refuses is not said.
             Err(error) if is_lost(&error) => {
-                let mut bytes = vec![0; usize::try_from(chunk.len()).expect("a chunk is small")];
-                match stage.read_exact_at(&mut bytes, chunk.moved(shift).start) {
-                    Err(error) if is_lost(&error) => {
-                        self.give_up_staged(&mut layouts, (key, chunk), index, &error)?;
-                    }
-                    // It stays where it is, and is read there.
-                    read => {
-                        read.map_err(StoreError::io("read", &self.stages().written_path(index)))?;
-                        tracing::warn!(ino = key.0.0, start = chunk.start, "cannot merge: {error}");
-                        return Ok(false);
-                    }
-                }
+                let staged = (&*stage, index, shift);
+                return self.not_merged(&mut layouts, (key, chunk), staged, &error);
             }
             Err(error) if room::is_full(&error) => {
                 self.room().is_gone();

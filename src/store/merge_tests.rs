@@ -551,6 +551,10 @@ fn what_cannot_be_merged_stays_staged() {
     std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
     assert!(!files.merge_some().unwrap());
     assert_eq!(bytes(&files, 1, data.len()).as_deref(), Some(&data[..]));
+    // The rest of the disk is well.
+    assert!(files.takes_nothing(key(1)) && !files.takes_nothing(key(2)) && !files.is_full());
+    files.set_room(u64::MAX, 0);
+    assert!(!files.takes_nothing(key(1)), "it is tried again");
     assert_eq!(files.missing(key(1), ByteRange::from(0)), []);
     drop(files);
     // The disk is well again.

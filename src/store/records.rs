@@ -1,17 +1,22 @@
 //! The records of a state: sled, what it has not been given yet, and what was used lately.
 //!
 //! sled is a cache (of the snapshot file and the log), so nothing has to reach it at once: committed
-//! rounds gather in memory and go to it together, as one atomic batch, about once a second. That costs a
-//! commit microseconds instead of tens of them, and what changes often is written once. A process that
-//! is killed finds an older state in sled, and replays the log from there.
+//! rounds gather in memory and go to it together about once a second. That costs a commit microseconds
+//! instead of tens of them, and what changes often is written seldom. A process that is killed finds an
+//! older state in sled, and replays the log from there.
+//!
+//! While sled takes a batch it answers nobody. So the rounds of a second go to it in groups: each is an
+//! atomic batch of whole rounds, and ends in a state that was.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::BuildHasher;
 use std::iter::Peekable;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -25,6 +30,8 @@ const RECENT: usize = 64 << 10;
 const RECENT_VALUE_BYTES: usize = 1024;
 /// Locks that they are spread over.
 const SHARDS: usize = 16;
+/// A group with at least as many changes is closed: sled takes that many in a few milliseconds.
+const GROUP: usize = 256;
 /// More bytes than this do not wait for the next time: whoever commits gives them to sled.
 const MAX_PENDING_BYTES: usize = 32 << 20;
 
@@ -53,6 +60,25 @@ struct Pending {
     newest_bytes: usize,
     /// On its way to sled; older than `newest`.
     leaving: Arc<Changes>,
+    /// The changes of both for sled, in the order in which they were made.
+    groups: VecDeque<Group>,
+}
+
+/// Whole rounds, to be written as one.
+#[derive(Debug, Default)]
+struct Group {
+    batch: sled::Batch,
+    changes: usize,
+}
+
+impl Group {
+    fn add(&mut self, key: &[u8], value: Option<&[u8]>) {
+        self.changes += 1;
+        match value {
+            Some(value) => self.batch.insert(key, value),
+            None => self.batch.remove(key),
+        }
+    }
 }
 
 impl Records {
@@ -108,20 +134,30 @@ impl Records {
         writes: impl Iterator<Item = (Vec<u8>, Known)>,
     ) -> Result<(), StoreError> {
         let mut pending = self.pending.write();
+        let Pending { newest, newest_bytes, groups, .. } = &mut *pending;
+        if groups.back().is_none_or(|group| group.changes >= GROUP) {
+            groups.push_back(Group::default());
+        }
+        let group = groups.back_mut().expect("there is one");
         for (key, value) in writes {
             self.remember(&key, value.as_ref());
-            pending.newest_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
-            pending.newest.insert(key, value);
+            *newest_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+            group.add(&key, value.as_deref());
+            newest.insert(key, value);
         }
-        let full = pending.newest_bytes > MAX_PENDING_BYTES;
         drop(pending);
-        if full { self.drain() } else { Ok(()) }
+        if self.is_full() { self.drain() } else { Ok(()) }
     }
 
-    /// Gives sled, as one atomic batch, all rounds that it does not have. Readers and commits go on.
+    /// Who commits waits for sled.
+    fn is_full(&self) -> bool {
+        self.pending.read().newest_bytes > MAX_PENDING_BYTES
+    }
+
+    /// Gives sled all rounds that it does not have. Readers and commits go on.
     pub(super) fn drain(&self) -> Result<(), StoreError> {
         let _only_one = self.draining.lock();
-        let leaving = {
+        let mut groups = {
             let mut pending = self.pending.write();
             pending.newest_bytes = 0;
             let mut newest = std::mem::take(&mut pending.newest);
@@ -129,20 +165,31 @@ impl Records {
             let mut leaving = Arc::unwrap_or_clone(std::mem::take(&mut pending.leaving));
             leaving.append(&mut newest);
             pending.leaving = Arc::new(leaving);
-            pending.leaving.clone()
+            std::mem::take(&mut pending.groups)
         };
-        if leaving.is_empty() {
-            return Ok(());
+        let written = self.write(&mut groups);
+        let mut pending = self.pending.write();
+        if written.is_ok() {
+            pending.leaving = Arc::default();
+        } else {
+            groups.append(&mut pending.groups);
+            pending.groups = groups;
         }
-        let mut batch = sled::Batch::default();
-        for (key, value) in &*leaving {
-            match value {
-                Some(value) => batch.insert(key.as_slice(), value.as_slice()),
-                None => batch.remove(key.as_slice()),
+        written
+    }
+
+    /// Takes away what sled has taken. Leaves it to others for as long as it took each group: who reads 32 records must not
+    /// wait for 32 groups.
+    fn write(&self, groups: &mut VecDeque<Group>) -> Result<(), StoreError> {
+        while let Some(group) = groups.front() {
+            let batch = group.batch.clone();
+            let began = Instant::now();
+            self.db.apply_batch(batch).map_err(StoreError::sled("write", &self.path))?;
+            groups.pop_front();
+            if !self.is_full() {
+                thread::sleep(began.elapsed());
             }
         }
-        self.db.apply_batch(batch).map_err(StoreError::sled("write", &self.path))?;
-        self.pending.write().leaving = Arc::default();
         Ok(())
     }
 

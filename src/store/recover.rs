@@ -101,10 +101,14 @@ pub(super) fn recover_over(
         tracing::warn!("{damage}");
     }
     let same_boot = dir.same_boot() && marks.is_none();
-    if !dir.same_boot() && beneath.is_none() {
-        // The kernel may be the same, and a sync may have failed.
-        reread::from_disk(&dir.snapshots_dir())?;
-        reread::from_disk(&dir.stages_dir())?;
+    if beneath.is_none() {
+        // All that is found in it counts as durable.
+        reread::from_disk(&dir.log_dir())?;
+        if !dir.same_boot() {
+            // The kernel may be the same, and a sync may have failed.
+            reread::from_disk(&dir.snapshots_dir())?;
+            reread::from_disk(&dir.stages_dir())?;
+        }
     }
     let verified = match verify_snapshot(dir) {
         // Nothing is changed where this cannot be mended.
@@ -308,9 +312,9 @@ fn mend_snapshot(
     match write_snapshot(&dir.snapshots_dir(), &header, export) {
         Ok(_) => {}
         // The state is no better.
-        Err(
-            StoreError::Corrupt { .. } | StoreError::Sled { .. } | StoreError::Rotten { .. },
-        ) => return Err(lost(damage)),
+        Err(StoreError::Corrupt { .. } | StoreError::Sled { .. } | StoreError::Rotten { .. }) => {
+            return Err(lost(damage));
+        }
         Err(error) => return Err(error),
     }
     remove_snapshots_but(&dir.snapshots_dir(), header.index)?;

@@ -3,6 +3,7 @@
 //! That holds for what is written and read, where it is known which bytes it was. A failed fsync does not say what it has
 //! lost, and the next one would succeed: it stops the replica, whose next start believes the last image and the log.
 
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 
@@ -27,6 +28,7 @@ impl Files {
                 if error.is_full() {
                     self.room().is_gone();
                 } else {
+                    self.room().broke(key);
                     tracing::warn!(
                         start = range.start,
                         end = range.end,
@@ -71,6 +73,30 @@ impl Files {
                 Ok(false)
             }
             Err(source) => Err(StoreError::io("read", &self.stages().written_path(index))(source)),
+        }
+    }
+
+    /// A chunk of a stage could not be copied to its file: what of it cannot be read is missing, the rest stays where it is,
+    /// and is read there. False where nothing more is to be merged into that file for now.
+    pub(super) fn not_merged(
+        &self,
+        layouts: &mut Locked<'_>,
+        (key, chunk): (Key, ByteRange),
+        (stage, index, shift): (&File, LogIndex, u64),
+        why: &io::Error,
+    ) -> Result<bool, StoreError> {
+        let mut bytes = vec![0; usize::try_from(chunk.len()).expect("a chunk is small")];
+        match stage.read_exact_at(&mut bytes, chunk.moved(shift).start) {
+            Err(error) if is_lost(&error) => {
+                self.give_up_staged(layouts, (key, chunk), index, &error)?;
+                Ok(true)
+            }
+            read => {
+                read.map_err(StoreError::io("read", &self.stages().written_path(index)))?;
+                tracing::warn!(ino = key.0.0, start = chunk.start, "cannot merge a stage: {why}");
+                self.room().broke(key);
+                Ok(false)
+            }
         }
     }
 

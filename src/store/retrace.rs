@@ -110,8 +110,7 @@ impl Retraced {
             self.judge(verdict, at, &mut batch);
         }
         let conf_state = changed.as_ref();
-        self.state
-            .commit(batch, AppliedPoint { index: at, term: Term(last.term), conf_state })?;
+        self.state.commit(batch, AppliedPoint { index: at, term: Term(last.term), conf_state })?;
         Ok(rest)
     }
 

@@ -2,8 +2,11 @@
 //!
 //! Bytes for which there is no room are missing here until there is: the others have them.
 
+use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use super::files::{Files, Key};
 use crate::store::StoreError;
@@ -15,11 +18,14 @@ pub(super) struct Room {
     free: AtomicU64,
     /// Of the reserve, for what is acknowledged already.
     acknowledged: AtomicU64,
+    /// Files that the disk could not write to since anybody has looked: the rest of it may be well.
+    broken: Mutex<HashSet<Key>>,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { free: AtomicU64::new(u64::MAX), acknowledged: AtomicU64::new(0) }
+        let (free, acknowledged) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
+        Self { free, acknowledged, broken: Mutex::default() }
     }
 }
 
@@ -35,6 +41,11 @@ impl Room {
         self.take(bytes) || take(&self.acknowledged, bytes)
     }
 
+    /// The disk could not write to a file: until the next look nobody is to bring bytes of it again and again.
+    pub(super) fn broke(&self, key: Key) {
+        self.broken.lock().insert(key);
+    }
+
     /// The disk has said that there is none.
     pub(super) fn is_gone(&self) {
         self.free.store(0, Ordering::Relaxed);
@@ -47,9 +58,21 @@ impl Files {
     pub fn set_room(&self, free: u64, acknowledged: u64) {
         self.room().acknowledged.store(acknowledged, Ordering::Relaxed);
         let before = self.room().free.swap(free, Ordering::Relaxed);
-        if before == 0 && free > 0 {
+        let is_any_broken = !std::mem::take(&mut *self.room().broken.lock()).is_empty();
+        if (before == 0 && free > 0) || is_any_broken {
             self.tell_changed();
         }
+    }
+
+    /// Whether nothing new of a file is kept here at present.
+    #[must_use]
+    pub fn takes_nothing(&self, key: Key) -> bool {
+        self.is_full() || self.is_broken(key)
+    }
+
+    /// Whether the disk could not write to a file lately.
+    pub(super) fn is_broken(&self, key: Key) -> bool {
+        self.room().broken.lock().contains(&key)
     }
 
     /// Whether nothing new is kept here at present.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use raft::eraftpb::ConfState;
 
@@ -171,6 +172,71 @@ fn a_state_is_built_from_an_export() {
     let third = tempfile::tempdir().unwrap();
     let wrong = State::create_from(third.path(), state.export(), at(3), Digest(1)).unwrap_err();
     assert!(wrong.to_string().contains("add up"), "{wrong}");
+}
+
+/// Section 6 of the design: exporting never stops applies for more than 50 ms. The longest commit is measured while
+/// exports run, one after the other; a machine that does something else may add to one of them.
+#[test]
+#[ignore = "long"]
+fn exports_of_a_large_state_do_not_stop_commits() {
+    const INODES: u64 = 300_000;
+    const ROUND: u64 = 16;
+    const EXPORTS: usize = 5;
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(dir.path()).unwrap();
+    let change = |index: u64, inos: &mut dyn Iterator<Item = u64>| {
+        let mut overlay = Overlay::new(&state);
+        for ino in inos {
+            // As long as records are.
+            overlay.put(keys::inode(Ino(ino)), [index.to_le_bytes(); 15].concat());
+            let name = format!("file-{ino:08}.bin");
+            overlay
+                .put(keys::dentry(Ino(ino % 1000), name.as_bytes()), index.to_le_bytes().to_vec());
+        }
+        state.commit(overlay.finish().unwrap(), at(index)).unwrap();
+    };
+    for index in 1..=INODES / 1000 {
+        change(index, &mut ((index - 1) * 1000..index * 1000));
+    }
+    state.flush().unwrap();
+    let longest = parking_lot::Mutex::new(Duration::ZERO);
+    let (stop, commits) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut found = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut seed, mut index) = (7, INODES);
+            while !stop.load(Ordering::Relaxed) {
+                index += 1;
+                let first = random(&mut seed) % (INODES - ROUND);
+                let began = Instant::now();
+                change(index, &mut (first..first + ROUND));
+                let mut longest = longest.lock();
+                *longest = began.elapsed().max(*longest);
+                commits.fetch_add(1, Ordering::Relaxed);
+                // Some 15,000 names a second, at most.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // The first time is without an export, to compare.
+        for number in 0..=EXPORTS {
+            let (began, before) = (Instant::now(), commits.load(Ordering::Relaxed));
+            *longest.lock() = Duration::ZERO;
+            if number == 0 {
+                std::thread::sleep(Duration::from_secs(2));
+            } else {
+                assert_eq!(state.export().map(Result::unwrap).count() as u64, 2 * INODES);
+            }
+            let (longest, took) = (*longest.lock(), began.elapsed());
+            let commits = commits.load(Ordering::Relaxed) - before;
+            println!("{number}: {took:?}, {commits} commits, the longest {longest:?}");
+            found.push(longest);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let without = found.remove(0);
+    found.sort();
+    println!("longest commit: {without:?} without, {found:?} with exports");
+    assert!(found[EXPORTS / 2] <= Duration::from_millis(50), "{found:?}");
 }
 
 /// Not a test of its own: the process that [`a_killed_process_leaves_a_state_that_was`] kills.

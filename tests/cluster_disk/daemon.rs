@@ -106,13 +106,22 @@ pub struct Failing(Child);
 impl Failing {
     /// `calls` on these files fail with `error`. An `strace` that a test leaves behind ends with the daemon.
     pub fn inject(pid: i32, calls: &str, error: &str, files: &[PathBuf]) -> Self {
+        Self::inject_when(pid, calls, error, files, "1+")
+    }
+
+    /// Only the first such call of each thread fails: the next one succeeds, as where a disk has lost something.
+    pub fn inject_once(pid: i32, calls: &str, error: &str, files: &[PathBuf]) -> Self {
+        Self::inject_when(pid, calls, error, files, "1")
+    }
+
+    fn inject_when(pid: i32, calls: &str, error: &str, files: &[PathBuf], when: &str) -> Self {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-qq", "-o", "/dev/null", "-p", &pid.to_string()]);
         for file in files {
             strace.arg("-P").arg(file);
         }
         strace.args(["-e", &format!("trace={calls}")]);
-        strace.args(["-e", &format!("inject={calls}:error={error}")]);
+        strace.args(["-e", &format!("inject={calls}:error={error}:when={when}")]);
         strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let failing = Self(strace.spawn().expect("strace runs"));
         wait_until(PATIENCE, "strace to be attached", || is_traced(pid).then_some(()));
@@ -130,8 +139,11 @@ impl Drop for Failing {
     }
 }
 
-/// Whether all threads of a process are traced.
+/// Whether all threads of a process are traced; or it has met its fault already, and is gone.
 fn is_traced(pid: i32) -> bool {
+    if !Path::new(&format!("/proc/{pid}/exe")).exists() {
+        return true;
+    }
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     threads.flatten().all(|thread| {
         let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();

@@ -105,7 +105,11 @@ impl Stopped {
         let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
         let at = self.random.random_range(0..used.max(1));
         match damage {
-            Damage::Bit => bytes[at] ^= 1 << self.random.random_range(0..8),
+            // One that is empty has no bits.
+            Damage::Bit => {
+                let bit = self.random.random_range(0..8);
+                bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << bit);
+            }
             Damage::Cut => bytes.truncate(at),
             Damage::Gone => fs::remove_file(path).expect("remove"),
         }
@@ -270,6 +274,10 @@ fn damaged_nodes_heal_or_stay_down_with_a_reason() {
         ];
         for path in heals {
             let path = path(&node);
+            // Nobody makes that one again.
+            if path.ends_with("genesis") && !path.exists() {
+                continue;
+            }
             if path.ends_with("carried") && damage == Damage::Gone && !is_power_loss {
                 continue;
             }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::daemon::{Failing, data, ends, files_like, pid_of, until_gone};
 use super::pattern;
-use super::support::{Cluster, PATIENCE, quorumfs, succeed, text, wait_until, write_and_sync};
+use super::support::{
+    Cluster, PATIENCE, quorumfs, succeed, text, wait_until, write_and_close, write_and_sync,
+};
 
 /// What two nodes of three must not be held up for: an election, and a session's time-out on top.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -196,4 +198,67 @@ fn a_failed_sync_of_bytes_stops_just_that_replica() {
     let file = backing(&cluster, node, ino);
     wait_until(PATIENCE, "its bytes", || (fs::read(&file).ok()? == wanted).then_some(()));
     println!("{}", text(ends.as_bytes()));
+}
+
+/// The kernel says once that bytes are lost, and the next fsync succeeds. A program is not told then that they are on the
+/// disks of a quorum: here two nodes are one.
+#[test]
+fn an_fsync_that_has_failed_is_not_asked_for_again() {
+    let cluster = Cluster::up(3);
+    let node = cluster.follower();
+    let other = cluster.leader();
+    let third = 6 - node - other;
+    cluster.kill(third, "KILL");
+    let path = cluster.mount(other).join("file");
+    write_and_close(&path, &pattern(1, 300_000)).expect("write");
+    let ino = fs::metadata(&path).expect("stat").ino();
+    let file = backing(&cluster, node, ino).canonicalize().expect("it is there");
+    let pid = pid_of(&cluster, node);
+    let failing = Failing::inject_once(pid, "fdatasync", "EIO", &[file]);
+    // It is in memory on both: bytes that are closed need no more. The backing file stays the same one.
+    let wanted = pattern(2, 300_000);
+    let open = File::options().write(true).open(&path).expect("open");
+    open.write_all_at(&wanted, 0).expect("write");
+    drop(open);
+    let is_synced = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let syncing = scope.spawn(|| {
+            let synced = File::options().write(true).open(&path).and_then(|file| file.sync_all());
+            is_synced.store(true, Ordering::Release);
+            synced
+        });
+        until_gone(pid);
+        let too_early = is_synced.load(Ordering::Acquire);
+        drop(failing);
+        cluster.start(node);
+        cluster.start(third);
+        syncing.join().expect("no panic").expect("there is a quorum again");
+        assert!(!too_early, "fsync has returned, and one of two nodes has lost bytes");
+    });
+    let ends = ends(&cluster, node);
+    assert!(ends.contains("failed") && ends.contains("cannot sync"), "{ends}");
+    cluster.settle();
+    for node in 1..=3 {
+        assert!(fs::read(cluster.mount(node).join("file")).expect("read") == wanted, "{node}");
+    }
+}
+
+/// What fails between the signal and the end is no clean end: the next start believes only what is durable.
+#[test]
+fn a_failed_sync_at_the_end_is_not_forgotten() {
+    let cluster = Cluster::up(3);
+    let node = cluster.follower();
+    write_and_sync(&cluster.mount(node).join("file"), b"synced").expect("write");
+    cluster.settle();
+    let (pid, data) = (pid_of(&cluster, node), data(&cluster, node));
+    let failing = Failing::inject_once(pid, "syncfs", "EIO", &[data.join("files")]);
+    cluster.kill(node, "TERM");
+    until_gone(pid);
+    drop(failing);
+    let ends = ends(&cluster, node);
+    assert!(ends.contains("failed") && ends.contains("cannot sync"), "{ends}");
+    assert!(!data.join("boot").exists(), "the state would be believed");
+    cluster.start(node);
+    cluster.settle();
+    assert_eq!(fs::read(cluster.mount(node).join("file")).expect("read"), b"synced");
 }

@@ -7,6 +7,7 @@ mod damaged;
 mod full;
 mod injected;
 mod loops;
+mod lost;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -141,11 +141,8 @@ impl Node {
                 self.files.adopt(state, until, under);
             }
             3 => {
-                let ledger = if own {
-                    state.ledger.clone()
-                } else {
-                    self.state.ledger.of_replaced_state()
-                };
+                let ledger =
+                    if own { state.ledger.clone() } else { self.state.ledger.of_replaced_state() };
                 self.state = State { ledger, ..state.clone() };
                 self.kept = self.state.clone();
             }

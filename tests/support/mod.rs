@@ -4,6 +4,7 @@
 
 pub mod disk;
 pub mod program;
+pub mod promises;
 pub mod python;
 
 use std::collections::BTreeMap;
@@ -55,9 +56,24 @@ impl Cluster {
 
     /// The same, in a directory that is prepared first.
     pub fn up_in(nodes: u16, prepare: impl FnOnce(&Path)) -> Self {
+        Self::up_in_with(nodes, &[], prepare)
+    }
+
+    /// A new cluster that serves, with these lines in the configuration of each node.
+    pub fn up_with(nodes: u16, settings: &[&str]) -> Self {
+        Self::up_in_with(nodes, settings, |_| {})
+    }
+
+    /// Both.
+    pub fn up_in_with(nodes: u16, settings: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let cluster = Self { dir: temporary_dir("cluster") };
         prepare(cluster.dir());
-        succeed(cluster.dev("up").args(["--nodes", &nodes.to_string()]));
+        let mut up = cluster.dev("up");
+        up.args(["--nodes", &nodes.to_string()]);
+        for line in settings {
+            up.args(["--set", line]);
+        }
+        succeed(&mut up);
         cluster
     }
 
@@ -69,18 +85,6 @@ impl Cluster {
                 fs::write(&config, format!("{text}{lines}")).expect("write");
             }
         }
-    }
-
-    /// A new cluster that serves, with these lines in the configuration of each node.
-    pub fn up_with(nodes: u16, settings: &[&str]) -> Self {
-        let cluster = Self { dir: temporary_dir("cluster") };
-        let mut up = cluster.dev("up");
-        up.args(["--nodes", &nodes.to_string()]);
-        for line in settings {
-            up.args(["--set", line]);
-        }
-        succeed(&mut up);
-        cluster
     }
 
     /// Starts whatever of it does not run.

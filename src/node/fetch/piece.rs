@@ -78,7 +78,9 @@ async fn fetch_claimed(
         let is_everybody = is_everybody(&handle, &connected);
         let found = tokio::task::spawn_blocking(move || {
             let is_proven = handle.find_here(key, range)?;
-            Ok::<_, StoreError>(is_proven || (is_everybody && handle.files().believe_at_last(key, range)?))
+            Ok::<_, StoreError>(
+                is_proven || (is_everybody && handle.files().believe_at_last(key, range)?),
+            )
         });
         // It ends where the daemon stops.
         if found.await.unwrap_or(Ok(false))? {

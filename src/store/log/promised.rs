@@ -126,6 +126,7 @@ impl RaftLog {
     pub fn promise(&self) -> Result<(), StoreError> {
         let mut promised = self.0.promised.lock();
         let Some(promised) = promised.as_mut() else { return Ok(()) };
+        self.unpoisoned()?;
         // Nobody replaces entries meanwhile.
         let promise = {
             let index = self.0.index.lock();

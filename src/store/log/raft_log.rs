@@ -16,7 +16,7 @@ use super::engine::{
 };
 use super::index::Index;
 use super::promised::Promised;
-use crate::store::{StoreError, reread};
+use crate::store::StoreError;
 use crate::types::{LogIndex, Term};
 
 /// The Raft log, and with it the hard state. Cheap to clone: all clones are the same log.
@@ -61,8 +61,6 @@ impl RaftLog {
     /// As [`Self::open`].
     pub fn open_with(dir: &Path, options: LogOptions) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
-        // All that is found in it counts as durable.
-        reread::from_disk(dir)?;
         check::check_files(dir)?;
         let engine = OpenEngine::open(dir, options)?;
         let log = Self(Arc::new(Shared {
@@ -293,12 +291,13 @@ impl RaftLog {
     /// Entries are going to be replaced: nobody says that they are there, for as long as this is held.
     fn take_back(&self) -> Result<MutexGuard<'_, Option<Promised>>, StoreError> {
         let mut promised = self.0.promised.lock();
+        self.unpoisoned()?;
         let taken_back = promised.as_mut().map_or(Ok(()), Promised::take_back);
         taken_back.inspect_err(|_| self.poison())?;
         Ok(promised)
     }
 
-    fn unpoisoned(&self) -> Result<(), StoreError> {
+    pub(super) fn unpoisoned(&self) -> Result<(), StoreError> {
         if self.0.poisoned.load(Ordering::Acquire) {
             return Err(StoreError::LogPoisoned { path: self.0.dir.clone() });
         }

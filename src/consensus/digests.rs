@@ -5,6 +5,7 @@
 //! a second while the state changes, and none while it does not.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use raft::Storage;
 
@@ -76,6 +77,20 @@ impl Digests {
         self.standing == Standing::Diverged
     }
 
+    fn sampled(&mut self, sample: Sample, judged: LogIndex, now: Monotonic) {
+        let before = self.own.map_or(LogIndex(0), |(before, _)| before.index);
+        // The entry itself is one of them. What came before the last sample, of which it says nothing, is still to be judged.
+        self.changed = self.since > 1 || (self.changed && judged < before);
+        self.since = 0;
+        self.asked = None;
+        self.own = Some((sample, now));
+    }
+
+    /// How long the others have had time to say theirs.
+    fn listened(&self, taken: Monotonic, now: Monotonic) -> Duration {
+        now.since(taken.max(self.listens_since))
+    }
+
     pub(super) fn commands_applied(&mut self, count: usize) {
         self.since += count;
     }
@@ -96,13 +111,7 @@ impl<S: Storage> Core<S> {
     /// This replica's digest at an entry that asks for it, and says what most had at `judged`. Comes after what was
     /// applied up to it.
     pub(super) fn sampled(&mut self, sample: Sample, judged: LogIndex) {
-        let before = self.digests.own.map_or(LogIndex(0), |(before, _)| before.index);
-        // The entry itself is one of them. What came before the last sample, of which it says nothing, is still to be judged.
-        let is_behind = judged < before;
-        self.digests.changed = self.digests.since > 1 || (self.digests.changed && is_behind);
-        self.digests.since = 0;
-        self.digests.asked = None;
-        self.digests.own = Some((sample, self.now));
+        self.digests.sampled(sample, judged, self.now);
         self.say_digest();
     }
 
@@ -192,7 +201,7 @@ impl<S: Storage> Core<S> {
         if age < period {
             return;
         }
-        let listened = self.now.since(taken.max(self.digests.listens_since));
+        let listened = self.digests.listened(taken, self.now);
         match self.count_digests(own, listened >= PATIENCE * period) {
             Count::Majority(digest) => self.attest(own.index, Some(digest)),
             Count::Differ if standing == Standing::Sound => self.attest(own.index, None),
@@ -236,5 +245,41 @@ impl<S: Storage> Core<S> {
             // Lost at a change of leader, which then counts for itself.
             self.step(proposal(self.config.node, vec![data]));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Digests, Duration, LogIndex, Monotonic, Sample};
+
+    fn sample(index: u64) -> Sample {
+        Sample { index: LogIndex(index), digest: 7 }
+    }
+
+    /// A verdict that comes twice, or by two leaders, leaves what came between the two entries for the next one.
+    #[test]
+    fn what_no_verdict_was_about_is_still_to_be_judged() {
+        let mut digests = Digests::new(Some(sample(10)));
+        let now = Monotonic::default();
+        digests.commands_applied(5);
+        digests.sampled(sample(20), LogIndex(10), now);
+        assert!(digests.changed);
+        digests.commands_applied(1);
+        digests.sampled(sample(21), LogIndex(10), now);
+        assert!(digests.changed, "nobody has judged what came between 10 and 20");
+        digests.commands_applied(1);
+        digests.sampled(sample(30), LogIndex(21), now);
+        assert!(!digests.changed);
+    }
+
+    /// Whoever begins to lead over an old sample has heard nobody yet.
+    #[test]
+    fn patience_begins_with_a_reign() {
+        let mut digests = Digests::new(Some(sample(10)));
+        let at = |seconds| Monotonic::default() + Duration::from_secs(seconds);
+        digests.listen(at(100));
+        assert_eq!(digests.listened(at(0), at(101)), Duration::from_secs(1));
+        assert_eq!(digests.listened(at(100), at(103)), Duration::from_secs(3));
+        assert_eq!(digests.listened(at(102), at(103)), Duration::from_secs(1));
     }
 }

@@ -112,6 +112,11 @@ impl Ledger {
         self.samples.iter().find(|(at, _)| *at == index).map(|(_, digest)| *digest)
     }
 
+    /// All that is remembered, oldest first.
+    pub fn samples(&self) -> impl Iterator<Item = (LogIndex, Digest)> + '_ {
+        self.samples.iter().copied()
+    }
+
     /// What was noted last.
     #[must_use]
     pub fn last_sample(&self) -> Option<(LogIndex, Digest)> {

@@ -185,6 +185,7 @@ impl World {
             Finding::Equal => {
                 let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
                 daemon.retracing = Retracing::default();
+                self.note_right(node);
                 self.stand(node);
                 self.count_candidate(node);
             }
@@ -214,6 +215,17 @@ impl World {
             self.after(0, node, NodeEvent::Die);
         } else {
             self.nodes[node].kept = self.nodes[node].state.clone();
+        }
+    }
+
+    /// What was spoilt may have been written anew since: then it is right again, and nobody will find anything.
+    fn note_right(&mut self, node: usize) {
+        let state = &self.nodes[node].state;
+        let now = (state.applied.index, state.digest);
+        let is_right = |(index, digest)| self.truth.digest_at(index) == Some(digest);
+        let mut noted = state.ledger.samples();
+        if state.wrong == Some(Wrong::Misapplied) && is_right(now) && noted.all(is_right) {
+            self.nodes[node].state.wrong = None;
         }
     }
 

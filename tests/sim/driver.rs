@@ -12,7 +12,6 @@ use quorumfs::types::{
 
 use crate::calls::MOUNT;
 use crate::clock::{MICRO, MILLI, Nanos};
-use crate::divergence::Wrong;
 use crate::node::{NodeEvent, Round};
 use crate::state::add_member;
 use crate::world::{Event, World};
@@ -375,11 +374,6 @@ impl World {
             self.reference.carry_out_all(last.index, &effect.applied.effects);
         }
         let target = &mut self.nodes[node];
-        // What was spoilt is written anew: it is right again.
-        let is_as_all = self.truth.digest_at(last.index) == Some(digest);
-        if target.state.wrong == Some(Wrong::Misapplied) && is_as_all {
-            target.state.wrong = None;
-        }
         let low = u64::try_from(digest.0 & u128::from(u64::MAX)).expect("masked");
         let values = [("index", last.index.0), ("term", last.term.0), ("digest", low)];
         self.trace.note(self.now, target.id.0, "apply", &values);

@@ -458,7 +458,7 @@ impl<S: Storage> Core<S> {
     fn note_applied(&mut self, applied: Position, sessions: &[SessionChange]) {
         debug_assert!(applied.index >= self.applied.index, "applying never goes back");
         self.applied = applied;
-        self.raft.advance_apply_to(applied.index.0);
+        self.pass(applied.index);
         for change in sessions {
             if *change == SessionChange::Ended(self.lease.session().unwrap_or_default()) {
                 self.lease.begin(None);

@@ -134,7 +134,10 @@ impl<S: Storage> Core<S> {
     pub(super) fn tick_digests(&mut self) {
         self.leave_if_diverged();
         if self.digests.is_diverged() {
-            // Nothing is applied: what is handed out is not needed here any more.
+            // Nothing is applied, but what is handed out counts as if it were: it is not needed here any more, and raft-rs lets
+            // nobody stand for election who has a change of the membership before him. Perhaps nobody else has all of the
+            // log.
+            self.pass(self.handed_out);
             let durable = self.raft.raft.raft_log.persisted.min(self.handed_out.0);
             self.raft.mut_store().trim(LogIndex(durable));
         }
@@ -143,6 +146,15 @@ impl<S: Storage> Core<S> {
         }
         if self.is_leader() {
             self.ask_for_digests();
+        }
+    }
+
+    /// Has raft-rs know that entries up to there are applied, where it does not.
+    pub(super) fn pass(&mut self, index: LogIndex) {
+        let log = &self.raft.raft.raft_log;
+        let index = index.0.min(log.persisted).min(log.committed);
+        if index > log.applied {
+            self.raft.advance_apply_to(index);
         }
     }
 

@@ -28,7 +28,7 @@ use super::{
 use crate::config::{Compression, OnQuorumLoss};
 use crate::consensus::{Boot, Core, CoreConfig, CoreError, Input, Role, Sample, SessionInfo};
 use crate::fs::{proto, query};
-use crate::store::{DataDir, Recovered, State, StoreError};
+use crate::store::{DataDir, RaftLog, Recovered, State, StoreError};
 use crate::types::{ClusterId, Ino, NodeId, Position, SessionId, Term};
 
 /// How long a node that stops waits for another one to lead.
@@ -97,13 +97,8 @@ impl Node {
         transport: Arc<dyn Transport>,
         streams: &tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
-        let boot = boot(&recovered.state)?;
         let comparison = Comparison::of(&recovered.state, &config.directory)?;
-        for member in query::members(&recovered.state.read())? {
-            transport.learn(NodeId(member.node), &member.address);
-        }
-        let logger = crate::telemetry::raft_logger();
-        let core = Core::new(config.core.clone(), recovered.log.clone(), boot, &logger)?;
+        let core = core_over(&config, &recovered, transport.as_ref())?;
         // These queues park a thread at once: one that spins first would take the cores from the others.
         let (driver, inbox) = mpsc::unbounded_channel();
         let (log, log_inbox) = mpsc::unbounded_channel();
@@ -234,6 +229,20 @@ impl Node {
         });
         synced.await.expect("a panic ends the daemon, and nothing cancels this")
     }
+}
+
+/// The core over what was recovered, whose members are known by their addresses from now on.
+fn core_over(
+    config: &NodeConfig,
+    recovered: &Recovered,
+    transport: &dyn Transport,
+) -> Result<Core<RaftLog>, StartError> {
+    let boot = boot(&recovered.state)?;
+    for member in query::members(&recovered.state.read())? {
+        transport.learn(NodeId(member.node), &member.address);
+    }
+    let logger = crate::telemetry::raft_logger();
+    Ok(Core::new(config.core.clone(), recovered.log.clone(), boot, &logger)?)
 }
 
 /// Where the core starts over a state.

@@ -10,14 +10,13 @@
 //! neither state nor snapshot file still has its log, which is all that a vote needs: it takes a peer's snapshot
 //! ([`StoreError::StateLost`]) before it starts. Without its log it must not come back.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use raft::eraftpb::{ConfState, Entry, EntryType};
 
 use super::adopt::{Adopted, Trust};
 use super::beneath::Beneath;
 use super::datadir::DataDir;
-use super::divergence::put_ledger;
 use super::files::Files;
 use super::layout_notes;
 use super::layouts::Believed;
@@ -26,13 +25,12 @@ use super::marks;
 use super::point::AppliedPoint;
 use super::refused::is_broken;
 use super::reread;
-use super::retrace::Retraced;
 use super::snapshot::{
     SnapshotHeader, latest_snapshot, put_snapshot, read_snapshot, remove_snapshots_but,
     write_snapshot,
 };
 use super::state::State;
-use crate::fs::{Batch, query};
+use crate::fs::query;
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
 use crate::store::genesis::FEATURE_LEVEL;
@@ -96,19 +94,10 @@ pub(super) fn recover_over(
     options: LogOptions,
     beneath: Option<Beneath>,
 ) -> Result<Recovered, StoreError> {
-    let marks = if dir.same_boot() { marks::damage(&dir.stages_dir())? } else { None };
-    if let Some(damage) = &marks {
-        tracing::warn!("{damage}");
-    }
+    let marks = look_at_marks(dir)?;
     let same_boot = dir.same_boot() && marks.is_none();
     if beneath.is_none() {
-        // All that is found in it counts as durable.
-        reread::from_disk(&dir.log_dir())?;
-        if !dir.same_boot() {
-            // The kernel may be the same, and a sync may have failed.
-            reread::from_disk(&dir.snapshots_dir())?;
-            reread::from_disk(&dir.stages_dir())?;
-        }
+        read_from_disk(dir)?;
     }
     let verified = match verify_snapshot(dir) {
         // Nothing is changed where this cannot be mended.
@@ -150,35 +139,18 @@ pub(super) fn recover_over(
     }
     raise_commit(&log, &state)?;
     let (files, is_known) = open_files(dir, &state, same_boot, beneath)?;
-    let differed = dir.diverged()?.is_some();
-    let is_of_files = is_known && state.applied() >= files.begun();
-    let (state, rebuilt) = if differed && rebuilt.is_none() && !is_of_files {
-        drop(state);
-        (rebuild_state(dir)?, Some(Rebuilt::Differed))
-    } else {
-        (state, rebuilt)
+    let (state, rebuilt) = match rebuilt {
+        None if dir.diverged()?.is_some() && !(is_known && state.applied() >= files.begun()) => {
+            drop(state);
+            (rebuild_state(dir)?, Some(Rebuilt::Differed))
+        }
+        _ => (state, rebuilt),
     };
     if rebuilt.is_none() && is_known {
         // What a state says has reached the files before.
         files.pass(state.applied());
-    } else if differed {
-        if is_alone(&state, &log)? {
-            // Nobody else can tell, or has more: what the log makes of it is all that there is.
-            dir.end_diverged()?;
-        } else {
-            // The state is gone that would say what the files were changed under.
-            dir.set_diverged(LogIndex(0))?;
-        }
     }
-    // Otherwise they follow the state that takes the place of this one.
-    if files.are_behind(&state) && dir.diverged()?.is_none() {
-        let until = files.carried_out();
-        let adopted = files.adopt(&state, Trust { until, under: None, is_alone: false })?;
-        // A new replica has none.
-        if adopted != Adopted::default() {
-            tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
-        }
-    }
+    follow(dir, &log, &state, &files, rebuilt)?;
     check_log_has_what_was_carried_out(dir, &log, files.carried_out())?;
     files.forget(covered)?;
     forget_stages(&files, &state)?;
@@ -190,6 +162,56 @@ pub(super) fn recover_over(
     // From now on all that is here is of this boot.
     dir.record_boot()?;
     Ok(Recovered { log, state, files, snapshot, rebuilt, reached })
+}
+
+/// What is wrong with the marks of the files, where they are to be believed.
+fn look_at_marks(dir: &DataDir) -> Result<Option<StoreError>, StoreError> {
+    let marks = if dir.same_boot() { marks::damage(&dir.stages_dir())? } else { None };
+    if let Some(damage) = &marks {
+        tracing::warn!("{damage}");
+    }
+    Ok(marks)
+}
+
+fn read_from_disk(dir: &DataDir) -> Result<(), StoreError> {
+    // All that is found in it counts as durable.
+    reread::from_disk(&dir.log_dir())?;
+    if !dir.same_boot() {
+        // The kernel may be the same, and a sync may have failed.
+        reread::from_disk(&dir.snapshots_dir())?;
+        reread::from_disk(&dir.stages_dir())?;
+    }
+    Ok(())
+}
+
+/// The files follow the state, where they are behind it; but one that was found to differ, when another one takes its place.
+fn follow(
+    dir: &DataDir,
+    log: &RaftLog,
+    state: &State,
+    files: &Files,
+    rebuilt: Option<Rebuilt>,
+) -> Result<(), StoreError> {
+    if dir.diverged()?.is_some() {
+        if rebuilt.is_none() {
+            return Ok(());
+        }
+        if !is_alone(state, log)? {
+            // The state is gone that would say what the files were changed under.
+            return dir.set_diverged(LogIndex(0));
+        }
+        // Nobody else can tell, or has more: what the log makes of it is all that there is.
+        dir.end_diverged()?;
+    }
+    if files.are_behind(state) {
+        let until = files.carried_out();
+        let adopted = files.adopt(state, Trust { until, under: None, is_alone: false })?;
+        // A new replica has none.
+        if adopted != Adopted::default() {
+            tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
+        }
+    }
+    Ok(())
 }
 
 /// Whether this replica was the only member from its snapshot on.
@@ -210,7 +232,7 @@ fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-fn is_of_one(members: &ConfState) -> bool {
+pub(super) fn is_of_one(members: &ConfState) -> bool {
     let others = [&members.voters_outgoing, &members.learners, &members.learners_next];
     members.voters.len() == 1 && others.iter().all(|others| others.is_empty())
 }
@@ -394,101 +416,13 @@ pub(super) fn build_from(file: &Path, path: &Path) -> Result<State, StoreError> 
     State::create_from(path, pairs, at, header.digest)
 }
 
-/// A state that is to take the place of this replica's: of a peer's snapshot, or what its own snapshot and log make of it.
-#[derive(Debug)]
-pub struct Received {
-    /// Where it came with one.
-    snapshot: Option<(PathBuf, SnapshotHeader)>,
-    state: State,
-    state_dir: PathBuf,
-    /// Up to where the old state was right, where more is known of that than was.
-    parted: Option<LogIndex>,
-}
-
-impl From<Retraced> for Received {
-    fn from(own: Retraced) -> Self {
-        let parted = own.parted();
-        Self { snapshot: None, state: own.state, state_dir: own.state_dir, parted }
-    }
-}
-
-impl Received {
-    /// Verifies the snapshot in `file` (in the directory of snapshots), which came from a peer, and builds a state from
-    /// it. Nothing of it counts yet.
-    ///
-    /// # Errors
-    /// When it is damaged, of another cluster, or the disk refuses.
-    pub fn prepare(dir: &DataDir, file: &Path) -> Result<Self, StoreError> {
-        let header = verify(dir, file)?;
-        let state_dir = dir.new_state_dir()?;
-        let state = build_from(file, &state_dir)?;
-        state.flush()?;
-        Ok(Self { snapshot: Some((file.to_owned(), header)), state, state_dir, parted: None })
-    }
-
-    /// The last entry that is in it.
-    #[must_use]
-    pub fn index(&self) -> LogIndex {
-        self.state.applied()
-    }
-
-    /// Puts it in the place of what this replica has: snapshot file, log, state and files. Whoever dies meanwhile goes
-    /// on with either the old or the new, by [`recover`]. Nobody applies anything, or writes to the log, meanwhile.
-    ///
-    /// # Errors
-    /// When the disk refuses: this replica must stop.
-    pub fn install(
-        self,
-        dir: &DataDir,
-        log: &RaftLog,
-        files: &Files,
-        state: &State,
-    ) -> Result<Adopted, StoreError> {
-        if let Some((file, header)) = &self.snapshot {
-            // What was noted is of another state.
-            let mut batch = Batch::default();
-            put_ledger(&mut batch, &state.ledger()?.of_replaced_state());
-            let at = AppliedPoint { index: header.index, term: header.term, conf_state: None };
-            self.state.commit(batch, at)?;
-            self.state.flush()?;
-            put_snapshot(file, &dir.snapshots_dir(), header.index)?;
-            fit_log_to_snapshot(dir, log, Some(header))?;
-        }
-        let adopted = files.adopt(&self.state, self.trust(dir, files, state)?)?;
-        dir.switch_state(&self.state_dir)?;
-        state.replace(self.state);
-        raise_commit(log, state)?;
-        forget_stages(files, state)?;
-        dir.end_diverged()?;
-        Ok(adopted)
-    }
-
-    /// What of the files may be believed that were changed under `state`. It says nothing of what was done to them beyond
-    /// it.
-    fn trust<'a>(
-        &self,
-        dir: &DataDir,
-        files: &Files,
-        state: &'a State,
-    ) -> Result<Trust<'a>, StoreError> {
-        let under = (files.carried_out().max(files.begun()) <= state.applied()).then_some(state);
-        let Some(since) = dir.diverged()? else {
-            // It has only fallen behind.
-            return Ok(Trust { until: files.carried_out(), under, is_alone: false });
-        };
-        let until = self.parted.map_or(since, |parted| parted.min(since));
-        let until = if under.is_some() { until } else { LogIndex(0) };
-        Ok(Trust { until, under, is_alone: is_of_one(&self.state.conf_state()) })
-    }
-}
-
 /// The header of the newest snapshot file, all of which is verified: a state that is believed hides the
 /// damage until a power loss, when nothing else is left; and what is built from it is built whole.
 fn verify_snapshot(dir: &DataDir) -> Result<Option<SnapshotHeader>, StoreError> {
     latest_snapshot(&dir.snapshots_dir())?.map(|path| verify(dir, &path)).transpose()
 }
 
-fn verify(dir: &DataDir, path: &Path) -> Result<SnapshotHeader, StoreError> {
+pub(super) fn verify(dir: &DataDir, path: &Path) -> Result<SnapshotHeader, StoreError> {
     let (header, mut pairs) = read_snapshot(path)?;
     pairs.try_for_each(|pair| pair.map(drop))?;
     if header.cluster != dir.identity().cluster || header.volume != VolumeId::FIRST {
@@ -504,7 +438,7 @@ fn verify(dir: &DataDir, path: &Path) -> Result<SnapshotHeader, StoreError> {
 
 /// A log that ends before the snapshot, or has another entry there, is what a peer's snapshot was to
 /// replace when the process died: it is reset. One that begins after the snapshot has a hole.
-fn fit_log_to_snapshot(
+pub(super) fn fit_log_to_snapshot(
     dir: &DataDir,
     log: &RaftLog,
     snapshot: Option<&SnapshotHeader>,
@@ -562,14 +496,14 @@ fn believe_state(
 
 /// What was staged by sessions that ended while an earlier process was dying. Those that are opened later are not
 /// known yet.
-fn forget_stages(files: &Files, state: &State) -> Result<(), StoreError> {
+pub(super) fn forget_stages(files: &Files, state: &State) -> Result<(), StoreError> {
     let (applied, view) = (state.applied(), state.read());
     let open: Vec<_> = query::sessions(&view)?.into_iter().map(|(session, _)| session).collect();
     files.keep_stages(|session| session.0 > applied.0 || open.contains(&session))
 }
 
 /// raft-rs panics where more is applied than committed.
-fn raise_commit(log: &RaftLog, state: &State) -> Result<(), StoreError> {
+pub(super) fn raise_commit(log: &RaftLog, state: &State) -> Result<(), StoreError> {
     let mut hard_state = log.hard_state();
     let applied = state.applied().0;
     if hard_state.commit >= applied {

@@ -223,8 +223,8 @@ impl World {
         let state = &self.nodes[node].state;
         let now = (state.applied.index, state.digest);
         let is_right = |(index, digest)| self.truth.digest_at(index) == Some(digest);
-        let mut noted = state.ledger.samples();
-        if state.wrong == Some(Wrong::Misapplied) && is_right(now) && noted.all(is_right) {
+        let are_right = is_right(now) && state.ledger.samples().all(is_right);
+        if state.wrong == Some(Wrong::Misapplied) && are_right {
             self.nodes[node].state.wrong = None;
         }
     }

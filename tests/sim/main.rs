@@ -154,7 +154,8 @@ fn run(seed: u64, trace: Trace) -> Report {
     let is_enough = |world: &World| {
         world.now >= end && world.faults >= FAULTS_MIN && world.truth.commands() >= COMMANDS_MIN
     };
-    assert!(world.run_until(180 * SECOND, is_enough), "too little happens");
+    let is_done = world.run_until(180 * SECOND, is_enough);
+    assert!(is_done, "too little happens: {}", what_is_left(&world));
 
     world.cure_everything();
     let before: Vec<u64> = world.clients.iter().map(|client| client.answered).collect();

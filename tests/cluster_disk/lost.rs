@@ -73,9 +73,10 @@ fn a_start_believes_only_what_is_on_the_disk() {
         let small = SmallDisk::mount(&dir.join("memory/disk"), DISK);
         fs::create_dir_all(dir.join("n3")).expect("a directory");
         symlink(small.path(), dir.join("n3/data")).expect("a link");
-        disk = Some((small, memory));
+        disk = Some((memory, small));
     });
-    let (small, memory) = disk.expect("mounted");
+    // The second one is in the first, and goes before it.
+    let (memory, small) = disk.expect("mounted");
     // Every block of it can be written, but those that are taken away below.
     let image = File::options().write(true).open(small.path().with_extension("image"));
     let image = image.expect("open");
@@ -108,6 +109,7 @@ fn a_start_believes_only_what_is_on_the_disk() {
         (!Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(())
     });
     until_gone(pid);
+    drop(filling);
     fs::remove_file(&stuffing).expect("remove");
     let ends = ends(&cluster, 3);
     assert!(ends.contains("failed") && ends.contains("the Raft log"), "{ends}");
@@ -123,5 +125,6 @@ fn a_start_believes_only_what_is_on_the_disk() {
         assert!(found == pattern(number, 3000), "{name}");
     }
     cluster.down();
-    drop((image, small, memory));
+    drop((image, small));
+    drop(memory);
 }

@@ -73,12 +73,7 @@ impl RaftLog {
         }));
         log.load()?;
         if options.prefill {
-            match prefill_current_file(dir, options.file_bytes) {
-                Err(error) if error.is_full() => {
-                    tracing::warn!("{error}: fsyncs of the log are slower for now");
-                }
-                filled => filled?,
-            }
+            prefill_current_file(dir, options.file_bytes)?;
         }
         Ok(log)
     }

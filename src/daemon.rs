@@ -1,5 +1,6 @@
 //! One daemon: puts the store, the node, the services and the mount together.
 
+mod descriptors;
 mod ending;
 mod guarding;
 mod lost_state;
@@ -71,6 +72,7 @@ pub fn init(config: &Config) -> Result<InitReport> {
 /// When it cannot start, or cannot go on; [`StaysDown`] where it must not be started again by itself.
 pub fn run(config: &Config, after_crash_loop: bool) -> Result<()> {
     ending::end_at_panics();
+    descriptors::raise_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

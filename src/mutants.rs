@@ -18,8 +18,6 @@ pub enum Mutant {
     ExpireAtOnce,
     /// A leader waits for half the time that a lease runs.
     ExpireEarly,
-    /// What others show counts before it is known who they are in this term.
-    StableBeforeOwnTerm,
     /// One mount need not show what is stable.
     StableWithoutOne,
     /// What was said of an earlier leader's log counts in this term, too.

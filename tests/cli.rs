@@ -7,7 +7,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::{
     Cluster, contents, names, quorumfs, succeed, temporary_dir, text, wait_until, write_and_sync,
@@ -177,6 +177,39 @@ fn only_file(dir: &Path) -> PathBuf {
 
 fn copy(from: &Path, to: &Path) {
     succeed(Command::new("cp").arg("-a").arg("--sparse=always").arg(from).arg(to));
+}
+
+/// Descriptors are checked before anything else, and raised where that is possible.
+#[test]
+fn too_few_files_that_may_be_open() {
+    let bench = Bench::new();
+    let program = quorumfs().get_program().to_owned();
+    let with_limit = |limit: &str| {
+        let mut shell = Command::new("sh");
+        // Root would raise the hard limit.
+        let serve = "exec setpriv --bounding-set -sys_resource \"$0\" serve --config \"$1\"";
+        shell.args(["-c", &format!("{limit}; {serve}")]);
+        shell.arg(&program).arg(bench.path("quorumfs.toml"));
+        shell
+    };
+    assert_refused(&mut with_limit("ulimit -n 1000"), &["no more than 1000 files", "LimitNOFILE"]);
+    bench.init();
+    let mut serve = with_limit("ulimit -Sn 256");
+    let serve = serve.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
+    let soft_limit = || {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", serve.id())).ok()?;
+        let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+        line.split_whitespace().nth(3)?.parse().ok().filter(|soft| *soft > 256)
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut limit: Option<u64> = None;
+    while limit.is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+        limit = soft_limit();
+    }
+    end(serve);
+    succeed(&mut bench.command(&["cleanup"]));
+    assert!(limit >= Some(4096), "{limit:?}");
 }
 
 #[test]

@@ -90,6 +90,19 @@ const UNSTABLE_STD: [&str; 5] = ["thread", "env", "process", "net", "fs"];
 
 const DETERMINISTIC: [&str; 3] = ["types", "fs", "consensus"];
 
+/// Channels that take any number of messages, and what bounds these. `docs/limits.md` has them.
+const UNBOUNDED: [(&str, usize, &str); 5] = [
+    (
+        "node/start.rs",
+        4,
+        "the window of Raft, and of this node's own mutations; the ends of its threads",
+    ),
+    ("node/locks.rs", 1, "each delegated inode is named once"),
+    ("rpc/stage_queue.rs", 1, "the budget of bytes on their way (node/staging.rs)"),
+    ("rpc/peers.rs", 1, "counted in bytes: MAX_QUEUED"),
+    ("mount/waiting.rs", 1, "a test"),
+];
+
 /// A source file without its comments, strings and characters.
 struct Source {
     path: PathBuf,
@@ -176,6 +189,35 @@ fn inode_numbers_of_the_kernel_are_translated() {
     let code = strip(&fs::read_to_string(filesystem).expect("it is there"));
     let numbers = code.match_indices("Ino(").filter(|(at, _)| !code[..*at].ends_with(is_of_word));
     assert_eq!(numbers.count(), 0, "use QuorumFs::ino");
+}
+
+/// What waits without a bound is memory that is gone some day.
+#[test]
+fn channels_are_bounded() {
+    let src = root_dir().join("src");
+    let mut problems = Vec::new();
+    for source in sources() {
+        let unbounded = [
+            "unbounded_channel",
+            "unbounded()",
+            "unbounded::<",
+            "mpsc::channel()",
+            "sync::mpsc::channel::<",
+        ];
+        let found = unbounded.iter().map(|how| source.code.matches(how).count()).sum::<usize>();
+        let path = source.path.strip_prefix(&src).expect("below it");
+        let known = UNBOUNDED.iter().find(|(file, ..)| path == Path::new(file));
+        let known = known.map_or(0, |(_, count, _)| *count);
+        if found != known {
+            problems.push(format!("{}: {found} unbounded channels, not {known}", path.display()));
+        }
+    }
+    let gone = UNBOUNDED.iter().filter(|(file, ..)| !src.join(file).exists());
+    problems.extend(gone.map(|(file, ..)| format!("{file} is gone")));
+    assert!(
+        problems.is_empty(),
+        "give them a bound, or say in UNBOUNDED what it is: {problems:#?}"
+    );
 }
 
 #[test]

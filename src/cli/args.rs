@@ -9,8 +9,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::cli::{
-    cleanup, cluster, dev, export, fsck, guardian, leader, member, mount, probe, recover, scrub,
-    serve, status,
+    accept_lost, cleanup, cluster, dev, export, fsck, guardian, leader, member, mount, probe,
+    recover, scrub, serve, status,
 };
 use crate::daemon::StaysDown;
 
@@ -50,6 +50,8 @@ enum Command {
     Umount(mount::UmountArgs),
     /// Reads files on all replicas, compares them, and has what is rotten fetched again.
     Scrub(scrub::Args),
+    /// Lists bytes that no node has any more, and makes them zeros where they are named.
+    AcceptLost(accept_lost::Args),
     /// Unmounts what a dead daemon left mounted.
     Cleanup(ConfigArgs),
     /// Checks the data directory of a node that does not run.
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => block_on(mount::mount(&args)),
         Command::Umount(args) => block_on(mount::umount(&args)),
         Command::Scrub(args) => block_on(scrub::run(&args)),
+        Command::AcceptLost(args) => block_on(accept_lost::run(&args)),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Fsck(args) => return fsck::run(&args),
         Command::Export(args) => export::run(&args),

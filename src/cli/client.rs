@@ -9,8 +9,9 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::rpc::admin::admin_client::AdminClient;
 use crate::rpc::admin::{
-    AddMemberRequest, MountRequest, PromoteMemberRequest, RemoveMemberRequest, ScrubProgress,
-    ScrubRequest, StatusReply, StatusRequest, TransferLeaderRequest, UnmountRequest,
+    AcceptLostRequest, AddMemberRequest, LostReport, MountRequest, PromoteMemberRequest,
+    RemoveMemberRequest, ScrubProgress, ScrubRequest, StatusReply, StatusRequest,
+    TransferLeaderRequest, UnmountRequest,
 };
 use crate::types::NodeId;
 
@@ -93,6 +94,15 @@ impl Admin {
             .map_err(|status| refusal(&self.address, &status))
     }
 
+    /// Begins to look for lost bytes, which ends when the stream is dropped.
+    pub(crate) async fn accept_lost(
+        &mut self,
+        request: AcceptLostRequest,
+    ) -> Result<tonic::Streaming<LostReport>> {
+        let asked = tokio::time::timeout(ANSWER_TIMEOUT, self.client.accept_lost(request)).await;
+        self.answer(asked)
+    }
+
     /// Announces a member that is going to listen at `address`; answers its id.
     pub(crate) async fn add_member(&mut self, address: &str, learner: bool) -> Result<NodeId> {
         let request = AddMemberRequest { address: address.to_owned(), learner };
@@ -138,10 +148,29 @@ impl Admin {
 }
 
 fn refusal(address: &str, status: &tonic::Status) -> anyhow::Error {
+    if status.code() == Code::Unimplemented {
+        return anyhow::anyhow!(
+            "the daemon at {address} is of another version of quorumfs and does not know this request: use the quorumfs \
+             that it runs (quorumfs status says which)"
+        );
+    }
     anyhow::anyhow!("the daemon at {address} says: {}", status.message())
 }
 
 /// Connects and asks once.
 pub(crate) async fn status_of(address: &str) -> Result<StatusReply> {
     Admin::connect(address).await?.status().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::refusal;
+
+    #[test]
+    fn an_older_daemon_is_named_as_that() {
+        let error = refusal("n:1", &tonic::Status::unimplemented("")).to_string();
+        assert!(error.contains("another version of quorumfs"), "{error}");
+        let error = refusal("n:1", &tonic::Status::internal("no")).to_string();
+        assert_eq!(error, "the daemon at n:1 says: no");
+    }
 }

@@ -5,6 +5,7 @@
 //! that touches a mount point goes through `probe`, because a `stat` of a mount whose daemon hangs
 //! never returns.
 
+mod accept_lost;
 mod args;
 mod cleanup;
 mod client;

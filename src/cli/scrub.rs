@@ -96,7 +96,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
 }
 
 /// The daemon that shows a path, and the path below the root of the file system.
-async fn locate(path: &Path) -> Result<(String, Vec<u8>)> {
+pub(super) async fn locate(path: &Path) -> Result<(String, Vec<u8>)> {
     let absolute = std::path::absolute(path)?;
     // A mount whose daemon hangs must not be looked into.
     if let Some(mount) = mount_of(&absolute)? {

@@ -215,8 +215,7 @@ impl<S: Storage> Core<S> {
     /// Nobody counts anything before an entry of the current term is applied: until then this node may
     /// not know of sessions that others wait for.
     fn advance_stable(&mut self) {
-        let is_own_term = self.applied.term.0 == self.raft.raft.term;
-        if is_own_term || mutants::is(Mutant::StableBeforeOwnTerm) {
+        if self.applied.term.0 == self.raft.raft.term {
             if let Some(session) = self.lease.session() {
                 self.roster.shows(session, self.applied.index);
             }

@@ -17,6 +17,8 @@ use crate::rpc::admin::{MountInfo, MountRequest};
 use crate::rpc::{Mounts, MountsError};
 use crate::store;
 
+/// Each has threads, a connection to the kernel, and up to 64 MiB of what is written.
+const MOUNTS_MAX: usize = 64;
 /// A mount takes no longer to be made, unless there is no quorum.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -107,6 +109,9 @@ impl Shared {
         subtree: String,
         flags: MountFlags,
     ) -> Result<Arc<Mount>, MountError> {
+        if self.known.lock().mounts.len() >= MOUNTS_MAX {
+            return Err(MountError::TooMany { most: MOUNTS_MAX });
+        }
         let inline_max = usize::try_from(self.config.inline_max).expect("validated: at most 1 MiB");
         let options =
             MountOptions { mount_point: mount_point.clone(), source, subtree, flags, inline_max };

@@ -1,5 +1,9 @@
 //! Limits that outcomes depend on. Part of the format: changing one needs a new feature level.
 
+/// How commands and records are encoded, and what applying a command does. There is one level until the first release; see
+/// `docs/formats.md`.
+pub const FEATURE_LEVEL: u32 = 1;
+
 /// Bytes of a name in a directory.
 pub const NAME_MAX: usize = 255;
 /// Bytes of a symlink's target.
@@ -11,6 +15,8 @@ pub const LINK_MAX: u32 = 65_000;
 pub const SIZE_MAX: u64 = (1 << 44) - 4096;
 /// Bytes that one command copies from file to file.
 pub const COPY_MAX: u64 = 8 << 20;
+/// Ranges of lost bytes that one command gives up.
+pub const LOST_MAX: usize = 1024;
 /// Bytes of a stage that have a checksum together.
 pub const CHECKSUM_BLOCK: u64 = 128 << 10;
 /// Bytes of an extended attribute's name.

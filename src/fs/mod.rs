@@ -35,7 +35,7 @@ pub mod proto {
 
 pub use acl::{ACCESS_ACL, DEFAULT_ACL};
 pub use applied::{Applied, Change, FileEffect, StagedPiece};
-pub use apply::{apply, decode};
+pub use apply::{NoCommand, apply, decode};
 pub use check::{Problem, check};
 pub use delegations::{Delegations, Local};
 pub use digest::Digest;

@@ -108,6 +108,7 @@ impl Unapplied {
             }
             Some(Op::Allocate(op)) => marks.inode(op.ino),
             Some(Op::CopyRange(op)) => marks.inode(op.ino),
+            Some(Op::AcceptLost(op)) => marks.inode(op.ino),
             Some(Op::Touch(op)) => op.inodes.iter().for_each(|touched| marks.inode(touched.ino)),
             // What a mount shows does not depend on these.
             Some(

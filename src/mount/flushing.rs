@@ -93,8 +93,9 @@ impl Core {
         let room = self.node.space();
         // Nobody has looked at the disks yet where they are said to have no bytes at all.
         let is_nearly_full = room.total_bytes > 0 && room.free_bytes < NEARLY_FULL;
+        let may_begin = !is_nearly_full && self.node.may_begin_stage();
         let state = buffer.lock();
-        state.has_staged() || (state.wants_stage(self.inline_max) && !is_nearly_full)
+        state.has_staged() || (state.wants_stage(self.inline_max) && may_begin)
     }
 
     /// The same in the background.

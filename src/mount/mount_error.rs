@@ -6,6 +6,12 @@ use std::path::PathBuf;
 /// Why a mount could not be made or unmade.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
+    /// There are enough of them.
+    #[error("this daemon has {most} mounts, and makes no more: unmount one that nobody needs")]
+    TooMany {
+        /// How many there can be.
+        most: usize,
+    },
     /// The directory is not there.
     #[error("the mount point {} cannot be used: create the directory first", path.display())]
     MissingMountPoint {

@@ -30,8 +30,8 @@ pub(super) enum ApplyError {
          it goes on where it stopped"
     )]
     Full(#[source] StoreError),
-    #[error("log entry {index} holds a command that cannot be decoded: {source}")]
-    Undecodable { index: LogIndex, source: prost::DecodeError },
+    #[error("the command in log entry {index} {source}")]
+    NoCommand { index: LogIndex, source: fs::NoCommand },
 }
 
 impl ApplyError {
@@ -250,7 +250,7 @@ pub(super) fn key_of(command: &proto::Command) -> ProposalKey {
 }
 
 pub(super) fn decode(index: LogIndex, data: &bytes::Bytes) -> Result<proto::Command, ApplyError> {
-    fs::decode(data.clone()).map_err(|source| ApplyError::Undecodable { index, source })
+    fs::decode(data.clone()).map_err(|source| ApplyError::NoCommand { index, source })
 }
 
 fn apply_entry(
@@ -272,6 +272,11 @@ fn apply_entry(
         changes.iter().all(|c| shared.received.unapplied.read().covers(index, c)),
         "{command:?} changed what was not marked: {changes:?}"
     );
+    if let Some(proto::command::Op::AcceptLost(lost)) = &command.op
+        && !effects.is_empty()
+    {
+        super::lost::note(index, &command, lost);
+    }
     shared.durability.applied(index, &command);
     round.verdict = Verdict::of(&command);
     let key = key_of(&command);

@@ -86,8 +86,9 @@ impl Handle {
     }
 
     /// Whether the state has come to what the files were when the last process died: they may be ahead of it
-    /// before; and whether it may be shown at all. The entry that opens a session of this process comes after all that the last one can have applied.
-    fn has_replayed(&self) -> bool {
+    /// before; and whether it may be shown at all. The entry that opens a session of this process comes after all that the
+    /// last one can have applied.
+    pub(super) fn has_replayed(&self) -> bool {
         let replayed = &self.0.replayed;
         if !replayed.load(Ordering::Relaxed) && self.session() != SessionId::CLUSTER {
             replayed.store(true, Ordering::Relaxed);
@@ -185,13 +186,9 @@ impl Handle {
             && self.condemn(&file, &unreadable, "the disk cannot read a block")?)
     }
 
-    /// Bytes for a peer, of a version that it can use, with that version. Where checksums are known the bytes are
-    /// what they should be: what is not is missing here from now on.
-    pub(super) fn read_for_peer(
-        &self,
-        wanted: &Wanted,
-        len: u64,
-    ) -> Result<Option<(LogIndex, Vec<u8>)>, StoreError> {
+    /// Bytes for a peer, of a version that it can use. Where checksums are known, whole blocks are what they should be:
+    /// what is not is missing here from now on.
+    pub(super) fn read_for_peer(&self, wanted: &Wanted) -> Result<Option<Fetched>, StoreError> {
         for _ in 0..ATTEMPTS {
             let file = match self.look_at(wanted.ino)? {
                 Look::Nothing => return Ok(None),
@@ -204,27 +201,39 @@ impl Handle {
             if file.key.1 != wanted.generation || file.version < wanted.version {
                 return Ok(None);
             }
-            let asked = ByteRange::at(wanted.range.start, len);
+            let asked = wanted.range;
             let blocks = blocks_of(ByteRange { end: asked.end.min(file.size), ..asked });
             // Whole blocks, and all that was asked for: what lies behind the end is zeros.
-            let start = file.block(blocks.start).start.min(asked.start);
-            let end = asked.end.max(file.block(blocks.end.saturating_sub(1)).end);
-            let mut data = vec![0; length(end - start)];
-            if !self.read_bytes(wanted.ino, wanted.generation, start, &mut data)? {
+            let whole = ByteRange {
+                start: file.block(blocks.start).start.min(asked.start),
+                end: asked.end.max(file.block(blocks.end.saturating_sub(1)).end),
+            };
+            let missing = self.files().missing(file.key, whole);
+            let here = if wanted.apart { first_here(&missing, whole, asked) } else { Some(whole) };
+            let Some(here) = here else { return Ok(None) };
+            let mut data = vec![0; length(here.len())];
+            if !self.read_bytes(wanted.ino, wanted.generation, here.start, &mut data)? {
+                if wanted.apart {
+                    continue;
+                }
                 return Ok(None);
             }
-            let rotten = self.files().rotten(&file, start, &data);
+            let rotten = self.files().rotten(&file, here.start, &data);
             // What was read while it changed may be of either version.
             if !self.files().is_still(&file) {
                 continue;
             }
             if !rotten.is_empty() {
                 self.condemn(&file, &rotten, "a block is not what its checksum says")?;
+                if wanted.apart {
+                    continue;
+                }
                 return Ok(None);
             }
-            data.truncate(length(asked.end - start));
-            data.drain(..length(asked.start - start));
-            return Ok(Some((file.version, data)));
+            let start = here.start.max(asked.start);
+            data.truncate(length(here.end.min(asked.end) - here.start));
+            data.drain(..length(start - here.start));
+            return Ok(Some(Fetched { version: file.version, start, data: data.into() }));
         }
         Ok(None)
     }
@@ -235,7 +244,7 @@ impl Handle {
         wanted: &Wanted,
         fetched: &Fetched,
     ) -> Result<Taken, StoreError> {
-        let (offset, version) = (wanted.range.start, fetched.version);
+        let (offset, version) = (fetched.start, fetched.version);
         if let Look::Steady(file) = self.look_at(wanted.ino)?
             && (file.key.1, file.version) == (wanted.generation, version)
             && !self.files().rotten(&file, offset, &fetched.data).is_empty()
@@ -348,6 +357,20 @@ impl Handle {
     }
 }
 
+/// The first part of `whole` of which nothing is missing and that has bytes that were asked for. In all of it whole blocks
+/// can be judged.
+fn first_here(
+    missing: &[(ByteRange, LogIndex)],
+    whole: ByteRange,
+    asked: ByteRange,
+) -> Option<ByteRange> {
+    let ends = missing.iter().map(|(gap, _)| gap.end);
+    let starts = missing.iter().map(|(gap, _)| gap.start).chain([whole.end]);
+    let here = [whole.start].into_iter().chain(ends).zip(starts);
+    let mut here = here.map(|(start, end)| ByteRange { start, end });
+    here.find(|here| here.start.max(asked.start) < here.end.min(asked.end))
+}
+
 /// What the disk cannot read: a bad sector.
 fn is_unreadable(error: &StoreError) -> bool {
     matches!(error, StoreError::Io { source, .. } if store::is_broken(source))
@@ -355,4 +378,30 @@ fn is_unreadable(error: &StoreError) -> bool {
 
 fn length(bytes: u64) -> usize {
     usize::try_from(bytes).expect("at most some blocks")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ByteRange, LogIndex, first_here};
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange { start, end }
+    }
+
+    #[test]
+    fn what_is_here_of_it_is_found_first_part_first() {
+        let whole = range(0, 100);
+        let of = |gaps: &[(u64, u64)], asked| {
+            let gaps: Vec<_> = gaps.iter().map(|(s, e)| (range(*s, *e), LogIndex(1))).collect();
+            first_here(&gaps, whole, asked)
+        };
+        assert_eq!(of(&[], range(20, 30)), Some(whole), "blocks can be proven");
+        assert_eq!(of(&[(25, 40)], range(20, 30)), Some(range(0, 25)));
+        assert_eq!(of(&[(0, 25)], range(20, 30)), Some(range(25, 100)));
+        assert_eq!(of(&[(0, 25), (28, 100)], range(20, 30)), Some(range(25, 28)));
+        assert_eq!(of(&[(20, 30)], range(20, 30)), None);
+        assert_eq!(of(&[(10, 22), (22, 40)], range(20, 30)), None);
+        assert_eq!(of(&[(10, 22), (24, 26)], range(20, 30)), Some(range(22, 24)));
+        assert_eq!(of(&[(0, 100)], range(20, 30)), None);
+    }
 }

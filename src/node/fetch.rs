@@ -63,6 +63,9 @@ pub struct Wanted {
     pub range: ByteRange,
     /// The data_version that is needed, or a later one.
     pub version: LogIndex,
+    /// Nobody has all of it: whoever has some gives the first part that it has. Also of blocks of which it lacks
+    /// other bytes, so that nothing can prove what it has.
+    pub apart: bool,
 }
 
 /// What a peer has answered.
@@ -70,8 +73,24 @@ pub struct Wanted {
 pub struct Fetched {
     /// The data_version that the bytes are of.
     pub version: LogIndex,
-    /// All that was asked for, from its first byte on. What is not there is zeros.
+    /// Where in the file they begin.
+    pub start: u64,
+    /// All that was asked for, or one part of it where that was asked for. What lies behind the end of the file is
+    /// zeros.
     pub data: Bytes,
+}
+
+impl Fetched {
+    fn range(&self) -> ByteRange {
+        ByteRange::at(self.start, self.data.len() as u64)
+    }
+
+    /// Whether it is an answer to that.
+    fn answers(&self, wanted: &Wanted) -> bool {
+        let (range, asked) = (self.range(), wanted.range);
+        let is_part = !range.is_empty() && asked.start <= range.start && range.end <= asked.end;
+        self.version >= wanted.version && if wanted.apart { is_part } else { range == asked }
+    }
 }
 
 /// What is under way.
@@ -124,6 +143,11 @@ impl Fetching {
             nowhere: Nowhere::default(),
             changed: Notify::new(),
         }
+    }
+
+    /// There is one more peer to be asked: what no other one has it may have.
+    pub(super) fn lane_opened(&self) {
+        self.nowhere.clear();
     }
 
     /// The connection for bulk data to a peer is lost.
@@ -233,7 +257,7 @@ impl Handle {
         }
     }
 
-    /// What a peer wants: nothing where this replica does not have it. Waits for the disk.
+    /// What a peer wants: nothing where this replica has none of it, or not all where all is wanted. Waits for the disk.
     ///
     /// # Errors
     /// When the disk refuses.
@@ -241,7 +265,7 @@ impl Handle {
     /// # Panics
     /// Where a piece does not fit into memory's addresses, which cannot be.
     pub fn give(&self, wanted: Wanted) -> Result<Option<Fetched>, StoreError> {
-        let given = self.read_for_peer(&wanted, wanted.range.len().min(PIECE))?;
-        Ok(given.map(|(version, data)| Fetched { version, data: data.into() }))
+        let most = ByteRange::at(wanted.range.start, wanted.range.len().min(PIECE));
+        self.read_for_peer(&Wanted { range: most, ..wanted })
     }
 }

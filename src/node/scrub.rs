@@ -215,7 +215,7 @@ fn per_second(bytes: u64, rate: u64) -> f64 {
 
 /// The files below a directory, one page of names after the other. Names that move meanwhile may be missed.
 #[derive(Clone, Debug)]
-struct Walk {
+pub(super) struct Walk {
     /// A file by itself.
     single: Option<Found>,
     /// Directories that it is in: path, and the cookie after which it goes on.
@@ -226,7 +226,7 @@ struct Walk {
 
 impl Walk {
     /// From a file or a directory on; nothing where there is none.
-    fn from(handle: &Handle, path: &[u8]) -> Result<Option<Self>, StoreError> {
+    pub(super) fn from(handle: &Handle, path: &[u8]) -> Result<Option<Self>, StoreError> {
         let state = handle.state();
         let Some(ino) = query::resolve(&state, path)? else { return Ok(None) };
         let Some(inode) = query::inode(&state, ino)? else { return Ok(None) };
@@ -241,7 +241,7 @@ impl Walk {
     }
 
     /// The files of the next names, perhaps none; nothing at the end.
-    fn next(&mut self, handle: &Handle) -> Result<Option<Vec<Found>>, StoreError> {
+    pub(super) fn next(&mut self, handle: &Handle) -> Result<Option<Vec<Found>>, StoreError> {
         if let Some(single) = self.single.take() {
             return Ok(Some(vec![single]));
         }

@@ -1,5 +1,6 @@
 //! What the node's threads and its [`super::Handle`]s share.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -141,11 +142,25 @@ impl Shared {
     /// Whether a node was a member once, and is none any more. It votes for as long as it has a place in the Raft group:
     /// who takes that away may need it.
     pub(super) fn is_removed(&self, node: NodeId) -> Result<bool, StoreError> {
+        Ok(!self.placed().contains(&node) && query::is_removed(&self.state.read(), node)?)
+    }
+
+    /// The other nodes that may have bytes: members that have joined, and those that are removed and still have a place.
+    pub(super) fn others(&self) -> Result<BTreeSet<NodeId>, StoreError> {
+        let members = query::members(&self.state.read())?.into_iter();
+        let joined = members.filter(|member| query::suffrage(member).is_some());
+        let mut others = self.placed();
+        others.extend(joined.map(|member| NodeId(member.node)));
+        others.remove(&self.node);
+        Ok(others)
+    }
+
+    /// Who has a place in the Raft group.
+    fn placed(&self) -> BTreeSet<NodeId> {
         let placed = self.state.conf_state();
-        let all = placed.voters.iter().chain(&placed.voters_outgoing);
-        let is_placed =
-            all.chain(&placed.learners).chain(&placed.learners_next).any(|id| *id == node.0);
-        Ok(!is_placed && query::is_removed(&self.state.read(), node)?)
+        let voters = placed.voters.iter().chain(&placed.voters_outgoing);
+        let all = voters.chain(&placed.learners).chain(&placed.learners_next);
+        all.copied().map(NodeId).collect()
     }
 
     /// Those who have joined are known by their addresses, those who are removed no more; and this node, where it is

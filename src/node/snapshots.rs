@@ -16,11 +16,10 @@ use super::healing::{examine, heal};
 use super::install::{install, open_newest};
 use super::shared::{Shared, ToDriver};
 use crate::fs::Digest;
+use crate::fs::limits::FEATURE_LEVEL;
 use crate::store::{SnapshotHeader, StoreError, prepare_snapshot, put_snapshot, read_snapshot};
 use crate::types::{LogIndex, NodeId, VolumeId};
 
-/// How records are encoded.
-const FEATURE_LEVEL: u32 = 1;
 /// The log behind a snapshot that is sent to a peer is kept for so long, after its last piece, so that the peer
 /// finds it there afterwards.
 const LENT_FOR: Duration = Duration::from_secs(600);

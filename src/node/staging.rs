@@ -21,7 +21,6 @@ use super::deadline::Deadline;
 use super::durability::voters;
 use super::encoding::{Encoded, Encoder};
 use super::handle::{Handle, NodeError};
-use super::shared::Shared;
 use super::transport::ToStage;
 use crate::fs::limits::CHECKSUM_BLOCK;
 use crate::fs::{proto, query};
@@ -30,6 +29,8 @@ use crate::types::{ByteRange, NodeId, SessionId, StageId};
 
 /// Bytes on their way to peers at most, of all stages of this node.
 const BUDGET: usize = 256 << 20;
+/// Stages of this node that are open: each has a descriptor, here and at each peer.
+const STAGES: usize = 1024;
 /// A stage that is sent again goes in pieces of so many bytes.
 const PIECE: u64 = 1 << 20;
 /// Between two attempts to find a quorum.
@@ -39,6 +40,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Staging {
     budget: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     stages: AtomicU64,
     marks: AtomicU64,
     /// Marks that peers are to answer.
@@ -59,10 +61,15 @@ impl Staging {
     pub(super) fn new() -> Self {
         Self {
             budget: Arc::new(Semaphore::new(BUDGET)),
+            places: Arc::new(Semaphore::new(STAGES)),
             stages: AtomicU64::new(0),
             marks: AtomicU64::new(0),
             waiting: Mutex::default(),
         }
+    }
+
+    fn has_place(&self) -> bool {
+        self.places.available_permits() > 0
     }
 
     pub(super) fn marked(&self, from: NodeId, mark: u64, holds: bool) {
@@ -92,9 +99,16 @@ pub struct OpenStage {
     homeless: Vec<(u64, Bytes)>,
     encoder: Encoder,
     is_written: bool,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Handle {
+    /// Whether there may be another stage. Otherwise bytes go through the log.
+    #[must_use]
+    pub fn may_begin_stage(&self) -> bool {
+        self.0.staging.has_place()
+    }
+
     /// A new stage of this node's session.
     ///
     /// # Errors
@@ -103,7 +117,7 @@ impl Handle {
         let session = self.until_session().await?;
         let number = self.0.staging.stages.fetch_add(1, Ordering::Relaxed) + 1;
         let mut lanes = BTreeMap::new();
-        for node in peers(&self.0)? {
+        for node in self.0.others()? {
             if let Some(lane) = self.0.transport.stage_lane(node) {
                 lanes.insert(node, lane);
             }
@@ -118,6 +132,8 @@ impl Handle {
             homeless: Vec::new(),
             encoder: Encoder::new(self.0.config.compression),
             is_written: false,
+            // One or two more, where several begin at the same moment.
+            _place: self.0.staging.places.clone().try_acquire_owned().ok(),
         })
     }
 
@@ -131,6 +147,11 @@ impl Handle {
     pub fn makes_quorum_with(&self, others: &[NodeId]) -> bool {
         let nodes: Vec<_> = others.iter().copied().chain([self.node()]).collect();
         is_quorum(&nodes, &voters(&self.0))
+    }
+
+    /// There is a connection for bulk data to a peer.
+    pub fn stage_lane_opened(&self) {
+        self.0.fetching.lane_opened();
     }
 
     /// The connection for stages to a peer is lost.
@@ -352,7 +373,7 @@ impl OpenStage {
 
     /// Sends everything to whoever has a new connection.
     async fn send_again(&mut self) -> Result<(), NodeError> {
-        for node in peers(&self.handle.0)? {
+        for node in self.handle.0.others()? {
             let Some(lane) = self.handle.0.transport.stage_lane(node) else { continue };
             if self.lanes.get(&node) == Some(&lane) {
                 continue;
@@ -417,16 +438,6 @@ fn is_quorum(nodes: &[NodeId], voters: &[NodeId]) -> bool {
     2 * voters.iter().filter(|voter| nodes.contains(voter)).count() > voters.len()
 }
 
-/// The other members.
-fn peers(shared: &Shared) -> Result<Vec<NodeId>, StoreError> {
-    let members = query::members(&shared.state.read())?;
-    Ok(members
-        .into_iter()
-        .map(|member| NodeId(member.node))
-        .filter(|node| *node != shared.node)
-        .collect())
-}
-
 /// Checksums of blocks, summed up while bytes come in order.
 #[derive(Debug, Default)]
 struct Checksums(BTreeMap<u64, Sum>);
@@ -461,7 +472,17 @@ impl Checksums {
 
 #[cfg(test)]
 mod tests {
-    use super::{ByteRange, CHECKSUM_BLOCK, Checksums};
+    use super::{ByteRange, CHECKSUM_BLOCK, Checksums, STAGES, Staging};
+
+    #[test]
+    fn so_many_stages_are_open_and_no_more() {
+        let staging = Staging::new();
+        let taken = (0..STAGES).filter_map(|_| staging.places.clone().try_acquire_owned().ok());
+        let mut taken: Vec<_> = taken.collect();
+        assert_eq!((taken.len(), staging.has_place()), (STAGES, false));
+        taken.pop();
+        assert!(staging.has_place(), "one is written");
+    }
 
     #[test]
     fn checksums_of_what_came_in_order_are_known() {

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::blocks::{Block, Examined};
 use super::durability::Synced;
 use super::fetch::{Fetched, Wanted};
+use super::lost::{Lacked, Lacking};
 use super::space::{OnDisk, SpaceReport};
 use super::staging::Weighed;
 use crate::consensus::PeerMessage;
@@ -78,6 +79,9 @@ pub trait Transport: Send + Sync {
     /// Tells a peer what a majority of the replicas has for a block; whether it has another one, which is missing
     /// there from then on. Nothing where it cannot be asked.
     fn outvote(&self, at: NodeId, asked: Examined, sum: u32) -> Answered<bool>;
+
+    /// Asks a peer which bytes of a file it lacks; nothing where it does not have that version, or cannot be asked.
+    fn lacking(&self, at: NodeId, asked: Lacking) -> Answered<Lacked>;
 
     /// Asks a peer for its newest snapshot file, which must cover `at_least`: its bytes go to `pieces` in order; nothing
     /// in the end where not all of them came.

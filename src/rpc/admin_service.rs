@@ -8,12 +8,13 @@ use tonic::{Request, Response, Status};
 
 use super::admin::admin_server::Admin;
 use super::admin::{
-    AddMemberReply, AddMemberRequest, ListMountsReply, ListMountsRequest, Missing, MountInfo,
-    MountReply, MountRequest, Nowhere, PromoteMemberReply, PromoteMemberRequest, RemoveMemberReply,
-    RemoveMemberRequest, ScrubRequest, SessionStatus, StatusReply, StatusRequest,
-    TransferLeaderReply, TransferLeaderRequest, UnmountReply, UnmountRequest,
+    AcceptLostRequest, AddMemberReply, AddMemberRequest, ListMountsReply, ListMountsRequest,
+    Missing, MountInfo, MountReply, MountRequest, Nowhere, PromoteMemberReply,
+    PromoteMemberRequest, RemoveMemberReply, RemoveMemberRequest, ScrubRequest, SessionStatus,
+    StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest, UnmountReply,
+    UnmountRequest,
 };
-use super::{Mounts, MountsError, local_caller, membership, scrubbing};
+use super::{Mounts, MountsError, local_caller, losing, membership, scrubbing};
 use crate::consensus::Role;
 use crate::node::{self, Handle, RaftStatus};
 use crate::types::{ByteRange, ClusterId, Ino, NodeId};
@@ -125,7 +126,7 @@ impl AdminService {
         if nowhere > 0 {
             problems.push(format!(
                 "{nowhere} ranges of files are missing here and on every connected node: bring the nodes back that \
-                 have them"
+                 have them, or accept them as lost (quorumfs accept-lost)"
             ));
         }
         problems
@@ -221,6 +222,16 @@ impl Admin for AdminService {
     ) -> Result<Response<Self::ScrubStream>, Status> {
         check_caller(&request, "scrub").await?;
         Ok(Response::new(scrubbing::scrub(&self.handle, request.into_inner()).await?))
+    }
+
+    type AcceptLostStream = losing::Reports;
+
+    async fn accept_lost(
+        &self,
+        request: Request<AcceptLostRequest>,
+    ) -> Result<Response<Self::AcceptLostStream>, Status> {
+        check_caller(&request, "accept bytes as lost").await?;
+        Ok(Response::new(losing::lost(&self.handle, request.into_inner()).await?))
     }
 
     async fn list_mounts(

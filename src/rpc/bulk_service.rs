@@ -5,19 +5,18 @@ use std::fs::File;
 use std::io::Read;
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::examining;
 use super::hello::admit;
 use super::peer::bulk_server::Bulk;
 use super::peer::stage_frame::Body;
 use super::peer::{
-    ExamineReply, ExamineRequest, FetchReply, FetchRequest, OutvoteReply, OutvoteRequest,
-    SnapshotPiece, SnapshotRequest, StageAnswer, StageData, StageFrame, StageMark, SyncReply,
-    SyncRequest,
+    ExamineReply, ExamineRequest, FetchReply, FetchRequest, LackingReply, LackingRequest,
+    OutvoteReply, OutvoteRequest, SnapshotPiece, SnapshotRequest, StageAnswer, StageData,
+    StageFrame, StageMark, SyncReply, SyncRequest,
 };
-use super::wire;
+use super::{examining, losing, wire};
 use crate::node::{DecodeError, Fetched, Handle, StageError, Synced, Wanted};
 use crate::store::StoreError;
 use crate::types::{
@@ -27,6 +26,8 @@ use crate::types::{
 /// Pieces of a snapshot that are read and not yet sent.
 const PIECES: usize = 4;
 const PIECE_BYTES: usize = 1 << 20;
+/// Answers that a peer has not taken: it is not listened to meanwhile.
+const ANSWERS: usize = 1024;
 /// Stages that a connection remembers at least before it looks which are complete.
 const PRUNE: usize = 1024;
 
@@ -47,7 +48,7 @@ impl BulkService {
 
 #[tonic::async_trait]
 impl Bulk for BulkService {
-    type StageStream = UnboundedReceiverStream<Result<StageAnswer, Status>>;
+    type StageStream = ReceiverStream<Result<StageAnswer, Status>>;
 
     async fn stage(
         &self,
@@ -58,7 +59,7 @@ impl Bulk for BulkService {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };
         let from = admit(self.cluster, &self.handle, &hello)?;
-        let (answers, answered) = mpsc::unbounded_channel();
+        let (answers, answered) = mpsc::channel(ANSWERS);
         let incoming = Incoming {
             from,
             handle: self.handle.clone(),
@@ -68,7 +69,7 @@ impl Bulk for BulkService {
             failed: BTreeSet::new(),
         };
         tokio::spawn(incoming.run(frames));
-        Ok(Response::new(UnboundedReceiverStream::new(answered)))
+        Ok(Response::new(ReceiverStream::new(answered)))
     }
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<FetchReply>, Status> {
@@ -82,11 +83,12 @@ impl Bulk for BulkService {
             generation: Generation(request.generation),
             range: ByteRange::at(request.offset, request.length),
             version: LogIndex(request.version),
+            apart: request.apart,
         };
         let handle = self.handle.clone();
         let given = tokio::task::spawn_blocking(move || {
             let given = handle.give(wanted)?;
-            Ok::<_, StoreError>(given.map(|given| reply(&handle, given)))
+            Ok::<_, StoreError>(given.map(|given| reply(&handle, wanted.range.start, given)))
         });
         match given.await {
             Ok(Ok(Some(reply))) => Ok(Response::new(reply)),
@@ -151,6 +153,13 @@ impl Bulk for BulkService {
     ) -> Result<Response<OutvoteReply>, Status> {
         examining::outvoted(self.cluster, &self.handle, request.into_inner()).await
     }
+
+    async fn lacking(
+        &self,
+        request: Request<LackingRequest>,
+    ) -> Result<Response<LackingReply>, Status> {
+        losing::lacked(self.cluster, &self.handle, request.into_inner()).await
+    }
 }
 
 /// Until the file ends, or nobody takes them any more.
@@ -171,17 +180,18 @@ fn send_pieces(
     }
 }
 
-fn reply(handle: &Handle, Fetched { version, data }: Fetched) -> FetchReply {
+fn reply(handle: &Handle, asked: u64, Fetched { version, start, data }: Fetched) -> FetchReply {
     let checksum = crc32c::crc32c(&data);
     let (encoding, plain_length, data) = wire::parts(handle.encode(data));
-    FetchReply { version: version.0, data, checksum, encoding, plain_length }
+    let skipped = start - asked;
+    FetchReply { version: version.0, data, checksum, encoding, plain_length, skipped }
 }
 
 /// A stream of one peer's stages.
 struct Incoming {
     from: NodeId,
     handle: Handle,
-    answers: mpsc::UnboundedSender<Result<StageAnswer, Status>>,
+    answers: mpsc::Sender<Result<StageAnswer, Status>>,
     /// Those that may be incomplete when the stream ends.
     stages: BTreeSet<StageId>,
     /// Those that are complete are dropped when there are this many.
@@ -205,7 +215,7 @@ impl Incoming {
                     self.store(id, data).await;
                     self.prune();
                 }
-                Some(Body::Mark(mark)) => self.answer(id, mark),
+                Some(Body::Mark(mark)) => self.answer(id, mark).await,
                 Some(Body::Abandon(_)) => {
                     self.stages.remove(&id);
                     self.failed.remove(&id);
@@ -255,28 +265,32 @@ impl Incoming {
     /// A connection lasts for as long as two daemons do.
     fn prune(&mut self) {
         if self.stages.len() >= self.prune_at {
-            self.stages.retain(|id| self.handle.files().is_stage_open(*id));
+            let files = self.handle.files();
+            self.stages.retain(|id| files.is_stage_open(*id));
+            // Until it is written somebody may ask whether it is here.
+            self.failed.retain(|id| !files.is_stage_done(*id));
             self.prune_at = 2 * self.stages.len() + PRUNE;
         }
     }
 
     /// Everything that came before it has been stored, or has failed.
-    fn answer(&self, id: StageId, StageMark { number, durable }: StageMark) {
+    async fn answer(&self, id: StageId, StageMark { number, durable }: StageMark) {
         let (handle, answers) = (self.handle.clone(), self.answers.clone());
         let failed = self.failed.contains(&id);
-        let answer = move |holds| {
-            // Nobody listens where the connection is lost.
-            let _ = answers.send(Ok(StageAnswer { mark: number, holds }));
-        };
+        let answer = move |holds| Ok(StageAnswer { mark: number, holds });
         if failed || !durable {
-            return answer(!failed);
+            // Nobody listens where the connection is lost.
+            let _ = answers.send(answer(!failed)).await;
+            return;
         }
+        // Before the disk is waited for: so many wait at once.
+        let Ok(place) = answers.reserve_owned().await else { return };
         tokio::task::spawn_blocking(move || {
             let synced = handle.sync_stage(id);
             if let Err(error) = &synced {
                 tracing::warn!(stage = %id, %error, "a stage could not be made durable");
             }
-            answer(synced.unwrap_or(false));
+            place.send(answer(synced.unwrap_or(false)));
         });
     }
 }

@@ -5,6 +5,7 @@
 
 mod admin_service;
 mod bulk_service;
+mod connection;
 mod envelope;
 mod examining;
 mod fencing;
@@ -12,6 +13,7 @@ mod hello;
 mod join;
 mod lanes;
 mod local_caller;
+mod losing;
 mod lost_state;
 mod membership;
 mod mounts;

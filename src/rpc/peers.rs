@@ -16,10 +16,11 @@ use tokio_stream::Stream;
 use super::peer::peer_client::PeerClient;
 use super::peer::{Envelope, Frame, Hello};
 use super::stage_lanes::StageLanes;
-use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope, examining};
+use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope, examining, losing};
 use crate::consensus::PeerMessage;
 use crate::node::{
-    Answered, Block, Examined, Fetched, Handle, Synced, ToPeer, ToStage, Transport, Wanted,
+    Answered, Block, Examined, Fetched, Handle, Lacked, Lacking, Synced, ToPeer, ToStage,
+    Transport, Wanted,
 };
 use crate::types::{ClusterId, LogIndex, NodeId};
 
@@ -169,6 +170,10 @@ impl Transport for Peers {
 
     fn outvote(&self, at: NodeId, asked: Examined, sum: u32) -> Answered<bool> {
         examining::outvote(self.stages.client(at), asked, sum)
+    }
+
+    fn lacking(&self, at: NodeId, asked: Lacking) -> Answered<Lacked> {
+        losing::lacking(self.stages.client(at), asked)
     }
 
     fn is_connected(&self, node: NodeId) -> bool {

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tonic::transport::Server;
 
 use super::admin::admin_server::AdminServer;
+use super::connection::{Connection, Place};
 use super::peer::bulk_server::BulkServer;
 use super::peer::peer_server::PeerServer;
 use super::{AdminService, BulkService, FRAME, MAX_MESSAGE, PeerService, WINDOW, lanes};
@@ -69,20 +70,25 @@ pub async fn serve(
 
 async fn serve_bulk(
     service: BulkService,
-    mut accepted: mpsc::Receiver<std::net::TcpStream>,
+    mut accepted: mpsc::Receiver<(std::net::TcpStream, Place)>,
 ) -> Result<(), tonic::transport::Error> {
     let bulk = BulkServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     // Each is registered with this runtime from here on.
     let incoming = futures_util::stream::poll_fn(move |context| {
-        accepted.poll_recv(context).map(|stream| stream.map(tokio::net::TcpStream::from_std))
+        let register = |(stream, place)| {
+            let stream = tokio::net::TcpStream::from_std(stream)?;
+            Ok::<_, std::io::Error>(Connection { stream, _place: place })
+        };
+        accepted.poll_recv(context).map(|accepted| accepted.map(register))
     });
     Server::builder()
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(2 * WINDOW)
         .max_frame_size(Some(FRAME))
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(1)))
+        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(2)))
         .add_service(bulk)
         .serve_with_incoming(incoming)
         .await

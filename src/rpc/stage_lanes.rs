@@ -111,9 +111,10 @@ impl StageLanes {
             offset: wanted.range.start,
             length: wanted.range.len(),
             version: wanted.version.0,
+            apart: wanted.apart,
         };
         Box::pin(async move {
-            let FetchReply { version, data, checksum, encoding, plain_length } =
+            let FetchReply { version, data, checksum, encoding, plain_length, skipped } =
                 match client?.fetch(request).await {
                     Ok(reply) => reply.into_inner(),
                     Err(status) if status.code() == Code::NotFound => return Some(None),
@@ -122,7 +123,8 @@ impl StageLanes {
             let data = wire::decode_apart(encoding, plain_length, data).await;
             match data {
                 Ok(data) if crc32c::crc32c(&data) == checksum => {
-                    Some(Some(Fetched { version: LogIndex(version), data }))
+                    let start = wanted.range.start.saturating_add(skipped);
+                    Some(Some(Fetched { version: LogIndex(version), start, data }))
                 }
                 _ => {
                     tracing::error!(peer = node.0, ino = %wanted.ino, "bytes came damaged");
@@ -214,6 +216,10 @@ impl Kept {
         connection.number += 1;
         connection.queue = Some(queue);
         connection.client = Some(client);
+        drop(connection);
+        if let Some(handle) = self.handle.get() {
+            handle.stage_lane_opened();
+        }
     }
 
     fn close(&self) {

@@ -37,6 +37,12 @@ pub struct Steady {
 }
 
 impl Steady {
+    /// A file that nothing has changed yet, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(key: Key, version: LogIndex, size: u64) -> Self {
+        Self { key, version, size, change: LogIndex(0) }
+    }
+
     /// How many blocks it has.
     #[must_use]
     pub fn blocks(&self) -> u64 {

@@ -121,16 +121,29 @@ pub enum StoreError {
     },
     /// A file of a format that came later.
     #[error(
-        "{path} was written by a newer version of quorumfs (format {found}, this one reads up to \
-         {supported}); start that version, or a newer one"
+        "{path} was written by a newer version of quorumfs ({what} {found}, this one knows up to {supported}); start \
+         that version, or a newer one"
     )]
     Newer {
         /// Which file.
         path: PathBuf,
-        /// Its format.
+        /// What came later: its format, or the feature level of what is in it.
+        what: &'static str,
+        /// Which it has.
         found: u64,
-        /// The newest format known here.
+        /// The newest one known here.
         supported: u64,
+    },
+    /// A command that came later.
+    #[error(
+        "entry {index} of the log in {path} is of a kind that this version of quorumfs does not know: start the newer \
+         version that has written it"
+    )]
+    NewerCommand {
+        /// The log's directory.
+        path: PathBuf,
+        /// Which entry.
+        index: LogIndex,
     },
     /// Another daemon works on the data directory.
     #[error("{path} is in use by another daemon (process {pid}); stop that one first")]

@@ -11,12 +11,12 @@ use super::datadir::DataDir;
 use super::identity::Identity;
 use super::snapshot::{SnapshotHeader, read_snapshot, write_snapshot};
 use super::{StoreError, durable};
+use crate::fs::limits::FEATURE_LEVEL;
 use crate::fs::{self, Digest, Overlay, Position, keys, proto};
 use crate::types::{LogIndex, Term, Timestamp, VolumeId};
 
 /// The entry that the record stands for; logs begin after it.
 const AT: Position = Position { index: LogIndex(1), term: Term(1) };
-pub(super) const FEATURE_LEVEL: u32 = 1;
 
 /// Makes the first data directory of a new cluster; `path` must be empty or absent.
 ///

@@ -86,7 +86,12 @@ pub(super) fn read_identity(dir: &Path) -> Result<(Identity, bool), StoreError> 
     };
     let any: AnyFormat = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
     if any.format > FORMAT {
-        return Err(StoreError::Newer { path, found: any.format, supported: FORMAT });
+        return Err(StoreError::Newer {
+            path,
+            what: "format",
+            found: any.format,
+            supported: FORMAT,
+        });
     }
     let file: IdentityFile = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
     if file.checksum.as_ref().is_some_and(|sum| *sum != file.sum()) {

@@ -14,7 +14,10 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// Eight-byte integers, little-endian: kind, inode, generation, start and end of the range, two more.
 pub(super) const RECORD: usize = 56;
+/// Its last digit is the format. Whoever changes the image raises the format of the data directory, too: where the
+/// checksum of another format is, this one does not know.
 const MAGIC: u64 = u64::from_le_bytes(*b"qfslayt1");
+const FORMAT: u64 = 1;
 /// Magic, number, index, and behind the records a CRC-32C of everything before it.
 const IMAGE_HEADER: usize = 24;
 const IMAGE_ADVICE: &str = "only two other voters can replace it: start the daemon where there are so many, or move this data directory away \
@@ -131,12 +134,20 @@ pub(super) fn read_image(
     let (content, checksum) = bytes.split_last_chunk::<8>().ok_or_else(torn)?;
     let header: [u64; 3] = std::array::from_fn(|field| integer(content, field).unwrap_or(0));
     let is_whole = u64::from(crc32c::crc32c(content)) == u64::from_le_bytes(*checksum);
-    if !is_whole || header[0] != MAGIC {
-        return Err(torn());
+    if is_whole && let Some(found) = newer_format(header[0]) {
+        let (path, supported) = (path.to_owned(), FORMAT);
+        return Err(StoreError::Newer { path, what: "format", found, supported });
     }
-    let records = content[IMAGE_HEADER..].chunks_exact(RECORD);
+    let records = content.get(IMAGE_HEADER..).filter(|_| is_whole && header[0] == MAGIC);
+    let records = records.ok_or_else(torn)?.chunks_exact(RECORD);
     take_notes(records, files, &mut HashSet::new());
     Ok(Some((header[1], LogIndex(header[2]))))
+}
+
+/// The last byte of the magic is the format, as a digit.
+fn newer_format(magic: u64) -> Option<u64> {
+    let found = (magic >> 56).wrapping_sub(u64::from(b'0'));
+    (magic << 8 == MAGIC << 8 && (FORMAT + 1..10).contains(&found)).then_some(found)
 }
 
 /// False where there are no such notes. Files of which something was missing, and came, are `regained`.

@@ -169,3 +169,21 @@ fn a_lent_file_that_is_removed_is_nobody_elses() {
     assert_eq!(&seen, b"mine");
     files.take_back(INO);
 }
+
+/// Bytes that are given up at the end of a file (`AcceptLost`): it is as long as its inode says, and can be lent.
+#[test]
+fn a_lost_end_becomes_a_part_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path());
+    let key = (INO, FIRST);
+    carry_out(&files, 8, write(FIRST, 0, b"abc"));
+    carry_out(&files, 9, missing(9, 3, 7));
+    assert!(files.lend(key, 10).unwrap().is_none(), "its end is missing");
+    let range = ByteRange::at(3, 7);
+    let zero = FileEffect::Zero { ino: INO, generation: FIRST, range, reserved: false };
+    let whole = FileEffect::Truncate { ino: INO, generation: FIRST, size: 10 };
+    files.carry_out_all(LogIndex(10), &[zero, whole]).unwrap();
+    assert_eq!(bytes(&files, FIRST, 10).unwrap(), b"abc\0\0\0\0\0\0\0");
+    let lent = files.lend(key, 10).unwrap().expect("it is whole");
+    assert_eq!(lent.metadata().unwrap().len(), 10);
+}

@@ -62,7 +62,11 @@ impl Files {
         let target = {
             let mut state = stage.state.lock();
             let Some(target) = state.target.clone() else {
-                let written = stage.file.write_all_at(data, offset);
+                if state.is_closed {
+                    return Ok(());
+                }
+                let file = self.stages().file_of(id, &stage)?;
+                let written = file.write_all_at(data, offset);
                 written.map_err(StoreError::io("write", &self.stages().fresh_path(id)))?;
                 state.received.insert(came.start..came.end);
                 state.is_over = false;
@@ -74,13 +78,13 @@ impl Files {
                 drop(state);
                 // So that there is little left to do when it is to be durable.
                 if is_much {
-                    sys::start_write_back(&stage.file);
+                    sys::start_write_back(&file);
                 }
                 return Ok(());
             };
             target
         };
-        self.fill(&stage, &target, came, Some(data))?;
+        self.fill((id, &stage), &target, came, Some(data))?;
         if self.missing_of(&target).is_empty() {
             self.give_up_stage(id);
         }
@@ -133,6 +137,12 @@ impl Files {
         self.stages().is_open(id)
     }
 
+    /// Whether a stage is written, or never will be, as far as this replica knows.
+    #[must_use]
+    pub fn is_stage_done(&self, id: StageId) -> bool {
+        self.stages().is_done(id)
+    }
+
     /// Nothing more comes of a stage, unless it is sent again: what of it is written, and has not come, stays
     /// missing.
     pub fn give_up_stage(&self, id: StageId) {
@@ -160,7 +170,7 @@ impl Files {
         };
         let stage = match found {
             Found::Fresh(stage) => {
-                self.stages().move_to_written(id, index)?;
+                self.stages().move_to_written(id, &stage, index)?;
                 stage
             }
             Found::Written(stage) => stage,
@@ -190,7 +200,7 @@ impl Files {
         };
         for came in received {
             let came = ByteRange { start: came.start, end: came.end };
-            self.fill(&stage, &target, came, None)?;
+            self.fill((id, &stage), &target, came, None)?;
         }
         if self.missing_of(&target).is_empty() {
             self.give_up_stage(id);
@@ -287,7 +297,7 @@ impl Files {
     /// where nobody has written others.
     fn fill(
         &self,
-        stage: &Stage,
+        (id, stage): (StageId, &Stage),
         target: &Target,
         came: ByteRange,
         data: Option<&[u8]>,
@@ -304,9 +314,9 @@ impl Files {
                 if let Some(data) = data {
                     let staged = part.moved(shift);
                     let at = |at: u64| usize::try_from(at - came.start).expect("within what came");
-                    let written = stage
-                        .file
-                        .write_all_at(&data[at(staged.start)..at(staged.end)], staged.start);
+                    let data = &data[at(staged.start)..at(staged.end)];
+                    let written =
+                        self.stages().file_of(id, stage)?.write_all_at(data, staged.start);
                     written.map_err(|source| self.failed("write", key.0, key.1, source))?;
                 }
                 layouts.set(key, part, Away::Staged { index, shift })?;

@@ -126,6 +126,35 @@ fn a_stage_stays_while_bytes_may_come() {
     assert_eq!(files.missing(key(1), ByteRange::at(0, 100)).len(), 1);
 }
 
+/// Who is behind has all stages that the others have sent since, and not more descriptors for that.
+#[test]
+fn stages_that_arrive_share_some_descriptors() {
+    const STAGES: u64 = 700;
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), true);
+    let data = |number: u64| number.to_le_bytes().repeat(3);
+    for number in 1..=STAGES {
+        files.stage(id(number), 0, &data(number)[..12]).unwrap();
+    }
+    let fresh = dir.path().join("stages/new");
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    let open = targets.filter(|target| target.starts_with(&fresh)).count();
+    assert!((1..=256).contains(&open), "{open}");
+    for number in 1..=STAGES {
+        files.stage(id(number), 12, &data(number)[12..]).unwrap();
+    }
+    assert!(files.sync_stage(id(1)).unwrap() && files.sync_stage(id(STAGES)).unwrap());
+    for number in 1..=STAGES {
+        let mut found = [0; 24];
+        assert!(files.read_stage(id(number), 0, &mut found).unwrap());
+        assert_eq!(found[..], data(number));
+        let pieces = vec![piece(0, 0, &data(number))];
+        carry_out(&files, number + 3, &stage(number + 3, number, number, pieces));
+        assert_eq!(bytes(&files, number, 24).unwrap(), data(number));
+    }
+}
+
 /// Over bytes that are there it is read where it is, and merged in time.
 #[test]
 fn a_stage_is_merged_into_a_file() {

@@ -19,6 +19,8 @@ mod ends;
 mod error;
 mod export;
 mod files;
+#[cfg(test)]
+mod formats_tests;
 mod genesis;
 mod identity;
 mod layout;

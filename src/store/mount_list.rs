@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use super::{StoreError, durable};
 
-/// Paths, each ended by a NUL.
+/// The format, then paths, each ended by a NUL.
 const FILE: &str = "mounts";
+const FORMAT: u64 = 1;
 
 /// The mount points that were recorded last in a data directory.
 ///
 /// # Errors
-/// When the disk refuses.
+/// When the disk refuses, or a newer version wrote it.
 pub fn recorded_mounts(data: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let path = data.join(FILE);
     let list = match std::fs::read(&path) {
@@ -21,7 +22,15 @@ pub fn recorded_mounts(data: &Path) -> Result<Vec<PathBuf>, StoreError> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(StoreError::io("read", &path)(source)),
     };
-    let points = list.split(|byte| *byte == 0).filter(|point| !point.is_empty());
+    let (formats, points): (Vec<_>, Vec<_>) = list
+        .split(|byte| *byte == 0)
+        .filter(|part| !part.is_empty())
+        .partition(|part| !part.starts_with(b"/"));
+    let format = formats.first().and_then(|format| std::str::from_utf8(format).ok()?.parse().ok());
+    if let Some(found) = format.filter(|found| *found > FORMAT) {
+        return Err(StoreError::Newer { path, what: "format", found, supported: FORMAT });
+    }
+    let points = points.into_iter();
     Ok(points.map(|point| OsString::from_vec(point.to_vec()).into()).collect())
 }
 
@@ -30,7 +39,7 @@ pub fn recorded_mounts(data: &Path) -> Result<Vec<PathBuf>, StoreError> {
 /// # Errors
 /// When the disk refuses.
 pub fn record_mounts(data: &Path, points: &[PathBuf]) -> Result<(), StoreError> {
-    let mut list = Vec::new();
+    let mut list = format!("{FORMAT}\0").into_bytes();
     for point in points {
         list.extend_from_slice(point.as_os_str().as_bytes());
         list.push(0);

@@ -30,10 +30,10 @@ use super::snapshot::{
     write_snapshot,
 };
 use super::state::State;
+use crate::fs::limits::FEATURE_LEVEL;
 use crate::fs::query;
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
-use crate::store::genesis::FEATURE_LEVEL;
 use crate::types::{LogIndex, VolumeId};
 
 /// Bytes of the log that are looked through at once.

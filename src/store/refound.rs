@@ -19,13 +19,14 @@ use raft::eraftpb::{
 };
 
 use super::datadir::DataDir;
-use super::genesis::{FEATURE_LEVEL, change_genesis};
+use super::genesis::change_genesis;
 use super::identity::Identity;
 use super::log::{LogOptions, RaftLog};
 use super::point::AppliedPoint;
 use super::recover::{Recovered, recover};
 use super::snapshot::{SnapshotHeader, latest_snapshot, read_snapshot, write_snapshot};
 use super::state::State;
+use crate::fs::limits::FEATURE_LEVEL;
 use crate::fs::proto::{self, command::Op};
 use crate::fs::{Batch, query};
 use crate::store::StoreError;

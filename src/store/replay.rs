@@ -5,7 +5,7 @@ use raft::eraftpb::{Entry, EntryType};
 use super::log::RaftLog;
 use super::point::AppliedPoint;
 use super::recover::Recovered;
-use crate::fs::{self, Overlay, Position, proto};
+use crate::fs::{self, NoCommand, Overlay, Position, proto};
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
 use crate::types::{LogIndex, Term, Timestamp};
@@ -82,10 +82,14 @@ pub(super) fn command(log: &RaftLog, entry: &Entry) -> Result<Option<proto::Comm
         return Ok(None);
     }
     let decoded = fs::decode(entry.data.clone());
-    decoded.map(Some).map_err(|source| StoreError::Corrupt {
-        path: log.dir().to_owned(),
-        offset: None,
-        what: format!("entry {} holds a command that cannot be decoded ({source})", entry.index),
-        advice: REJOIN,
+    let path = log.dir().to_owned();
+    decoded.map(Some).map_err(|source| match source {
+        NoCommand::Unknown => StoreError::NewerCommand { path, index: LogIndex(entry.index) },
+        NoCommand::Undecodable(_) => StoreError::Corrupt {
+            path,
+            offset: None,
+            what: format!("the command in entry {} {source}", entry.index),
+            advice: REJOIN,
+        },
     })
 }

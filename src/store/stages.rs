@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rangemap::RangeSet;
@@ -26,6 +26,8 @@ use crate::types::{ByteRange, LogIndex, SessionId, StageId};
 
 /// Descriptors of written stages that are kept open at most.
 const DESCRIPTORS: usize = 64;
+/// The same of fresh ones: a node that is behind has all that the others have staged since.
+const FRESH_DESCRIPTORS: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Stages {
@@ -36,6 +38,8 @@ pub(super) struct Stages {
     done: Mutex<HashMap<SessionId, RangeSet<u64>>>,
     open: Mutex<Recent<LogIndex, Arc<File>>>,
     syncs: Syncs,
+    /// Who holds it moves fresh stages, or opens them.
+    open_fresh: Mutex<Recent<StageId, Arc<File>>>,
 }
 
 /// What this replica has of a stage that is to be written.
@@ -49,9 +53,10 @@ pub(super) enum Found {
 }
 
 /// A stage that bytes may still come for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Stage {
-    pub(super) file: File,
+    /// Its file, from when it is not where fresh ones are.
+    moved: OnceLock<Arc<File>>,
     pub(super) state: Mutex<Arrived>,
 }
 
@@ -78,8 +83,9 @@ impl Stages {
             std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         }
         let open = Mutex::new(Recent::new(DESCRIPTORS));
+        let open_fresh = Mutex::new(Recent::new(FRESH_DESCRIPTORS));
         let (arriving, done) = (Mutex::default(), Mutex::default());
-        Ok(Self { fresh, written, arriving, done, open, syncs })
+        Ok(Self { fresh, written, arriving, done, open, syncs, open_fresh })
     }
 
     /// Reads bytes that have come, and zeros where none have; false where the stage is not fresh.
@@ -90,7 +96,8 @@ impl Stages {
         buffer: &mut [u8],
     ) -> Result<bool, StoreError> {
         let Some(stage) = self.arriving.lock().get(&id).cloned() else { return Ok(false) };
-        let read = sys::read_up_to(&stage.file, buffer, offset);
+        let Some(file) = self.unless_closed(id, &stage)? else { return Ok(false) };
+        let read = sys::read_up_to(&file, buffer, offset);
         read.map_err(StoreError::io("read", &self.fresh_path(id)))?;
         // It may have been written, and become a file that others have changed, while this read.
         let is_fresh = stage.state.lock().target.is_none();
@@ -101,7 +108,8 @@ impl Stages {
     pub(super) fn sync(&self, id: StageId) -> Result<bool, StoreError> {
         let Some(stage) = self.arriving.lock().get(&id).cloned() else { return Ok(false) };
         let received = stage.state.lock().received.clone();
-        self.syncs.sync(&stage.file, &self.fresh_path(id), File::sync_data)?;
+        let Some(file) = self.unless_closed(id, &stage)? else { return Ok(false) };
+        self.syncs.sync(&file, &self.fresh_path(id), File::sync_data)?;
         self.syncs.unless_failed(&self.fresh, || durable::sync_dir(&self.fresh))?;
         stage.state.lock().synced = received;
         Ok(true)
@@ -119,10 +127,15 @@ impl Stages {
             return Ok(Some(stage.clone()));
         }
         let done = self.done.lock();
-        if done.get(&id.session).is_some_and(|numbers| numbers.contains(&id.number)) {
+        if is_among(&done, id) {
             return Ok(None);
         }
         self.arriving(id).map(Some)
+    }
+
+    /// Whether it is written, or its session has ended.
+    pub(super) fn is_done(&self, id: StageId) -> bool {
+        is_among(&self.done.lock(), id)
     }
 
     /// A stage whose bytes are arriving, here from now on.
@@ -136,7 +149,8 @@ impl Stages {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(StoreError::io("create", &path))?;
-        let stage = Arc::new(Stage { file, state: Mutex::default() });
+        self.open_fresh.lock().insert(id, Arc::new(file));
+        let stage = Arc::<Stage>::default();
         arriving.insert(id, stage.clone());
         Ok(stage)
     }
@@ -161,10 +175,54 @@ impl Stages {
         Ok(stage.map_or(Found::Nothing, Found::Written))
     }
 
-    /// A fresh stage is written by the entry at `index`. Bytes that still come for it go to where it is then.
-    pub(super) fn move_to_written(&self, id: StageId, index: LogIndex) -> Result<(), StoreError> {
+    /// The file of a stage, wherever it is.
+    pub(super) fn file_of(&self, id: StageId, stage: &Stage) -> Result<Arc<File>, StoreError> {
+        match stage.moved.get() {
+            Some(file) => Ok(file.clone()),
+            None => self.open_fresh(id, stage, &mut self.open_fresh.lock()),
+        }
+    }
+
+    /// Nothing where it has gone meanwhile.
+    fn unless_closed(&self, id: StageId, stage: &Stage) -> Result<Option<Arc<File>>, StoreError> {
+        match self.file_of(id, stage) {
+            Err(_) if stage.state.lock().is_closed => Ok(None),
+            file => file.map(Some),
+        }
+    }
+
+    fn open_fresh(
+        &self,
+        id: StageId,
+        stage: &Stage,
+        open: &mut Recent<StageId, Arc<File>>,
+    ) -> Result<Arc<File>, StoreError> {
+        if let Some(file) = stage.moved.get().or_else(|| open.get(&id)) {
+            return Ok(file.clone());
+        }
+        let path = self.fresh_path(id);
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = Arc::new(file.map_err(StoreError::io("open", &path))?);
+        open.insert(id, file.clone());
+        Ok(file)
+    }
+
+    /// A fresh stage is written by the entry at `index`. Bytes that still come for it go to where it is then: it stays
+    /// open.
+    pub(super) fn move_to_written(
+        &self,
+        id: StageId,
+        stage: &Stage,
+        index: LogIndex,
+    ) -> Result<(), StoreError> {
+        let mut open = self.open_fresh.lock();
+        let file = self.open_fresh(id, stage, &mut open)?;
         let (from, to) = (self.fresh_path(id), self.written_path(index));
-        std::fs::rename(&from, &to).map_err(StoreError::io("rename into place", &to))
+        std::fs::rename(&from, &to).map_err(StoreError::io("rename into place", &to))?;
+        open.remove(&id);
+        // One that an earlier process has left was opened as that.
+        let _ = stage.moved.set(file);
+        Ok(())
     }
 
     /// A written stage is somewhere else now.
@@ -247,6 +305,7 @@ impl Stages {
             let stays = id.session != session;
             if !stays {
                 stage.state.lock().is_closed = true;
+                self.open_fresh.lock().remove(id);
             }
             stays
         });
@@ -267,7 +326,10 @@ impl Stages {
 
     /// Deletes a stage that its session will not write.
     pub(super) fn abandon(&self, id: StageId) -> Result<(), StoreError> {
-        self.arriving.lock().remove(&id);
+        if let Some(stage) = self.arriving.lock().remove(&id) {
+            stage.state.lock().is_closed = true;
+        }
+        self.open_fresh.lock().remove(&id);
         remove(&self.fresh_path(id))
     }
 
@@ -299,6 +361,10 @@ impl Stages {
     }
 }
 
+fn is_among(done: &HashMap<SessionId, RangeSet<u64>>, id: StageId) -> bool {
+    done.get(&id.session).is_some_and(|numbers| numbers.contains(&id.number))
+}
+
 /// A stage that an earlier process has left, with what its checksums prove of these pieces; nothing where there
 /// is none.
 fn prove(path: &Path, pieces: &[StagedPiece]) -> Result<Option<Arc<Stage>>, StoreError> {
@@ -313,7 +379,7 @@ fn prove(path: &Path, pieces: &[StagedPiece]) -> Result<Option<Arc<Stage>>, Stor
         received.extend(proven.into_iter().map(|range| range.start..range.end));
     }
     let state = Mutex::new(Arrived { received, ..Arrived::default() });
-    Ok(Some(Arc::new(Stage { file, state })))
+    Ok(Some(Arc::new(Stage { moved: Arc::new(file).into(), state })))
 }
 
 /// What of a piece the file has for certain: whole blocks whose checksums agree.

@@ -32,16 +32,16 @@ fn configure(cluster: &Cluster, node: u64, more: &str) {
     fs::write(&config, format!("{text}{more}")).expect("write");
 }
 
-fn status(address: &str) -> Value {
+pub fn status(address: &str) -> Value {
     let output = succeed(quorumfs().args(["status", "--json", "--addr", address]));
     serde_json::from_slice(&output.stdout).expect("the documented JSON")
 }
 
-fn missing_bytes(address: &str) -> u64 {
+pub fn missing_bytes(address: &str) -> u64 {
     status(address)["missing"]["bytes"].as_u64().expect("a number")
 }
 
-fn wait_until_complete(address: &str) {
+pub fn wait_until_complete(address: &str) {
     wait_until(PATIENCE, "nothing to be missing", || {
         (status(address)["missing"]["files"] == 0).then_some(())
     });

@@ -2,10 +2,12 @@
 //! truncation, execution, and files without a name.
 #![allow(clippy::disallowed_methods, reason = "writers and readers are threads and programs")]
 
+mod apart;
 mod appends;
 mod direct;
 mod execution;
 mod healing;
+mod lost;
 mod mappings;
 mod overlapping;
 mod passthrough;

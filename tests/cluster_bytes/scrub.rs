@@ -20,13 +20,13 @@ const BLOCK: u64 = 128 << 10;
 
 /// A line of `scrub --json`.
 #[derive(Debug, Deserialize)]
-struct Report {
+pub(super) struct Report {
     files: u64,
     files_total: u64,
     bytes: u64,
     bytes_total: u64,
     counted: bool,
-    found: u64,
+    pub(super) found: u64,
     healed: u64,
     unhealed: u64,
     skipped: u64,
@@ -45,11 +45,11 @@ struct Finding {
 
 /// What a scrub came to.
 #[derive(Debug)]
-struct Scrubbed {
-    success: bool,
+pub(super) struct Scrubbed {
+    pub(super) success: bool,
     error: String,
     findings: Vec<Finding>,
-    last: Report,
+    pub(super) last: Report,
 }
 
 fn scrub(command: &mut Command) -> Scrubbed {
@@ -63,7 +63,7 @@ fn scrub(command: &mut Command) -> Scrubbed {
     Scrubbed { success: output.status.success(), error, findings, last }
 }
 
-fn scrub_path(path: &Path) -> Scrubbed {
+pub(super) fn scrub_path(path: &Path) -> Scrubbed {
     scrub(quorumfs().arg("scrub").arg(path))
 }
 
@@ -72,7 +72,7 @@ fn scrub_all(cluster: &Cluster, node: u64) -> Scrubbed {
 }
 
 #[track_caller]
-fn assert_well(scrubbed: &Scrubbed, rotten: u64) {
+pub(super) fn assert_well(scrubbed: &Scrubbed, rotten: u64) {
     let last = &scrubbed.last;
     assert!(scrubbed.success, "{scrubbed:?}");
     assert_eq!((last.found, last.healed, last.unhealed), (rotten, rotten, 0), "{scrubbed:?}");
@@ -81,7 +81,7 @@ fn assert_well(scrubbed: &Scrubbed, rotten: u64) {
 }
 
 /// The backing file of an inode on one node, once there is one.
-fn backing(cluster: &Cluster, node: u64, path: &Path) -> PathBuf {
+pub(super) fn backing(cluster: &Cluster, node: u64, path: &Path) -> PathBuf {
     let ino = fs::metadata(path).expect("stat").ino();
     let own = cluster.dir().join(format!("n{node}"));
     wait_until(PATIENCE, "a backing file", || {
@@ -90,7 +90,7 @@ fn backing(cluster: &Cluster, node: u64, path: &Path) -> PathBuf {
 }
 
 /// Changes a byte behind the daemon's back.
-fn flip(file: &Path, at: u64, bits: u8) {
+pub(super) fn flip(file: &Path, at: u64, bits: u8) {
     let file = File::options().read(true).write(true).open(file).expect("the backing file");
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).expect("read");

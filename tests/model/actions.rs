@@ -4,7 +4,8 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use quorumfs::fs::proto::command::Op;
-use quorumfs::fs::{Applied, Errno, proto};
+use quorumfs::fs::{Applied, Errno, proto, query};
+use quorumfs::types::Ino;
 
 use crate::acls;
 use crate::replica::Replica;
@@ -47,6 +48,7 @@ pub enum Draft {
     Write { ino: usize, write: proto::Write },
     Allocate { ino: usize, allocate: proto::Allocate },
     Copy { source: usize, ino: usize, copy: proto::CopyRange, stale: bool },
+    AcceptLost { ino: usize, ranges: Vec<proto::Extent>, stale: bool },
     Touch { ino: usize, atime: i64, stale: bool },
     Release { ino: usize },
     Grant,
@@ -100,6 +102,9 @@ fn draft() -> impl Strategy<Value = Draft> {
         3 => (ino(), allocate()).prop_map(|(ino, allocate)| Draft::Allocate { ino, allocate }),
         3 => (ino(), ino(), copy(), any::<u8>()).prop_map(|(source, ino, copy, stale)| {
             Draft::Copy { source, ino, copy, stale: stale < 32 }
+        }),
+        2 => (ino(), vec((0..20_u64, 0..12_u64), 0..3), any::<u8>()).prop_map(|(ino, ranges, stale)| {
+            Draft::AcceptLost { ino, ranges: extents(&ranges), stale: stale < 32 }
         }),
         1 => (ino(), 0..200_i64, any::<u8>()).prop_map(|(ino, atime, stale)| {
             Draft::Touch { ino, atime, stale: stale < 32 }
@@ -202,6 +207,17 @@ fn copy() -> impl Strategy<Value = proto::CopyRange> {
     )
 }
 
+/// One behind the other: how far, and how long; those of no bytes are refused.
+fn extents(ranges: &[(u64, u64)]) -> Vec<proto::Extent> {
+    let mut at = 0;
+    let one = |(gap, len): &(u64, u64)| {
+        let start = at + gap;
+        at = start + len;
+        proto::Extent { start, end: at }
+    };
+    ranges.iter().map(one).collect()
+}
+
 /// Does it to both, and compares the outcomes.
 pub fn take(replica: &mut Replica, tree: &mut Tree, index: u64, action: &Action) {
     match action {
@@ -288,7 +304,12 @@ fn command(
         assert_eq!(outcome.errno, Errno::ESTALE.number());
         return;
     }
-    let (op, expected) = both(tree, &mut proposer.next_ino, session, when, draft);
+    let (mut op, expected) = both(tree, &mut proposer.next_ino, session, when, draft);
+    if let Op::AcceptLost(lost) = &mut op {
+        // Of which the model knows nothing.
+        let inode = query::inode(&replica.state, Ino(lost.ino)).expect("sound");
+        lost.generation = inode.map_or(0, |inode| inode.generation);
+    }
     command.op = Some(op);
     let applied = replica.apply(index, &command);
     let expected_errno = expected.err().map_or(0, Errno::number);
@@ -410,6 +431,20 @@ fn both(
             let op = proto::CopyRange { source, ino, source_version, ..*copy };
             let expected = tree.copy(&op, when);
             (Op::CopyRange(op), expected)
+        }
+        Draft::AcceptLost { ino, ranges, stale } => {
+            let ino = choose(tree, *ino);
+            let seen = tree.nodes.get(&ino).map_or(0, |node| node.data_version);
+            let data_version = seen + u64::from(*stale);
+            let op = proto::AcceptLost {
+                ino,
+                data_version,
+                ranges: ranges.clone(),
+                asked: vec![1],
+                ..Default::default()
+            };
+            let expected = tree.accept_lost(&op, when);
+            (Op::AcceptLost(op), expected)
         }
         Draft::Touch { ino, atime, stale } => {
             let ino = choose(tree, *ino);

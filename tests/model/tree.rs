@@ -446,6 +446,27 @@ impl Tree {
         Ok(())
     }
 
+    pub fn accept_lost(&mut self, op: &proto::AcceptLost, when: When) -> Result<()> {
+        let node = self.node(op.ino)?;
+        let version = node.data_version;
+        let Body::File(bytes) = &mut node.body else { return Err(Errno::EINVAL) };
+        if op.ranges.is_empty() || op.ranges.iter().any(|range| range.start == range.end) {
+            return Err(Errno::EINVAL);
+        }
+        if version != op.data_version {
+            return Err(Errno::ECANCELED);
+        }
+        for range in &op.ranges {
+            let at = |at: u64| usize::try_from(at).expect("small files").min(bytes.len());
+            let range = at(range.start)..at(range.end);
+            bytes[range].fill(0);
+        }
+        node.data_version = when.index;
+        node.mtime = when.time;
+        node.changed(when);
+        Ok(())
+    }
+
     pub fn copy(&mut self, op: &proto::CopyRange, when: When) -> Result<()> {
         let source = self.node(op.source)?.clone();
         let node = self.node(op.ino)?;

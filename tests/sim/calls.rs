@@ -148,6 +148,22 @@ pub fn with_inode(call: Call, inodes: &mut proto::InoRange) -> Call {
     }
 }
 
+/// A hole, as bytes that are given up as lost: at the version that the node has.
+pub fn give_up(view: &View, subject: Subject, call: Call) -> Option<Op> {
+    let (Subject::Slots { file }, Call::Punch(slot)) = (subject, call) else { return None };
+    let inode = query::inode(view, file).expect("nothing rots here")?;
+    let start = slot as u64 * SLOT;
+    let members = query::members(view).expect("as above");
+    Some(Op::AcceptLost(proto::AcceptLost {
+        ino: file.0,
+        generation: inode.generation,
+        data_version: inode.data_version,
+        ranges: vec![proto::Extent { start, end: start + SLOT }],
+        asked: members.iter().map(|member| member.node).collect(),
+        away: Vec::new(),
+    }))
+}
+
 /// The command for a mutation.
 pub fn op(subject: Subject, call: Call) -> Op {
     match (subject, call) {

@@ -58,6 +58,7 @@ const MUST_MEET: &[&str] = &[
     "bytes: changed while they were read for a peer",
     "bytes: fetched",
     "bytes: fetched before their version was applied",
+    "bytes: not given up, because they had changed",
     "commands",
     "commands refused because their session had ended",
     "deadlines missed",

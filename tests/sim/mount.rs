@@ -9,7 +9,7 @@ use quorumfs::fs::proto::{self, command::Op};
 use quorumfs::fs::{Change, Errno};
 use quorumfs::types::{LogIndex, Monotonic, ProposalKey, Seq, SessionId};
 
-use crate::calls::{is_touched, look, op, will_change, with_inode};
+use crate::calls::{give_up, is_touched, look, op, will_change, with_inode};
 use crate::clock::MILLI;
 use crate::history::{Answer, Call, Subject};
 use crate::locks::Locks;
@@ -192,7 +192,12 @@ impl World {
         if call.is_staged() {
             return self.begin_stage(node, client);
         }
-        self.submit(node, client, call, op(current.subject, call));
+        let given_up = current
+            .operation
+            .is_multiple_of(3)
+            .then(|| give_up(&self.nodes[node].state.view, current.subject, call))
+            .flatten();
+        self.submit(node, client, call, given_up.unwrap_or_else(|| op(current.subject, call)));
     }
 
     /// A client's command is proposed.
@@ -243,6 +248,11 @@ impl World {
             0 if matches!(call, Call::Append { .. }) => Some(Answer::Offset(outcome.offset)),
             0 => Some(Answer::Done),
             errno if errno == Errno::ESTALE.number() => None,
+            errno if errno == Errno::ECANCELED.number() => {
+                // It was given up at a version that was not the last one: nothing was done.
+                self.coverage.count("bytes: not given up, because they had changed");
+                None
+            }
             errno => Some(Answer::Errno(errno)),
         };
         assert!(outcome.errno != Errno::EAGAIN.number(), "few commands overtake each other here");

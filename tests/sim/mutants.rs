@@ -55,7 +55,6 @@ fn mutants_of_leases_are_caught() {
 fn mutants_of_the_log_are_caught() {
     must_catch(&[
         Mutant::AcknowledgeBeforeFsync,
-        Mutant::StableBeforeOwnTerm,
         Mutant::StableWithoutOne,
         Mutant::ClaimOfAnotherTerm,
         Mutant::ServeReceivedNames,

@@ -11,6 +11,7 @@ mod context;
 mod copy;
 mod link;
 mod locks;
+mod lost;
 mod make;
 mod members;
 mod orphans;
@@ -38,9 +39,24 @@ use crate::types::{Seq, SessionId};
 /// A command from an entry of the log. Bytes to be written are not copied.
 ///
 /// # Errors
-/// When the entry is no command.
-pub fn decode(entry: Bytes) -> Result<proto::Command, prost::DecodeError> {
-    proto::Command::decode(entry)
+/// When the entry is no command, or one of a newer version: whoever went on without it would differ from the others.
+pub fn decode(entry: Bytes) -> Result<proto::Command, NoCommand> {
+    let command = proto::Command::decode(entry)?;
+    if command.op.is_some() { Ok(command) } else { Err(NoCommand::Unknown) }
+}
+
+/// Why an entry of the log is no command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoCommand {
+    /// Its bytes are something else.
+    #[error("cannot be decoded: {0}")]
+    Undecodable(#[from] prost::DecodeError),
+    /// An operation that a later version has added.
+    #[error(
+        "is of a kind that this version of quorumfs does not know: start the newer version that this node ran before, or \
+         that the other nodes run"
+    )]
+    Unknown,
 }
 
 /// Applies the command at a position of the log. Applied again, it gives its first outcome and
@@ -110,6 +126,7 @@ fn execute<V: ViewMut + Records>(
         Op::Write(op) => write::write(context, op),
         Op::Allocate(op) => allocate::allocate(context, op),
         Op::CopyRange(op) => copy::copy(context, op),
+        Op::AcceptLost(op) => lost::accept(context, op),
         Op::ReleaseOrphans(op) => orphans::release(context, op),
         Op::GrantInodes(op) => sessions::grant(context, op.count),
         Op::Touch(op) => attributes::touch(context, op),
@@ -148,6 +165,7 @@ fn may_propose(is_cluster: bool, op: &Op) -> bool {
         | Op::Write(_)
         | Op::Allocate(_)
         | Op::CopyRange(_)
+        | Op::AcceptLost(_)
         | Op::ReleaseOrphans(_)
         | Op::GrantInodes(_)
         | Op::Touch(_)

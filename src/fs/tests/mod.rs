@@ -6,6 +6,7 @@ mod checks;
 mod encoding;
 mod exactly_once;
 mod locks;
+mod lost;
 mod members;
 mod names;
 mod orphans;

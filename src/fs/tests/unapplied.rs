@@ -67,7 +67,9 @@ fn space_of_the_file_that_changes() {
     let [file, source] = ["file", "source"].map(|name| world.file(ROOT, name));
     let allocate = proto::Allocate { ino: file, length: 9, ..proto::Allocate::default() };
     let copy = proto::CopyRange { source, ino: file, length: 9, ..proto::CopyRange::default() };
-    for (index, op) in [(50, Op::Allocate(allocate)), (51, Op::CopyRange(copy))] {
+    let lost = proto::AcceptLost { ino: file, ..proto::AcceptLost::default() };
+    let ops = [Op::Allocate(allocate), Op::CopyRange(copy), Op::AcceptLost(lost)];
+    for (index, op) in (50..).zip(ops) {
         let mut unapplied = Unapplied::default();
         let command = world.command(op);
         // Also where the mount itself asks for it: it shows it only when it is applied.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::bucket::Bucket;
-use super::peers::LONGEST;
+use super::peers::{LONGEST, What};
 use super::{AGAIN, Key, PIECE, piece};
 use crate::node::Handle;
 use crate::node::clock::monotonic;
@@ -58,7 +58,8 @@ async fn heal_file(handle: &Handle, key: Key, bucket: &mut Bucket) -> bool {
         while at < missing.end && begun < PER_FILE {
             let part = ByteRange { start: at, end: missing.end.min(at + bucket.piece(PIECE)) };
             at = part.end;
-            if fetching.asked.choose(&peers, (key, part.start), monotonic(), LONGEST).is_empty() {
+            let what = What { key, range: part, apart: false };
+            if fetching.asked.choose(&peers, what, monotonic(), LONGEST).is_empty() {
                 continue;
             }
             let wait = bucket.wait(monotonic());

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::Key;
-use crate::types::{Monotonic, NodeId};
+use super::{Key, Wanted};
+use crate::types::{ByteRange, Monotonic, NodeId};
 
 /// After the first refusal a peer is left alone for so long, after each further one for twice as long.
 const FIRST: Duration = Duration::from_millis(200);
@@ -15,8 +15,21 @@ pub(super) const LONGEST: Duration = Duration::from_secs(30);
 /// Refusals that are remembered at least, before those that are over are forgotten.
 const REMEMBERED: usize = 4096;
 
-/// What is asked for, by its first byte.
-pub(super) type What = (Key, u64);
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct What {
+    pub(super) key: Key,
+    pub(super) range: ByteRange,
+    /// See [`Wanted::apart`].
+    pub(super) apart: bool,
+}
+
+impl What {
+    pub(super) fn of(wanted: &Wanted) -> Self {
+        let Wanted { ino, generation, range, apart, .. } = *wanted;
+        Self { key: (ino, generation), range, apart }
+    }
+}
 
 /// What peers are asked for, and have refused.
 #[derive(Debug, Default)]
@@ -119,12 +132,12 @@ impl Drop for Load<'_> {
 #[cfg(test)]
 mod tests {
     use super::{Asked, Duration, FIRST, LONGEST, Monotonic, NodeId};
-    use crate::types::{Generation, Ino};
+    use crate::types::{ByteRange, Generation, Ino};
 
     const PEERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
 
     fn what(ino: u64) -> super::What {
-        ((Ino(ino), Generation(1)), 0)
+        super::What { key: (Ino(ino), Generation(1)), range: ByteRange::at(0, 9), apart: false }
     }
 
     fn choose(asked: &Asked, what: super::What, now: Monotonic) -> Vec<NodeId> {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::peers::What;
 use super::under_way::Claim;
-use super::{Fetched, Wanted};
+use super::{Fetched, Key, Wanted};
 use crate::node::Handle;
 use crate::node::blocks::Taken;
 use crate::node::clock::monotonic;
@@ -24,12 +25,23 @@ pub(super) async fn fetch(handle: &Handle, claim: Claim, patience: Duration) -> 
     }
 }
 
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Came {
+    /// These bytes are here now.
+    Kept(ByteRange),
+    NoRoom,
+    /// Nobody gave any; `lacked` where somebody said that it lacks them.
+    Nothing {
+        lacked: bool,
+    },
+}
+
 async fn fetch_claimed(
     handle: &Handle,
     claim: &Claim,
     patience: Duration,
 ) -> Result<bool, StoreError> {
-    let fetching = &handle.0.fetching;
     let missing = handle.files().missing(claim.key, claim.range);
     let (Some((first, _)), Some((last, _))) = (missing.first(), missing.last()) else {
         return Ok(true);
@@ -37,29 +49,92 @@ async fn fetch_claimed(
     let range = ByteRange { start: first.start, end: last.end };
     let version = missing.iter().map(|(_, version)| *version).max().unwrap_or_default();
     let (ino, generation) = claim.key;
-    let wanted = Wanted { ino, generation, range, version };
-    let what = (claim.key, range.start);
+    let wanted = Wanted { ino, generation, range, version, apart: false };
+    let mut silent = Vec::new();
+    match ask(handle, wanted, patience, &mut silent).await? {
+        Came::Kept(_) => Ok(true),
+        Came::NoRoom | Came::Nothing { lacked: false } => Ok(false),
+        Came::Nothing { lacked: true } => fetch_apart(handle, claim, patience, silent).await,
+    }
+}
+
+/// Nobody has all of a claimed range: one has this part, another one that. What is missing in the end that all have said
+/// to lack is nowhere.
+async fn fetch_apart(
+    handle: &Handle,
+    claim: &Claim,
+    patience: Duration,
+    mut silent: Vec<NodeId>,
+) -> Result<bool, StoreError> {
+    let fetching = &handle.0.fetching;
+    let (ino, generation) = claim.key;
+    let (mut came, mut from) = (false, claim.range.start);
+    while let Some((range, version)) = handle
+        .files()
+        .missing(claim.key, ByteRange { start: from, ..claim.range })
+        .into_iter()
+        .next()
+    {
+        let wanted = Wanted { ino, generation, range, version, apart: true };
+        match ask(handle, wanted, patience, &mut silent).await? {
+            // What lies before it somebody else may have.
+            Came::Kept(_) => came = true,
+            Came::NoRoom => break,
+            Came::Nothing { .. } => {
+                let asked = connected(handle);
+                if fetching.asked.lacked_by_all(&asked, What::of(&wanted)) {
+                    if find_here(handle, claim.key, range, is_everybody(handle, &asked)).await? {
+                        came = true;
+                    } else {
+                        fetching.nobody_has(claim.key, range);
+                    }
+                }
+                from = range.end;
+            }
+        }
+    }
+    Ok(came)
+}
+
+/// Asks one peer after the other, until one has given something: none of those that were `silent` already.
+async fn ask(
+    handle: &Handle,
+    wanted: Wanted,
+    patience: Duration,
+    silent: &mut Vec<NodeId>,
+) -> Result<Came, StoreError> {
+    let fetching = &handle.0.fetching;
+    let (what, ino) = (What::of(&wanted), wanted.ino);
     let connected = connected(handle);
+    let mut lacked = false;
     for node in fetching.asked.choose(&connected, what, monotonic(), patience) {
-        let load = fetching.asked.begin(node, range.len());
+        if silent.contains(&node) {
+            continue;
+        }
+        let load = fetching.asked.begin(node, wanted.range.len());
         let asked = handle.0.transport.fetch(node, wanted);
         let answer = tokio::time::timeout(handle.op_timeout() / 3, asked).await.ok().flatten();
         drop(load);
         let lacks = matches!(answer, Some(None));
+        lacked |= lacks;
+        if answer.is_none() {
+            silent.push(node);
+        }
         if let Some(Some(fetched)) = answer
-            && fetched.data.len() as u64 == range.len()
+            && fetched.answers(&wanted)
             && handle.until_applied(fetched.version).await
         {
+            let range = fetched.range();
             match install(handle, wanted, fetched).await {
                 Ok(Taken::Kept) => {
                     fetching.asked.given(&connected, what);
-                    fetching.came(claim.key, range);
-                    return Ok(true);
+                    fetching.came((wanted.ino, wanted.generation), range);
+                    return Ok(Came::Kept(range));
                 }
                 Ok(Taken::NoRoom) => {
                     // It would come in vain for some time, from whomever.
                     fetching.asked.refused(node, what, false, monotonic());
-                    return Ok(false);
+                    return Ok(Came::NoRoom);
                 }
                 Ok(Taken::Wrong) => {
                     tracing::warn!(%ino, peer = %node, "bytes of a peer are not what checksums here say");
@@ -73,22 +148,7 @@ async fn fetch_claimed(
         }
         fetching.asked.refused(node, what, lacks, monotonic());
     }
-    if fetching.asked.lacked_by_all(&connected, what) {
-        let (handle, key) = (handle.clone(), claim.key);
-        let is_everybody = is_everybody(&handle, &connected);
-        let found = tokio::task::spawn_blocking(move || {
-            let is_proven = handle.find_here(key, range)?;
-            Ok::<_, StoreError>(
-                is_proven || (is_everybody && handle.files().believe_at_last(key, range)?),
-            )
-        });
-        // It ends where the daemon stops.
-        if found.await.unwrap_or(Ok(false))? {
-            return Ok(true);
-        }
-        fetching.nobody_has(claim.key, range);
-    }
-    Ok(false)
+    Ok(Came::Nothing { lacked })
 }
 
 async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<Taken, StoreError> {
@@ -96,6 +156,22 @@ async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<Ta
     let installed = tokio::task::spawn_blocking(move || handle.take_fetched(&wanted, &fetched));
     // It ends where the daemon stops.
     installed.await.unwrap_or(Ok(Taken::Kept))
+}
+
+/// No peer has these bytes: whether some are in the backing file all the same, and count.
+async fn find_here(
+    handle: &Handle,
+    key: Key,
+    range: ByteRange,
+    is_last: bool,
+) -> Result<bool, StoreError> {
+    let handle = handle.clone();
+    let found = tokio::task::spawn_blocking(move || {
+        let is_proven = handle.find_here(key, range)?;
+        Ok(is_proven || (is_last && handle.files().believe_at_last(key, range)?))
+    });
+    // It ends where the daemon stops.
+    found.await.unwrap_or(Ok(false))
 }
 
 /// Whether these are all that may have what this replica lacks.

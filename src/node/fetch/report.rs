@@ -43,6 +43,10 @@ impl Nowhere {
         }
     }
 
+    pub(super) fn clear(&self) {
+        self.0.lock().clear();
+    }
+
     fn remove(&self, key: Key, range: ByteRange) {
         if let Some(ranges) = self.0.lock().get_mut(&key) {
             ranges.remove(range.start..range.end);

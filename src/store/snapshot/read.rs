@@ -8,6 +8,7 @@ use super::format::{
     FORMAT, FRAME_HEADER, KIND_HEADER, KIND_LOCAL, KIND_PAIRS, KIND_TRAILER, MAGIC,
     MAX_FRAME_BYTES, PREFACE, SnapshotHeader, frame_checksum, index_of, take, take_pair,
 };
+use crate::fs::limits::FEATURE_LEVEL;
 use crate::fs::{Digest, Pair};
 use crate::store::StoreError;
 use crate::store::error::TAKE_ANOTHER;
@@ -50,6 +51,14 @@ pub fn read_snapshot(path: &Path) -> Result<(SnapshotHeader, SnapshotPairs), Sto
     let (kind, payload) = frames.frame()?;
     let header = (kind == KIND_HEADER).then(|| SnapshotHeader::decode(&payload)).flatten();
     let header = header.ok_or_else(|| frames.damaged("its header cannot be decoded"))?;
+    if header.feature_level > FEATURE_LEVEL {
+        return Err(StoreError::Newer {
+            path: path.to_owned(),
+            what: "feature level",
+            found: header.feature_level.into(),
+            supported: FEATURE_LEVEL.into(),
+        });
+    }
     let pairs = SnapshotPairs {
         frames,
         expected: header.digest,
@@ -168,6 +177,7 @@ impl Frames {
         if format != FORMAT {
             return Err(StoreError::Newer {
                 path: self.path.clone(),
+                what: "format",
                 found: format.into(),
                 supported: FORMAT.into(),
             });

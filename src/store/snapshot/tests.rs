@@ -124,7 +124,7 @@ fn a_newer_format_says_so() {
     bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
     let error = read(&path).unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found: 2, supported: 1, .. }));
+    assert!(matches!(error, StoreError::Newer { what: "format", found: 2, supported: 1, .. }));
     assert!(error.to_string().contains("written by a newer version"), "{error}");
 }
 

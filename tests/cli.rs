@@ -331,8 +331,8 @@ fn data_of_a_newer_format() {
     bench.init();
     let identity = bench.path("data/identity");
     let text = fs::read_to_string(&identity).expect("read");
-    fs::write(&identity, text.replace("format = 1", "format = 2")).expect("write");
-    bench.stays_down(&["identity", "newer version", "format 2"]);
+    fs::write(&identity, text.replace("format = 2", "format = 3")).expect("write");
+    bench.stays_down(&["identity", "newer version", "format 3"]);
     fs::write(&identity, text).expect("write");
 
     // Magic (8 bytes), format (4), checksum of both (4).

@@ -220,7 +220,7 @@ fn a_newer_data_directory_is_refused() {
     let online = dir.path().join("online");
     let data = unpack("killed", &online);
     let identity = data.join("identity");
-    let newer = fs::read_to_string(&identity).expect("read").replace("format = 1", "format = 2");
+    let newer = fs::read_to_string(&identity).expect("read").replace("format = 1", "format = 3");
     fs::write(&identity, newer).expect("write");
     let config = configure(&online, &data);
     let before = support::contents(&data);
@@ -237,7 +237,7 @@ fn a_newer_data_directory_is_refused() {
         let output = quorumfs().args(&command).output().expect("it runs");
         let said = text(&output.stderr) + &text(&output.stdout);
         assert!(!output.status.success(), "{command:?}");
-        assert!(said.contains("was written by a newer version of quorumfs (format 2"), "{said}");
+        assert!(said.contains("was written by a newer version of quorumfs (format 3"), "{said}");
         assert_eq!(support::contents(Path::new(data)), before, "{command:?} changed something");
     }
 }

@@ -123,7 +123,7 @@ fn end(panic: &PanicHookInfo<'_>) -> ! {
 
 /// Waits no longer than [`RECORDING`].
 fn distrust_and_record(data: PathBuf, kind: EndKind, reason: String) {
-    let (done, recorded) = mpsc::channel();
+    let (done, recorded) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
         if let Err(error) = store::distrust_state(&data) {
             eprintln!("quorumfs: {error}");

@@ -197,7 +197,7 @@ impl Shared {
     /// Waits no longer than [`DISTRUSTING`]: the disk may not answer.
     fn distrust_state(&self) {
         let directory = self.config.directory.clone();
-        let (done, distrusted) = mpsc::channel();
+        let (done, distrusted) = mpsc::sync_channel(1);
         std::thread::spawn(move || {
             if let Err(error) = directory.distrust_state() {
                 tracing::error!("{error}");

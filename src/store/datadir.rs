@@ -487,7 +487,7 @@ mod tests {
         drop(DataDir::create(dir.path(), identity()).unwrap());
         let path = dir.path().join("identity");
         let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, text.replace("format = 1", "format = 2\nregion = \"x\"")).unwrap();
+        std::fs::write(&path, text.replace("format = 2", "format = 3\nregion = \"x\"")).unwrap();
         let error = DataDir::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("written by a newer version"), "{error}");
         std::fs::write(&path, text.replace("abab", "abxy")).unwrap();

@@ -37,12 +37,12 @@ fn a_newer_identity() {
     drop(DataDir::create(dir.path(), identity).unwrap());
     let path = dir.path().join("identity");
     let text = fs::read_to_string(&path).unwrap();
-    assert!(text.starts_with("format = 1\n"), "{text}");
-    fs::write(&path, text.replace("format = 1\n", "format = 2\n")).unwrap();
+    assert!(text.starts_with("format = 2\n"), "{text}");
+    fs::write(&path, text.replace("format = 2\n", "format = 3\n")).unwrap();
     fs::write(dir.path().join("boot"), "not looked at").unwrap();
-    assert_newer(DataDir::open(dir.path()), "format 2");
-    assert_newer(DataDir::open_under(dir.path(), BootIdentity::named("b")), "format 2");
-    assert_newer(DataDir::open_to_refound(dir.path()), "format 2");
+    assert_newer(DataDir::open(dir.path()), "format 3");
+    assert_newer(DataDir::open_under(dir.path(), BootIdentity::named("b")), "format 3");
+    assert_newer(DataDir::open_to_refound(dir.path()), "format 3");
 }
 
 /// Snapshot files travel: their own format, and the level of what is in them. `genesis` is one, too.

@@ -8,7 +8,8 @@ use super::durable;
 use crate::store::StoreError;
 use crate::types::{ClusterId, NodeId};
 
-const FORMAT: u64 = 1;
+/// 2: marks and notes have checks, `logged` and `started` are there. 1 is read.
+const FORMAT: u64 = 2;
 
 /// Whose replica a data directory holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -571,15 +571,6 @@ impl Files {
         let range = ByteRange::at(offset, buffer.len() as u64);
         Ok(self.layouts().lock(key.0).parts(key, range) == parts)
     }
-
-    pub(super) fn lost_stage(&self, index: LogIndex) -> StoreError {
-        StoreError::Corrupt {
-            path: self.stages().written_path(index),
-            offset: None,
-            what: "it is gone, and bytes of a file are only there".to_owned(),
-            advice: crate::store::error::REJOIN,
-        }
-    }
 }
 
 /// The extended attribute of a backing file that was a stage: the index of the entry that wrote it.

@@ -76,6 +76,15 @@ impl Files {
         }
     }
 
+    pub(super) fn lost_stage(&self, index: LogIndex) -> StoreError {
+        StoreError::Corrupt {
+            path: self.stages().written_path(index),
+            offset: None,
+            what: "it is gone, and bytes of a file are only there".to_owned(),
+            advice: crate::store::error::REJOIN,
+        }
+    }
+
     /// A chunk of a stage could not be copied to its file: what of it cannot be read is missing, the rest stays where it is,
     /// and is read there. False where nothing more is to be merged into that file for now.
     pub(super) fn not_merged(

@@ -38,6 +38,14 @@ impl Drop for Memory {
     }
 }
 
+/// A loop device takes a write that is cut short for a whole one: no write is to be longer than what fails.
+fn write_single_blocks(mounted: &Path) {
+    let source = succeed(Command::new("findmnt").args(["-no", "SOURCE"]).arg(mounted)).stdout;
+    let device = text(&source).trim().replace("/dev/", "");
+    let kilobytes = (BLOCK / 1024).to_string();
+    fs::write(format!("/sys/block/{device}/queue/max_sectors_kb"), kilobytes).expect("root");
+}
+
 /// Where blocks of a file are on its disk: the first of a run in the file, the first on the disk, how many.
 fn extents(path: &Path) -> Vec<(u64, u64, u64)> {
     let listed = succeed(Command::new("filefrag").args(["-v", "-b4096"]).arg(path));
@@ -81,6 +89,7 @@ fn a_start_believes_only_what_is_on_the_disk() {
     let image = File::options().write(true).open(small.path().with_extension("image"));
     let image = image.expect("open");
     fallocate(&image, FallocateFlags::empty(), 0, DISK).expect("there is room");
+    write_single_blocks(small.path());
     write_and_sync(&cluster.mount(3).join("before"), b"before").expect("write");
     cluster.leader_beside(3);
     cluster.settle();

@@ -101,7 +101,7 @@ fn messages_are_encoded_as_ever() {
         generation: 3,
         index: 4,
     };
-    let snapshot = peer::SnapshotRequest { hello: Some(hello.clone()), volume: 1, from: 2 };
+    let snapshot = peer::SnapshotRequest { hello: Some(hello.clone()), volume: 1, from: 9 };
     let member = peer::MemberAddress { node: 1, address: "n:1".to_owned() };
     let joined = peer::JoinReply { node: 1, genesis: "record".into(), members: vec![member] };
     let fenced = peer::FencedRequest { hello: Some(hello.clone()), session: 1 };

@@ -68,15 +68,15 @@ mod tests {
         std::fs::create_dir(dir.path().join("below")).unwrap();
         let path = dir.path().join("below/file");
         let mut file = File::create(&path).unwrap();
-        file.write_all(&[7; 100_000]).unwrap();
+        file.write_all(&[7; 10_000]).unwrap();
         let file = File::open(&path).unwrap();
         let is_cached = || {
-            let mut bytes = [0; 100_000];
+            let mut bytes = [0; 10_000];
             sys::read_nowait(&file, 0, &mut bytes).is_ok_and(|len| len == bytes.len())
         };
         assert!(is_cached(), "{:?}", file.as_fd());
         from_disk(dir.path()).unwrap();
         assert!(!is_cached());
-        assert_eq!(std::fs::read(&path).unwrap(), [7; 100_000]);
+        assert_eq!(std::fs::read(&path).unwrap(), [7; 10_000]);
     }
 }

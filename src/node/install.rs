@@ -79,7 +79,12 @@ pub(super) fn put_in_place(
     if is_switched {
         // The core that begins anew knows nothing of it.
         shared.input(Input::Stands(shared.comparison.standing()));
-        tracing::info!(index = index.0, before = found.0, from = from.0, took = ?started.elapsed(), "another state is in the place of this node's");
+        let what = if from == shared.node {
+            "what this node's own snapshot and log lead to is in the place of its state"
+        } else {
+            "a peer's snapshot is installed"
+        };
+        tracing::info!(index = index.0, before = found.0, from = from.0, took = ?started.elapsed(), "{what}");
         shared.fetching.changed.notify_waiters();
     }
     Ok(is_switched)

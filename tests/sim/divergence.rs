@@ -46,6 +46,11 @@ impl Node {
         self.state.wrong.is_some() || self.diverged.is_some()
     }
 
+    /// It may lack what others have in memory only.
+    pub fn is_healing(&self) -> bool {
+        self.healed_at.is_some_and(|at| self.files.held() < at) && !self.is_retired
+    }
+
     /// What its core is told.
     pub fn standing(&self) -> Standing {
         match (self.diverged, self.state.ledger.doubt()) {

@@ -146,7 +146,8 @@ impl Node {
                 self.state = State { ledger, ..state.clone() };
                 self.kept = self.state.clone();
             }
-            _ => self.diverged = None,
+            _ if self.diverged.take().is_some() => self.healed_at = Some(state.applied.index),
+            _ => {}
         }
     }
 

@@ -49,6 +49,8 @@ pub struct Node {
     pub is_retired: bool,
     /// It was found to differ: up to where its files are to be believed. Durable.
     pub diverged: Option<LogIndex>,
+    /// It has healed: at which entry. What it lacked then, it has again once its disk holds all up to there.
+    pub healed_at: Option<LogIndex>,
     /// What earlier lives may have done to files goes no further than this entry.
     pub reached: LogIndex,
     /// The daemon dies in the middle of what it is doing, after so many effects.
@@ -254,6 +256,7 @@ impl Node {
             kernel_is_stuck: false,
             is_retired: false,
             diverged: None,
+            healed_at: None,
             reached: LogIndex(0),
             dies_after_effects: None,
         }

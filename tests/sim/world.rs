@@ -323,9 +323,11 @@ impl World {
     /// A daemon dies; with `power_lost` so does its machine.
     pub fn crash(&mut self, node: usize, power_lost: bool) {
         let Some(daemon) = self.nodes[node].daemon.take() else { return };
-        // Bytes that only a wrong replica has beside one that loses power go with it: they were closed, and not fsynced.
+        // Bytes that only a wrong replica has beside one that loses power go with it: they were closed, and not fsynced. And
+        // one that has healed has them from the others.
         let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
-        let power_lost = power_lost && others.map(|(_, node)| node).all(|node| !node.is_off());
+        let power_lost = power_lost
+            && others.map(|(_, node)| node).all(|node| !node.is_off() && !node.is_healing());
         let power_lost = self.lose_state(node, power_lost);
         self.coverage.add("retries", daemon.core.retries());
         let target = &mut self.nodes[node];

@@ -152,6 +152,8 @@ impl Files {
                 }
             }
         }
+        // What they still bring is not all that is missing now: whoever lacks it asks for it.
+        self.stages().finish_written();
         self.forget(index)?;
         self.layouts().skip_to(index)?;
         self.sync()?;

@@ -72,6 +72,8 @@ impl World {
             let wanted = Wanted { key, range, version };
             if self.nobody_has(node, wanted) && self.nodes[node].files.believe_at_last(key, range) {
                 self.coverage.count("bytes: believed at last");
+                let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+                daemon.fetching.remove(&(key, part.start));
                 self.check_bytes(node, key);
                 self.bytes_changed(node);
                 continue;

@@ -57,6 +57,8 @@ impl Files {
             self.forget(*key);
             self.drive.remove(Name::Backing(*key));
         }
+        // What they still bring is not all that is missing now.
+        self.arriving.retain(|_, arrived| arrived.target.is_none());
         (self.begun, self.ended) = (applied, applied);
         self.newest = self.newest.max(applied);
         self.pass(applied);

@@ -58,6 +58,10 @@
 //! of one index to a snapshot file, and the log is cut behind it. After a crash of the machine the state
 //! is rebuilt from that file and the log; after a crash of the process alone sled is trusted.
 //!
+//! **A divergence.** The log says now and then what most replicas' states came to ([`fs::Ledger`]). One that differs serves
+//! nothing and applies nothing more until it has installed a peer's snapshot, and fetches what may be wrong in its files
+//! (`node/divergence.rs`). A snapshot counts only once its state was found equal.
+//!
 //! **The death of a daemon.** A second process, the [`guardian`], notices it, has the kernel forget what it was told, takes
 //! the mounts away and tells the peers, which end the session at once instead of after its TTL.
 //!
@@ -77,6 +81,8 @@
 //! | applied index | the last entry in this replica's state |
 //! | stable index | what every mount of the roster shows |
 //! | `mod_index` | the index at which a record was last changed |
+//! | digest | what a state's records add up to; equal states have equal ones |
+//! | attested | found equal to the majority, by what the log says |
 //! | generation | a life of a file's bytes: a new one at create and at truncation to zero |
 //! | pin, stage | bytes of a backing file that a replayed copy will read; where they are kept once the file changes |
 //! | orphan | an inode without a name that some session may still hold open |

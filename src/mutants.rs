@@ -36,6 +36,12 @@ pub enum Mutant {
     FillAnother,
     /// A lock is granted whatever is in its way.
     GrantAnyLock,
+    /// A replica does not compare its digests with those of the others.
+    IgnoreDigests,
+    /// A replica that has healed believes all of its files that are not newer than the snapshot.
+    BelieveAllFiles,
+    /// A replica that heals takes a state that is older than what its files have come to.
+    HealFromAny,
 }
 
 #[cfg(feature = "mutants")]

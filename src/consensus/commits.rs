@@ -39,6 +39,7 @@ impl<S: Storage> Core<S> {
     /// A new leader tells everybody that its first entry is committed: nobody counts anything before.
     pub(super) fn begin_reign(&mut self) {
         self.commits = Commits::default();
+        self.digests.listen(self.now);
         let members: Vec<_> = self.membership().map(|(node, _)| node).collect();
         for node in members {
             self.want_commit(node, self.last_index());
@@ -154,7 +155,7 @@ impl<S: Storage> Core<S> {
         self.raft.raft.raft_log.commit_to(index.0);
     }
 
-    fn is_quorum(&self, nodes: impl IntoIterator<Item = NodeId>) -> bool {
+    pub(super) fn is_quorum(&self, nodes: impl IntoIterator<Item = NodeId>) -> bool {
         let nodes = nodes.into_iter().map(|node| node.0).collect();
         self.raft.raft.prs().has_quorum(&nodes)
     }

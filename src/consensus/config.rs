@@ -18,6 +18,8 @@ pub struct CoreConfig {
     pub heartbeat_ticks: usize,
     /// How long a session lives without being renewed.
     pub session_ttl: Duration,
+    /// The replicas' states are compared so often while they change.
+    pub digest_period: Duration,
     /// A proposal without an outcome is proposed again after this long.
     pub retry_after: Duration,
     /// Bytes of own proposals on their way; more wait here.
@@ -37,6 +39,7 @@ impl CoreConfig {
             election_ticks: (12, 20),
             heartbeat_ticks: 2,
             session_ttl,
+            digest_period: Duration::from_secs(1),
             retry_after: Duration::from_secs(1),
             max_in_flight_bytes: 32 << 20,
             kept_log_bytes: 8 << 20,

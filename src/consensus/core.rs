@@ -7,6 +7,7 @@ use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{GetEntriesContext, RawNode, StateRole, Storage};
 
 use super::commits::Commits;
+use super::digests::Digests;
 use super::keeper::{Beat, Keeper};
 use super::lease::Lease;
 use super::log_view::LogView;
@@ -15,7 +16,8 @@ use super::proposals::Proposals;
 use super::roster::Roster;
 use super::suspicion::Suspicions;
 use super::{
-    Claim, CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, SessionChange, SessionInfo,
+    Claim, CoreConfig, Effect, Input, PeerMessage, ReadGate, Role, Sample, SessionChange,
+    SessionInfo,
 };
 use crate::types::{LogIndex, Monotonic, NodeId, Position, SessionId, Suffrage, Term};
 
@@ -51,6 +53,8 @@ pub struct Boot {
     pub sessions: Vec<SessionInfo>,
     /// The members there that have joined, and what each is to be.
     pub members: Vec<(NodeId, Suffrage)>,
+    /// What its digest was at the last entry that asked for it.
+    pub sample: Option<Sample>,
 }
 
 /// One replica's consensus. See the module's documentation.
@@ -103,6 +107,7 @@ pub struct Core<S: Storage> {
     /// The highest index that this node has asked the others for.
     pub(super) asked_for: LogIndex,
     pub(super) commits: Commits,
+    pub(super) digests: Digests,
     /// The last received entry that changes the membership.
     pub(super) last_membership_change: LogIndex,
     /// The last acknowledgement of entries to a leader: term, index, when.
@@ -175,6 +180,7 @@ impl<S: Storage> Core<S> {
             asked_by: BTreeMap::new(),
             asked_for: LogIndex(0),
             commits: Commits::default(),
+            digests: Digests::new(boot.sample),
             last_membership_change: LogIndex(0),
             answered: (0, 0, Monotonic::default()),
             config,
@@ -221,15 +227,19 @@ impl<S: Storage> Core<S> {
             Input::Applied { index, term, commands, sessions, members } => {
                 self.note_members(members);
                 self.note_applied(Position { index, term }, &sessions);
+                self.digests.commands_applied(commands.len());
                 for (key, index) in commands {
                     self.tell_proposer(key.session, index);
                     let done = self.proposals.applied(key, index);
                     self.effects.extend(done.map(|key| Effect::Acknowledge { key }));
                 }
             }
+            Input::Sampled { sample, judged } => self.sampled(sample, judged),
+            Input::Stands(standing) => self.stand(standing),
+            Input::ProposeVerdict { data } => self.propose_verdict(data),
             Input::Holds { node, index } => self.note_holds(node, index),
             Input::OwnSession { session } => {
-                self.lease.begin(session);
+                self.lease.begin(session.filter(|_| self.digests.is_sound()));
                 self.tell_everybody();
             }
             Input::Fenced { node, session } => self.fenced(node, session)?,
@@ -344,6 +354,7 @@ impl<S: Storage> Core<S> {
             self.reconcile_membership();
             self.yield_if_stuck();
         }
+        self.tick_digests();
         self.tell_stall();
         self.tell_log_cut();
     }
@@ -370,6 +381,7 @@ impl<S: Storage> Core<S> {
             PeerMessage::Stalled { stalled } => self.suspicions.stalls(from, stalled, self.now),
             PeerMessage::Ask { index } => self.asked(from, index),
             PeerMessage::Commit { durable, commit } => self.hear_commit(from, durable, commit),
+            PeerMessage::Digest(sample) => self.hear_digest(from, sample),
             PeerMessage::LogCut { first_index } => self.log_was_cut(from, first_index),
         }
     }
@@ -380,6 +392,7 @@ impl<S: Storage> Core<S> {
         if node == self.role.2 {
             self.proposals.retry(self.now);
             self.lease.hurry();
+            self.say_digest();
         }
     }
 
@@ -445,7 +458,7 @@ impl<S: Storage> Core<S> {
     fn note_applied(&mut self, applied: Position, sessions: &[SessionChange]) {
         debug_assert!(applied.index >= self.applied.index, "applying never goes back");
         self.applied = applied;
-        self.raft.advance_apply_to(applied.index.0);
+        self.pass(applied.index);
         for change in sessions {
             if *change == SessionChange::Ended(self.lease.session().unwrap_or_default()) {
                 self.lease.begin(None);

@@ -59,6 +59,14 @@ pub enum Effect {
         /// The session.
         session: SessionId,
     },
+    /// The replicas' digests are to be compared: encode the command that says what most voters have at an entry, and
+    /// answer [`super::Input::ProposeVerdict`].
+    Attest {
+        /// The entry; 0 where there is none yet.
+        index: LogIndex,
+        /// What most have; none where they differ.
+        digest: Option<u128>,
+    },
     /// Term, role or leader changed.
     Role {
         /// What this node is.
@@ -145,11 +153,22 @@ pub enum PeerMessage {
         /// On those of a quorum, and so committed.
         commit: LogIndex,
     },
+    /// What the sender's state came to.
+    Digest(Sample),
     /// The receiver needs entries that the sender no longer has.
     LogCut {
         /// The first entry that the sender has.
         first_index: LogIndex,
     },
+}
+
+/// What a replica's state came to at an entry: equal states have equal digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// The entry.
+    pub index: LogIndex,
+    /// The state's digest, which means nothing here.
+    pub digest: u128,
 }
 
 /// What a node says of entries that it has received: nothing older than the log of a term's leader, up to

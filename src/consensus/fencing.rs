@@ -28,7 +28,9 @@ impl<S: Storage> Core<S> {
         let term = self.raft.raft.term;
         self.raft.raft.become_follower(term, raft::INVALID_ID);
         let voters = self.membership().filter(|(_, votes)| *votes);
-        if voters.map(|(voter, _)| voter).find(|voter| *voter != node) == Some(own) {
+        let is_first = voters.map(|(voter, _)| voter).find(|voter| *voter != node) == Some(own);
+        // Whoever is known to be wrong would lead nobody.
+        if is_first && !self.digests.is_diverged() {
             self.raft.campaign()?;
         }
         Ok(())

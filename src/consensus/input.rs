@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::{PeerMessage, SessionInfo};
+use super::{PeerMessage, Sample, SessionInfo, Standing};
 use crate::types::{LogIndex, NodeId, Position, ProposalKey, SessionId, Suffrage, Term};
 
 /// One event. Handing one in changes the state at once; effects are polled afterwards.
@@ -67,6 +67,20 @@ pub enum Input {
         sessions: Vec<SessionChange>,
         /// What members are to be from now on; nothing of those that have no place.
         members: Vec<(NodeId, Option<Suffrage>)>,
+    },
+    /// What this replica's state came to at an entry that asks for it: the last one that was applied.
+    Sampled {
+        /// That.
+        sample: Sample,
+        /// The entry of which it says what most had.
+        judged: LogIndex,
+    },
+    /// How this replica's state stands to those of the others.
+    Stands(Standing),
+    /// Answer to [`super::Effect::Attest`]: the command.
+    ProposeVerdict {
+        /// Encoded.
+        data: Bytes,
     },
     /// A node has all bytes that came up to an entry on its disk.
     Holds {

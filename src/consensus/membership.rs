@@ -37,7 +37,8 @@ impl<S: Storage> Core<S> {
     /// loses its place. The members are replicated state, so that nothing is lost with a leader. All that is to be
     /// changed changes at once, by joint consensus.
     pub(super) fn reconcile_membership(&mut self) {
-        if self.raft.raft.has_pending_conf() {
+        // What the table of members says is not to be believed where the state is wrong.
+        if self.raft.raft.has_pending_conf() || self.digests.is_diverged() {
             return;
         }
         let is_joint = !self.raft.raft.prs().conf().to_conf_state().voters_outgoing.is_empty();

@@ -7,12 +7,13 @@
 //!
 //! What is decided here: in which order to persist, send and apply; when a mutation may be
 //! acknowledged (`Effect::Acknowledge`); whether a read may be served ([`ReadGate`]); whose session
-//! lives ([`Effect::Expire`]).
+//! lives ([`Effect::Expire`]); whether the replicas' states are equal ([`Effect::Attest`]).
 
 mod anew;
 mod commits;
 mod config;
 mod core;
+mod digests;
 mod effect;
 mod fencing;
 mod gate;
@@ -22,15 +23,18 @@ mod lease;
 mod log_view;
 mod membership;
 mod proposals;
+mod replay;
 mod roster;
 mod settle;
 mod suspicion;
 
 pub use config::CoreConfig;
 pub use core::{Boot, Core, CoreError};
-pub use effect::{Claim, Committed, Effect, PeerMessage, Received, Role};
+pub use digests::Standing;
+pub use effect::{Claim, Committed, Effect, PeerMessage, Received, Role, Sample};
 pub use gate::ReadGate;
 pub use input::{Input, SessionChange, Wait};
 pub use raft::Storage as LogReader;
+pub use replay::membership_after;
 pub use roster::SessionInfo;
 pub use suspicion::Suspicion;

@@ -1,11 +1,12 @@
 //! What follows from the inputs: derives the effects of a [`Core`], in the order in which they may be
 //! carried out.
 
-use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{StateRole, Storage};
 
 use super::core::{Core, CoreError, MESSAGE_BYTES, proposal};
 use super::keeper::Beat;
+use super::replay::change_membership;
 use super::{Committed, Effect, PeerMessage, ReadGate, Received, Role};
 use crate::mutants::{self, Mutant};
 use crate::types::{LogIndex, NodeId, Position, Term};
@@ -126,7 +127,7 @@ impl<S: Storage> Core<S> {
             let conf_state = match entry.get_entry_type() {
                 EntryType::EntryNormal => None,
                 EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
-                    Some(self.change_membership(&entry)?)
+                    Some(change_membership(&mut self.raft, &entry)?)
                 }
             };
             let data = if conf_state.is_some() { bytes::Bytes::new() } else { entry.take_data() };
@@ -148,18 +149,6 @@ impl<S: Storage> Core<S> {
         self.applied.index == self.handed_out
             && self.applied.term == term
             && self.roster.covered(term).all(|(node, covered)| node == own || covered >= index)
-    }
-
-    fn change_membership(&mut self, entry: &Entry) -> Result<ConfState, CoreError> {
-        let mut change = ConfChangeV2::default();
-        let undecodable = |_| CoreError::Undecodable { index: LogIndex(entry.index) };
-        if entry.get_entry_type() == EntryType::EntryConfChange {
-            let mut v1 = raft::eraftpb::ConfChange::default();
-            protobuf::Message::merge_from_bytes(&mut v1, &entry.data).map_err(undecodable)?;
-            return Ok(self.raft.apply_conf_change(&v1)?);
-        }
-        protobuf::Message::merge_from_bytes(&mut change, &entry.data).map_err(undecodable)?;
-        Ok(self.raft.apply_conf_change(&change)?)
     }
 
     fn note_role(&mut self) {
@@ -185,6 +174,7 @@ impl<S: Storage> Core<S> {
             self.proposals.retry(self.now);
             self.lease.hurry();
             self.tell_now.append(&mut self.untold);
+            self.say_digest();
         }
         // With an effect to hand out, `settle` runs once more before the driver waits.
         self.effects.push_back(Effect::Role { role, term: now.1, leader: now.2 });

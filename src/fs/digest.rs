@@ -18,6 +18,18 @@ impl Digest {
         self.0 = self.0.wrapping_sub(hash(key, value));
     }
 
+    /// As a message or a record has it.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.to_le_bytes()
+    }
+
+    /// From what [`Self::to_bytes`] gave; nothing from anything else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(u128::from_le_bytes).map(Self)
+    }
+
     /// Adds a difference, as [`super::Batch::digest`] holds it.
     pub fn merge(&mut self, difference: Self) {
         self.0 = self.0.wrapping_add(difference.0);

@@ -122,7 +122,8 @@ impl Unapplied {
                 | Op::SessionEnd(_)
                 | Op::AddMember(_)
                 | Op::RemoveMember(_)
-                | Op::PromoteMember(_),
+                | Op::PromoteMember(_)
+                | Op::Attest(_),
             )
             | None => {}
         }

@@ -104,6 +104,7 @@ impl Core {
     /// Waits until reads of this mount may look at the state: where they are bounded, until it is fresh
     /// enough; in any case until it has come to what the files are.
     pub(super) async fn until_fresh(&self) -> Result<(), OpError> {
+        self.node.until_sound().await?;
         let read = self.flags.read().read;
         match read {
             ReadMode::Bounded(age) => Ok(self.node.until_fresh(age).await?),
@@ -119,7 +120,7 @@ impl Core {
         match read {
             // In another session changes may have been acknowledged without us in between.
             ReadMode::Strong => self.node.may_serve(mod_index) && self.node.session() == session,
-            ReadMode::Bounded(_) | ReadMode::Eventual => true,
+            ReadMode::Bounded(_) | ReadMode::Eventual => self.node.is_sound(),
         }
     }
 

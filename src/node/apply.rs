@@ -7,12 +7,13 @@ use std::sync::Arc;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 use tokio::sync::oneshot;
 
+use super::divergence::compare;
 use super::invalidate::invalidate;
 use super::shared::Shared;
 use super::snapshots::Due;
 use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
 use crate::fs::proto;
-use crate::fs::{self, Applied, Change, FileEffect, Overlay};
+use crate::fs::{self, Applied, Change, FileEffect, Overlay, Verdict};
 use crate::store::{AppliedPoint, StoreError};
 use crate::types::{LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId, Suffrage};
 
@@ -90,6 +91,8 @@ struct Round {
     commands: Vec<(ProposalKey, LogIndex)>,
     sessions: Vec<SessionChange>,
     members: Vec<(NodeId, Option<Suffrage>)>,
+    /// What its last command says of the replicas' states.
+    verdict: Option<Verdict>,
     /// Index, mount that proposed it, changes.
     changes: Vec<(LogIndex, Option<MountId>, Vec<Change>)>,
 }
@@ -116,7 +119,8 @@ pub(super) fn run(
         if !shared.files.are_in_place() {
             let _ = staged.try_send(());
         }
-        if shared.snapshot_is_due() {
+        // One that waits to be compared is looked at by the clock.
+        if shared.snapshot_is_due() && !shared.unattested.is_there() {
             // The thread may be at work on one.
             let _ = due.try_send(Due::Own);
         }
@@ -142,7 +146,17 @@ impl Inbox {
             shared.received.applier_has_invalidated();
             shared.input(input);
         }
-        apply_round(shared, &self.committed, self.shown_by_others)?;
+        let mut rest = &self.committed[..];
+        // What is known of the others is known of all that is handed out together, and of nobody who opens a session in it.
+        let mut shown = self.shown_by_others;
+        while let Some(last) = rest.last() {
+            if shared.comparison.is_diverged() {
+                // The state of a peer takes the place of this one, and the core hands out again what comes after it.
+                shared.received.unapplied.write().applied(last.position.index);
+                break;
+            }
+            (rest, shown) = apply_round(shared, rest, shown)?;
+        }
         for waiting in self.barriers {
             // Whoever waited may have gone.
             let _ = waiting.send(());
@@ -151,22 +165,38 @@ impl Inbox {
     }
 }
 
-fn apply_round(
+/// Applies entries, up to one at which states are compared; answers what is left of them, and whether nobody else serves
+/// anything older than that.
+fn apply_round<'a>(
     shared: &Shared,
-    entries: &[Committed],
+    entries: &'a [Committed],
     shown_by_others: bool,
-) -> Result<(), ApplyError> {
-    let Some(last) = entries.last() else { return Ok(()) };
+) -> Result<(&'a [Committed], bool), ApplyError> {
     let mut round = Round::default();
     let mut overlay = Overlay::new(&shared.state);
-    for entry in entries.iter().filter(|entry| !entry.data.is_empty()) {
-        apply_entry(shared, &mut overlay, entry, &mut round)?;
+    let mut count = 0;
+    for entry in entries {
+        count += 1;
+        if !entry.data.is_empty() {
+            apply_entry(shared, &mut overlay, entry, &mut round)?;
+        }
+        if round.verdict.is_some() {
+            break;
+        }
     }
-    let batch = overlay.finish()?;
-    let conf_state = entries.iter().rev().find_map(|entry| entry.conf_state.as_ref());
+    let (entries, rest) = entries.split_at(count);
+    let Some(last) = entries.last() else { return Ok((rest, shown_by_others)) };
+    let mut batch = overlay.finish()?;
     let index = last.position.index;
+    let sampled =
+        round.verdict.map(|verdict| compare(shared, verdict, index, &mut batch)).transpose()?;
+    let conf_state = entries.iter().rev().find_map(|entry| entry.conf_state.as_ref());
     let point = AppliedPoint { index, term: last.position.term, conf_state };
     shared.state.commit(batch, point)?;
+    if shared.comparison.is_diverged() {
+        // It says what the files were changed under, after a restart, too.
+        shared.state.flush()?;
+    }
     shared.files.pass(index);
     shared.received.unapplied.write().applied(index);
     if round.cutting {
@@ -192,11 +222,15 @@ fn apply_round(
         sessions: round.sessions,
         members: round.members,
     });
+    let is_sampled = sampled.is_some();
+    if let Some(sampled) = sampled {
+        shared.input_later(sampled);
+    }
     // Who comes to wait after this is looked at has the driver look by what it asks for.
-    if somebody_waits || shared.gate.is_watched() {
+    if somebody_waits || is_sampled || shared.gate.is_watched() {
         shared.look_at_late();
     }
-    Ok(())
+    Ok((rest, answered))
 }
 
 /// Answers those who wait for these commands: the core has said that it would, in its turn.
@@ -244,6 +278,7 @@ fn apply_entry(
         super::lost::note(index, &command, lost);
     }
     shared.durability.applied(index, &command);
+    round.verdict = Verdict::of(&command);
     let key = key_of(&command);
     let proposer = shared.mutations.applied(key, &outcome);
     round.commands.push((key, index));

@@ -86,13 +86,14 @@ impl Handle {
     }
 
     /// Whether the state has come to what the files were when the last process died: they may be ahead of it
-    /// before. The entry that opens a session of this process comes after all that the last one can have applied.
+    /// before; and whether it may be shown at all. The entry that opens a session of this process comes after all that the
+    /// last one can have applied.
     pub(super) fn has_replayed(&self) -> bool {
         let replayed = &self.0.replayed;
         if !replayed.load(Ordering::Relaxed) && self.session() != SessionId::CLUSTER {
             replayed.store(true, Ordering::Relaxed);
         }
-        replayed.load(Ordering::Relaxed)
+        replayed.load(Ordering::Relaxed) && self.is_sound()
     }
 
     /// Blocks of a file are not what they should be: they are missing from now on. False where the file has

@@ -20,10 +20,11 @@ use super::shared::{Shared, ToDriver};
 use super::snapshots::Due;
 use super::status::RaftStatus;
 use super::transport::ToPeer;
-use crate::consensus::{Core, CoreError, Effect, Input, Role};
+use crate::consensus::{Core, CoreError, Effect, Input, Role, Standing};
 use crate::fs::proto::{Command, SessionEnd, Time, command::Op};
+use crate::fs::{Digest, Verdict};
 use crate::store::RaftLog;
-use crate::types::{NodeId, SessionId, Term, VolumeId};
+use crate::types::{LogIndex, NodeId, SessionId, Term, VolumeId};
 
 /// As many inputs are taken in before effects are carried out, so that what comes together is
 /// proposed, persisted and sent together.
@@ -31,6 +32,9 @@ const BATCH: usize = 256;
 /// How often the streams' tasks must have had their turn until a message is written: the one that frames
 /// it, and the one that owns the connection.
 const TURNS_TO_SEND: usize = 2;
+
+/// How often, in ticks, a replica that differs tries to heal.
+const HEAL_TICKS: usize = 10;
 
 pub(super) struct Driver {
     pub(super) core: Core<RaftLog>,
@@ -41,6 +45,8 @@ pub(super) struct Driver {
     pub(super) due: Sender<Due>,
     /// Who wants everything to stand still for a moment.
     pub(super) pausing: Option<oneshot::Sender<Paused>>,
+    /// Ticks in which this replica has waited for another state.
+    pub(super) healing: usize,
     pub(super) role: (Role, Term, NodeId),
     pub(super) lease_was_live: bool,
 }
@@ -153,7 +159,39 @@ impl Driver {
         // Time alone closes the gate, and lets waiting reads miss their deadline.
         self.shared.gate.look_again();
         self.watch_lease();
+        if self.shared.snapshot_is_due() {
+            // The thread may be at work on one.
+            let _ = self.due.try_send(Due::Own);
+        }
+        self.heal();
         Ok(())
+    }
+
+    /// Has another state take the place of this replica's, where that differs: perhaps of one peer after the other. Where
+    /// nobody knows who differs, it looks at itself.
+    fn heal(&mut self) {
+        let standing = self.shared.comparison.standing();
+        if standing == Standing::Sound {
+            self.healing = 0;
+            return;
+        }
+        let turn = self.healing / HEAL_TICKS;
+        let is_time = self.healing.is_multiple_of(HEAL_TICKS);
+        self.healing += 1;
+        if !is_time {
+            return;
+        }
+        let others = self.core.membership().map(|(node, _)| node);
+        let others: Vec<_> =
+            others.filter(|node| self.shared.transport.is_connected(*node)).collect();
+        let peer = others.get(turn % others.len().max(1)).copied();
+        let committed = self.core.commit_index();
+        let due = match standing {
+            Standing::Doubtful => Due::Examination,
+            Standing::Diverged | Standing::Sound => Due::Healing { committed, peer },
+        };
+        // The thread may be at work on it.
+        let _ = self.due.try_send(due);
     }
 
     /// Tells the mount once when the lease has lapsed, on a thread that may wait for the kernel.
@@ -240,6 +278,7 @@ impl Driver {
             }
             Effect::Gate(gate) => self.shared.gate.set(*gate),
             Effect::Expire { session } => self.expire(*session)?,
+            Effect::Attest { index, digest } => self.attest(*index, *digest)?,
             Effect::Role { role, term, leader } => self.note_role(*role, *term, *leader),
             Effect::LogWasCut { leader, first_index } => {
                 let due = Due::Of { leader: *leader, first_index: *first_index };
@@ -261,6 +300,18 @@ impl Driver {
             session = session.0,
             "session is silent for too long or fenced: expiring it"
         );
+        let op = Op::SessionEnd(SessionEnd { session: session.0, expired: true });
+        let data = self.encode_for_cluster(op);
+        self.core.handle(clock::monotonic(), Input::ProposeExpiry { session, data })
+    }
+
+    fn attest(&mut self, index: LogIndex, digest: Option<u128>) -> Result<(), CoreError> {
+        let verdict = Verdict { index, digest: digest.map(Digest) };
+        let data = self.encode_for_cluster(verdict.to_op());
+        self.core.handle(clock::monotonic(), Input::ProposeVerdict { data })
+    }
+
+    fn encode_for_cluster(&self, op: Op) -> bytes::Bytes {
         let now = clock::wall();
         let command = Command {
             volume: VolumeId::FIRST.0,
@@ -269,11 +320,10 @@ impl Driver {
             time: Some(Time { seconds: now.seconds, nanos: now.nanos }),
             clock: self.shared.clock.next(),
             node: self.shared.node.0,
-            op: Some(Op::SessionEnd(SessionEnd { session: session.0, expired: true })),
+            op: Some(op),
             ..Command::default()
         };
-        let data = command.encode_to_vec().into();
-        self.core.handle(clock::monotonic(), Input::ProposeExpiry { session, data })
+        command.encode_to_vec().into()
     }
 
     fn note_role(&mut self, role: Role, term: Term, leader: NodeId) {

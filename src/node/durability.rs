@@ -181,7 +181,7 @@ impl Handle {
     /// When the disk refuses.
     pub async fn sync_bytes(&self, wanted: Synced) -> Result<bool, NodeError> {
         let Synced { ino, generation, index } = wanted;
-        if !self.until_applied(index).await {
+        if !self.until_applied(index).await || !self.is_sound() {
             return Ok(false);
         }
         let handle = self.clone();
@@ -198,7 +198,8 @@ impl Handle {
             }
             // Bytes that could not be written are lost, and the next sync would not say so.
             handle.files().sync_file(key).inspect_err(|error| handle.0.fail(error))?;
-            Ok::<_, StoreError>(true)
+            // What is in doubt may go.
+            Ok::<_, StoreError>(handle.is_sound())
         });
         Ok(syncing.await.map_err(|_| NodeError::Stopping)??)
     }

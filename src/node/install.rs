@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::shared::{Shared, ToDriver};
 use super::start::boot;
-use crate::consensus::Boot;
+use crate::consensus::{Boot, Input};
 use crate::store::{Received, StoreError};
 use crate::types::{LogIndex, NodeId, SessionId};
 
@@ -27,30 +27,49 @@ const WRITE_BACK_BYTES: usize = 8 << 20;
 /// The driver waits to be told how to go on; nothing is applied or written to the log meanwhile.
 pub(super) type Paused = oneshot::Sender<Option<Boot>>;
 
-/// Takes the snapshot of `leader`, whose log begins at `first_index`, unless that is not needed any more. On the
-/// thread that writes snapshots: neither is under way while the other is.
+/// Takes the snapshot of `leader`, whose log begins at `first_index`, unless that is not needed any more; whether it did.
+/// On the thread that writes snapshots: neither is under way while the other is.
 pub(super) fn install(
     shared: &Arc<Shared>,
     leader: NodeId,
     first_index: LogIndex,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     if shared.state.applied().next() >= first_index {
-        return Ok(());
+        return Ok(false);
     }
+    install_newer(shared, leader, LogIndex(first_index.0 - 1))
+}
+
+/// The same where it covers `at_least`.
+pub(super) fn install_newer(
+    shared: &Arc<Shared>,
+    leader: NodeId,
+    at_least: LogIndex,
+) -> Result<bool, StoreError> {
+    match receive(shared, leader, at_least)? {
+        Some(received) => put_in_place(shared, received, leader),
+        None => Ok(false),
+    }
+}
+
+/// Puts a state in the place of this one while everything stands still, unless this one has got as far; whether it did.
+pub(super) fn put_in_place(
+    shared: &Arc<Shared>,
+    received: Received,
+    from: NodeId,
+) -> Result<bool, StoreError> {
     let started = std::time::Instant::now();
-    let Some(received) = receive(shared, leader)? else { return Ok(()) };
     let index = received.index();
     let (paused, waiting) = oneshot::channel();
     let asked = shared.driver.send(ToDriver::Pause(paused));
     // Otherwise the daemon is stopping.
-    let Some(go_on) = asked.ok().and_then(|()| waiting.blocking_recv().ok()) else { return Ok(()) };
-    let found = shared.state.applied();
-    let boot = if index <= found {
-        // The log has come after all.
-        None
-    } else {
-        Some(switch(shared, received)?)
+    let Some(go_on) = asked.ok().and_then(|()| waiting.blocking_recv().ok()) else {
+        return Ok(false);
     };
+    let found = shared.state.applied();
+    // Otherwise the log has come after all.
+    let is_newer = index > found || (index == found && shared.comparison.is_diverged());
+    let boot = if is_newer { Some(switch(shared, received)?) } else { None };
     let is_switched = boot.is_some();
     if let Err(error) = shared.config.directory.remove_other_states() {
         tracing::info!(%error, "an old state stays until the next start");
@@ -58,18 +77,29 @@ pub(super) fn install(
     // The driver ends only with the daemon.
     let _ = go_on.send(boot);
     if is_switched {
-        tracing::info!(index = index.0, before = found.0, peer = leader.0, took = ?started.elapsed(), "a peer's snapshot is installed");
+        // The core that begins anew knows nothing of it.
+        shared.input(Input::Stands(shared.comparison.standing()));
+        let what = if from == shared.node {
+            "what this node's own snapshot and log lead to is in the place of its state"
+        } else {
+            "a peer's snapshot is installed"
+        };
+        tracing::info!(index = index.0, before = found.0, from = from.0, took = ?started.elapsed(), "{what}");
         shared.fetching.changed.notify_waiters();
     }
-    Ok(())
+    Ok(is_switched)
 }
 
 /// Nothing where the peer cannot send it, or what came is of no use: it is asked for again.
-fn receive(shared: &Shared, leader: NodeId) -> Result<Option<Received>, StoreError> {
+fn receive(
+    shared: &Shared,
+    leader: NodeId,
+    at_least: LogIndex,
+) -> Result<Option<Received>, StoreError> {
     let dir = &shared.config.directory;
     let path = dir.snapshots_dir().join("snap-of-a-peer");
     let (pieces, coming) = mpsc::channel(PIECES);
-    let sending = shared.transport.fetch_snapshot(leader, pieces);
+    let sending = shared.transport.fetch_snapshot(leader, at_least, pieces);
     let sent = shared.runtime.spawn(sending);
     let written = write(&path, coming, &shared.runtime, shared.config.op_timeout)?;
     // It may have come to an end because nothing more came.
@@ -133,8 +163,9 @@ fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
     tracing::info!(
         files_missing = adopted.missing,
         removed = adopted.removed,
-        "files follow a peer's snapshot"
+        "files follow another state"
     );
+    shared.comparison.state_replaced(&shared.state)?;
     shared.durability.skip_to(index);
     shared.received.unapplied.write().applied(index);
     for (_, observer) in shared.observers.all().iter() {

@@ -119,6 +119,22 @@ impl Mutations {
         inner.propose_queued(self.node, hlc)
     }
 
+    /// The session is given up: whoever waits under it is told that it is lost, and what comes from now on waits for
+    /// another one. The core is to be told of each.
+    pub(super) fn leave(&self) -> Vec<ProposalKey> {
+        let mut inner = self.inner.lock();
+        let given_up: Vec<_> =
+            inner.waiting.extract_if(|key, _| key.session != SessionId::CLUSTER).collect();
+        let queue = std::mem::take(&mut inner.queue);
+        inner.session = SessionId::CLUSTER;
+        inner.unanswered.clear();
+        inner.inos.clear();
+        // Whoever is answered may go on at once, on this thread, and submit more.
+        drop(inner);
+        drop(queue);
+        given_up.into_iter().map(|(key, _)| key).collect()
+    }
+
     pub(super) fn grant(&self, first: u64, end: u64) {
         self.inner.lock().inos.insert(first, end);
     }

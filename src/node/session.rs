@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use super::divergence::give_up_session;
 use super::{Handle, NodeError};
-use crate::consensus::{Input, Wait};
+use crate::consensus::{Input, Standing, Wait};
 use crate::fs::proto::{ReleaseOrphans, SessionEnd, SessionOpen, Touch, command::Op};
 use crate::fs::query;
 use crate::types::{Ino, SessionId};
@@ -20,6 +21,11 @@ pub(super) async fn keep_open(handle: Handle) {
     let mut session = handle.0.session.subscribe();
     loop {
         if session.wait_for(Option::is_none).await.is_err() {
+            return;
+        }
+        // Whoever is not known to be right shows nothing.
+        let mut sound = handle.0.comparison.changes();
+        if sound.wait_for(|standing| *standing == Standing::Sound).await.is_err() {
             return;
         }
         match open(&handle).await {
@@ -65,7 +71,10 @@ async fn open(handle: &Handle) -> Result<SessionId, NodeError> {
     }
     // It may have been ended between its opening and the line above.
     let gone = query::session(&handle.state(), session)?.is_none();
-    if gone {
+    if !handle.is_sound() {
+        // Nor is anything acknowledged that was submitted meanwhile.
+        give_up_session(shared);
+    } else if gone {
         shared.session_ended(session);
     }
     Ok(session)

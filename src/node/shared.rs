@@ -6,10 +6,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc::{UnboundedSender, WeakSender};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::clock::{self, HybridClock};
+use super::divergence::Comparison;
 use super::durability::Durability;
 use super::encoding::Traffic;
 use super::fetch::Fetching;
@@ -17,7 +18,7 @@ use super::install::Paused;
 use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
-use super::snapshots::{Due, Lent};
+use super::snapshots::{Lent, Unattested};
 use super::space::Space;
 use super::staging::Staging;
 use super::status::RaftStatus;
@@ -74,9 +75,13 @@ pub(super) struct Shared {
     pub(super) late: Mutex<Vec<Input>>,
     /// A snapshot is due when the log has this many bytes; 0: not known yet.
     pub(super) next_snapshot: AtomicU64,
-    /// Asks for one.
-    pub(super) due: WeakSender<Due>,
+    /// A peer wants one that covers this entry; 0: nobody does.
+    pub(super) wanted_snapshot: AtomicU64,
     pub(super) lent: Lent,
+    pub(super) unattested: Unattested,
+    /// What earlier processes may have done to the files goes no further than this entry.
+    pub(super) reached: LogIndex,
+    pub(super) comparison: Comparison,
     pub(super) log: RaftLog,
     pub(super) clock: HybridClock,
     /// The open session of this node.
@@ -120,8 +125,10 @@ impl Shared {
     }
 
     pub(super) fn snapshot_is_due(&self) -> bool {
-        self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
-            || self.files.held() >= self.config.snapshot_min_log
+        self.comparison.is_sound()
+            && (self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
+                || self.files.held() >= self.config.snapshot_min_log
+                || self.wanted_snapshot.load(Ordering::Relaxed) > 0)
     }
 
     /// This node's own session was ended by the others: another is opened in its place.

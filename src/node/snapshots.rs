@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,15 +11,26 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::Receiver;
 
 use super::Handle;
+use super::divergence::diverge;
+use super::healing::{examine, heal};
 use super::install::{install, open_newest};
 use super::shared::{Shared, ToDriver};
+use crate::fs::Digest;
 use crate::fs::limits::FEATURE_LEVEL;
-use crate::store::{SnapshotHeader, StoreError, read_snapshot, write_snapshot};
+use crate::store::{SnapshotHeader, StoreError, prepare_snapshot, put_snapshot, read_snapshot};
 use crate::types::{LogIndex, NodeId, VolumeId};
 
 /// The log behind a snapshot that is sent to a peer is kept for so long, after its last piece, so that the peer
 /// finds it there afterwards.
 const LENT_FOR: Duration = Duration::from_secs(600);
+
+/// The log is cut behind a snapshot that nobody has compared where it has more than so many times the bytes that it may
+/// have.
+const UNATTESTED_LOGS: u64 = 2;
+/// A peer gets one that nobody has compared after this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A person is told of a snapshot that waits to be compared for so long.
+const TELLING: Duration = Duration::from_secs(30);
 
 /// What the thread is to do.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +39,35 @@ pub(super) enum Due {
     Own,
     /// The snapshot of a leader, whose log begins only there.
     Of { leader: NodeId, first_index: LogIndex },
+    /// Another state, in the place of this one, which differs.
+    Healing { committed: LogIndex, peer: Option<NodeId> },
+    /// Whether the state is what the log makes of it: the voters differ.
+    Examination,
+}
+
+/// A snapshot that is written, and counts once the state that it is of is known to be that of the others: what is wrong
+/// here must not spread to whoever takes it, nor be all that is left of the log behind it.
+#[derive(Debug)]
+struct Candidate {
+    file: PathBuf,
+    index: LogIndex,
+    digest: Digest,
+    started: Instant,
+}
+
+/// The snapshot that waits to be compared: at which index, since when.
+#[derive(Debug, Default)]
+pub(super) struct Unattested(Mutex<Option<(LogIndex, Instant)>>);
+
+impl Unattested {
+    fn set(&self, waiting: Option<(LogIndex, Instant)>) {
+        *self.0.lock() = waiting;
+    }
+
+    /// Whether there is one.
+    pub(super) fn is_there(&self) -> bool {
+        self.0.lock().is_some()
+    }
 }
 
 /// Snapshots that peers are taking: at which index, since when.
@@ -55,16 +96,25 @@ impl Lent {
 /// Runs until the apply thread and the driver are gone, or until this replica cannot go on.
 pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
     plan_next(shared, 0);
+    let mut candidate: Option<Candidate> = None;
     while let Some(next) = due.blocking_recv() {
         let done = match next {
             Due::Own if !shared.snapshot_is_due() => continue,
-            Due::Own => take(shared).map(|size| plan_next(shared, size)),
-            Due::Of { leader, first_index } => install(shared, leader, first_index),
+            Due::Own => advance(shared, &mut candidate),
+            Due::Of { leader, first_index } => {
+                install(shared, leader, first_index).map(|done| forget_if(done, &mut candidate))
+            }
+            Due::Healing { committed, peer } => {
+                heal(shared, committed, peer).map(|done| forget_if(done, &mut candidate))
+            }
+            Due::Examination => examine(shared),
         };
         if let Err(error) = done {
             shared.fail(&error);
             return;
         }
+        let waits = |waiting: &Candidate| (waiting.index, waiting.started);
+        shared.unattested.set(candidate.as_ref().map(waits));
     }
 }
 
@@ -74,8 +124,46 @@ fn plan_next(shared: &Shared, last_snapshot: u64) {
     shared.next_snapshot.store(shared.log.used_size() + growth, Ordering::Relaxed);
 }
 
-/// Writes a snapshot file and cuts the log behind it. Returns the file's size in bytes.
-fn take(shared: &Shared) -> Result<u64, StoreError> {
+/// Another state has come in the place of the one that it is of.
+fn forget_if(is_replaced: bool, candidate: &mut Option<Candidate>) {
+    if is_replaced {
+        *candidate = None;
+    }
+}
+
+/// Writes a snapshot file, or has the one that was written count, as soon as that may be.
+fn advance(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), StoreError> {
+    let wanted = LogIndex(shared.wanted_snapshot.load(Ordering::Relaxed));
+    if candidate.as_ref().is_none_or(|candidate| candidate.index < wanted) {
+        *candidate = write(shared)?;
+    }
+    let Some(Candidate { index, digest, started, .. }) = *candidate else { return Ok(()) };
+    let is_attested = shared.comparison.attests(index, digest);
+    // Nothing is known against this replica: the log must end somewhere, and without a peer that waits for the snapshot there
+    // may be no majority.
+    let is_too_large = shared.log.used_size() > UNATTESTED_LOGS * shared.config.max_log;
+    let is_wanted = wanted > LogIndex(0) && started.elapsed() >= PATIENCE;
+    let is_overdue = shared.comparison.is_sound() && (is_too_large || is_wanted);
+    if (is_attested || is_overdue)
+        && let Some(candidate) = candidate.take()
+    {
+        if !is_attested {
+            tracing::warn!(
+                index = index.0,
+                is_too_large,
+                is_wanted,
+                "no majority of the voters has said that this snapshot is right: it counts all the same"
+            );
+        }
+        let size = put_in_force(shared, &candidate)?;
+        plan_next(shared, size);
+    }
+    Ok(())
+}
+
+/// Writes a snapshot file, which does not count yet. Nothing where the records of the state are not what they should be:
+/// so this replica differs.
+fn write(shared: &Shared) -> Result<Option<Candidate>, StoreError> {
     let started = Instant::now();
     let export = shared.state.export();
     let index = export.index();
@@ -91,10 +179,32 @@ fn take(shared: &Shared) -> Result<u64, StoreError> {
         digest: export.digest(),
         feature_level: FEATURE_LEVEL,
     };
-    let file = write_snapshot(&shared.config.directory.snapshots_dir(), &header, export)?;
-    shared.files.forget(index)?;
-    let size = std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
-    let needed = needed(shared).min(index);
+    match prepare_snapshot(&shared.config.directory.snapshots_dir(), &header, export) {
+        Ok(file) => Ok(Some(Candidate { file, index, digest: header.digest, started })),
+        Err(StoreError::Rotten { found, expected }) => {
+            let why = format!("its records add up to {found}, and not to {expected} as written");
+            diverge(shared, &why)?;
+            // What the files were changed under is asked for after a restart, too.
+            shared.state.flush()?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// From now on it is what this replica starts from, and what peers are given; the log is cut behind it. Answers its size
+/// in bytes.
+fn put_in_force(shared: &Shared, candidate: &Candidate) -> Result<u64, StoreError> {
+    let Candidate { file, index, started, .. } = candidate;
+    let size = std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+    put_snapshot(file, &shared.config.directory.snapshots_dir(), *index)?;
+    shared.files.forget(*index)?;
+    let wanted = shared.wanted_snapshot.load(Ordering::Relaxed);
+    if wanted <= index.0 {
+        // Who has asked for more meanwhile asks again.
+        shared.wanted_snapshot.store(0, Ordering::Relaxed);
+    }
+    let needed = needed(shared).min(*index);
     shared.log.compact_to(needed)?;
     tracing::info!(index = index.0, log_from = needed.0, size, took = ?started.elapsed(), "snapshot");
     Ok(size)
@@ -119,29 +229,43 @@ fn needed(shared: &Shared) -> LogIndex {
 }
 
 impl Handle {
-    /// The newest snapshot file of this node, for a peer whose log position was cut off, or who has lost its own: the log
-    /// from there on is kept for it for a while. Nothing before there is one at `from` or later, which is made then.
+    /// The newest snapshot file of this node, for a peer whose log position was cut off, or whose state differs: the log
+    /// from there on is kept for it for a while. Nothing before there is one that covers `at_least`; one is made then.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn lend_snapshot(&self, to: NodeId, from: LogIndex) -> Result<Option<File>, StoreError> {
-        let Some((path, file)) = open_newest(&self.0.config.directory.snapshots_dir())? else {
+    pub fn lend_snapshot(
+        &self,
+        to: NodeId,
+        at_least: LogIndex,
+    ) -> Result<Option<File>, StoreError> {
+        let newest = open_newest(&self.0.config.directory.snapshots_dir())?;
+        let newest = match newest {
+            Some((path, file)) => Some((read_snapshot(&path)?.0, file)),
+            None => None,
+        };
+        let Some((header, file)) = newest.filter(|(header, _)| header.index >= at_least) else {
+            if self.0.state.applied() >= at_least {
+                self.0.wanted_snapshot.fetch_max(at_least.0, Ordering::Relaxed);
+            }
             return Ok(None);
         };
-        let (header, _) = read_snapshot(&path)?;
-        if header.index < from {
-            if self.state().applied() < from {
-                // A new one would be too old as well.
-                return Ok(None);
-            }
-            self.0.next_snapshot.store(0, Ordering::Relaxed);
-            // The thread may be at work on one, or at its end.
-            let _ = self.0.due.upgrade().map(|due| due.try_send(Due::Own));
-            return Ok(None);
-        }
         tracing::info!(peer = to.0, index = header.index.0, "a snapshot goes to a peer");
         self.0.lent.lend(to, header.index);
         Ok(Some(file))
+    }
+
+    /// That a snapshot of this node waits for the voters to compare it, where it has done so for long.
+    #[must_use]
+    pub fn waits_for_comparison(&self) -> Option<String> {
+        let (index, since) = (*self.0.unattested.0.lock())?;
+        let seconds = since.elapsed().as_secs();
+        (since.elapsed() >= TELLING).then(|| {
+            format!(
+                "a snapshot at entry {index} has waited for {seconds} s for a majority of the voters to have the same \
+                 state, and the log grows meanwhile: bring back the voters that are away or do not apply entries"
+            )
+        })
     }
 
     /// It is still on its way.

@@ -135,8 +135,10 @@ pub(super) async fn watch(handle: Handle) {
                 // What only root may take does not count.
                 total_bytes: above_reserve(space.f_blocks - space.f_bfree + space.f_bavail),
             };
-            let synced = shared.files.durable();
-            let holds = if has_all(&shared) { shared.files.imaged().max(synced) } else { synced };
+            let durable = shared.files.durable();
+            let holds = if has_all(&shared) { shared.files.imaged().max(durable) } else { durable };
+            // Bytes that are in doubt may go.
+            let [synced, holds] = [durable, holds].map(|index| shared.comparison.counts(index));
             let on_disk = OnDisk { synced, holds };
             // Also to those who are removed: one of them may lead still.
             for node in shared.transport.peers() {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::clock::HybridClock;
+use super::divergence::Comparison;
 use super::driver::Driver;
 use super::durability::{self, Durability};
 use super::encoding::Traffic;
@@ -17,7 +18,7 @@ use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
-use super::snapshots::{Due, Lent};
+use super::snapshots::{Due, Lent, Unattested};
 use super::space::{self, Space};
 use super::staging::Staging;
 use super::wall_clocks::WallClocks;
@@ -25,9 +26,9 @@ use super::{
     Handle, Transport, apply, checksums, locks, log_writer, merger, session, snapshots, sweep,
 };
 use crate::config::{Compression, OnQuorumLoss};
-use crate::consensus::{Boot, Core, CoreConfig, CoreError, Role, SessionInfo};
+use crate::consensus::{Boot, Core, CoreConfig, CoreError, Input, Role, Sample, SessionInfo};
 use crate::fs::{proto, query};
-use crate::store::{DataDir, Recovered, State, StoreError};
+use crate::store::{DataDir, RaftLog, Recovered, State, StoreError};
 use crate::types::{ClusterId, Ino, NodeId, Position, SessionId, Term};
 
 /// How long a node that stops waits for another one to lead.
@@ -96,12 +97,8 @@ impl Node {
         transport: Arc<dyn Transport>,
         streams: &tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
-        let boot = boot(&recovered.state)?;
-        for member in query::members(&recovered.state.read())? {
-            transport.learn(NodeId(member.node), &member.address);
-        }
-        let logger = crate::telemetry::raft_logger();
-        let core = Core::new(config.core.clone(), recovered.log.clone(), boot, &logger)?;
+        let comparison = Comparison::of(&recovered.state, &config.directory)?;
+        let core = core_over(&config, &recovered, transport.as_ref())?;
         // These queues park a thread at once: one that spins first would take the cores from the others.
         let (driver, inbox) = mpsc::unbounded_channel();
         let (log, log_inbox) = mpsc::unbounded_channel();
@@ -142,8 +139,11 @@ impl Node {
             received: Received::default(),
             late: Mutex::default(),
             next_snapshot: AtomicU64::new(0),
-            due: due.downgrade(),
+            wanted_snapshot: AtomicU64::new(0),
             lent: Lent::default(),
+            unattested: Unattested::default(),
+            reached: recovered.reached,
+            comparison,
             log: recovered.log,
             config,
         });
@@ -151,6 +151,7 @@ impl Node {
             core,
             due: due.clone(),
             pausing: None,
+            healing: 0,
             shared: shared.clone(),
             inbox,
             log,
@@ -158,6 +159,7 @@ impl Node {
             role: (Role::Follower, Term(0), NodeId(0)),
             lease_was_live: false,
         };
+        shared.input(Input::Stands(shared.comparison.standing()));
         let driver = streams.spawn(driver.run());
         stop_at_damage(&shared);
         let threads = threads(&shared, log_inbox, apply_inbox, (due, snapshot_due))?;
@@ -229,9 +231,25 @@ impl Node {
     }
 }
 
+/// The core over what was recovered, whose members are known by their addresses from now on.
+fn core_over(
+    config: &NodeConfig,
+    recovered: &Recovered,
+    transport: &dyn Transport,
+) -> Result<Core<RaftLog>, StartError> {
+    let boot = boot(&recovered.state)?;
+    for member in query::members(&recovered.state.read())? {
+        transport.learn(NodeId(member.node), &member.address);
+    }
+    let logger = crate::telemetry::raft_logger();
+    Ok(Core::new(config.core.clone(), recovered.log.clone(), boot, &logger)?)
+}
+
 /// Where the core starts over a state.
 pub(super) fn boot(whole: &State) -> Result<Boot, StoreError> {
     let (term, conf_state) = (whole.term(), whole.conf_state());
+    let sample = whole.ledger()?.last_sample();
+    let sample = sample.map(|(index, digest)| Sample { index, digest: digest.0 });
     let state = whole.read();
     let sessions = query::sessions(&state)?
         .into_iter()
@@ -244,7 +262,8 @@ pub(super) fn boot(whole: &State) -> Result<Boot, StoreError> {
     let members = query::members(&state)?;
     let joined = |member: &proto::Member| Some((NodeId(member.node), query::suffrage(member)?));
     let members = members.iter().filter_map(joined).collect();
-    Ok(Boot { applied: Position { index: state.applied(), term }, conf_state, sessions, members })
+    let applied = Position { index: state.applied(), term };
+    Ok(Boot { applied, conf_state, sessions, members, sample })
 }
 
 async fn hand_over(handle: &Handle, patience: Duration) {

@@ -12,7 +12,7 @@ use super::lost::{Lacked, Lacking};
 use super::space::{OnDisk, SpaceReport};
 use super::staging::Weighed;
 use crate::consensus::PeerMessage;
-use crate::types::{NodeId, StageId, Timestamp};
+use crate::types::{LogIndex, NodeId, StageId, Timestamp};
 
 /// What daemons say to each other.
 #[derive(Clone, Debug)]
@@ -83,9 +83,14 @@ pub trait Transport: Send + Sync {
     /// Asks a peer which bytes of a file it lacks; nothing where it does not have that version, or cannot be asked.
     fn lacking(&self, at: NodeId, asked: Lacking) -> Answered<Lacked>;
 
-    /// Asks a peer for its newest snapshot file, whose bytes go to `pieces` in order; nothing in the end where not all
-    /// of them came.
-    fn fetch_snapshot(&self, from: NodeId, pieces: mpsc::Sender<Bytes>) -> Answered<()>;
+    /// Asks a peer for its newest snapshot file, which must cover `at_least`: its bytes go to `pieces` in order; nothing
+    /// in the end where not all of them came.
+    fn fetch_snapshot(
+        &self,
+        from: NodeId,
+        at_least: LogIndex,
+        pieces: mpsc::Sender<Bytes>,
+    ) -> Answered<()>;
 
     /// A node is no peer any more.
     fn forget(&self, node: NodeId);

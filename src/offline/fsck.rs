@@ -12,8 +12,10 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// Inodes that are looked at together.
 const PAGE: usize = 256;
-const REBUILD: &str = "remove the file `boot` from the data directory and start the daemon: the state is then built \
-     anew from the snapshot file and the log";
+const REBUILD: &str = "start the daemon: it finds that when it writes its next snapshot, and builds the state anew from the \
+     snapshot file and the log";
+const HEAL: &str = "start the daemon: it builds its state anew from the snapshot file and the log (which is what is checked \
+     here) or takes that of another node, and asks the others for what changed since";
 const REJOIN: &str = "move this data directory away and join the cluster as a new node";
 const SCRUB: &str =
     "start the daemon and run `quorumfs scrub`, which has it fetched from the other nodes";
@@ -80,6 +82,12 @@ pub fn fsck(data: &DataDir, checks: Checks<'_>) -> Result<Report, StoreError> {
         Err(error) => return Err(error),
     };
     let mut check = Check::of(&stopped)?;
+    if let Some(since) = data.diverged()? {
+        let what = format!(
+            "the state was found to differ from that of the other nodes; it was equal last at entry {since}"
+        );
+        check.find(what, HEAL);
+    }
     check.state()?;
     check.files(checks.bytes)?;
     check.unneeded(&stopped, checks.repair)?;

@@ -88,6 +88,8 @@ impl AdminService {
         if let Some(reason) = &*self.handle.fatal().borrow() {
             problems.push(format!("this replica has stopped: {reason}"));
         }
+        problems.extend(self.handle.divergence());
+        problems.extend(self.handle.waits_for_comparison());
         if raft.leader == NodeId(0) {
             problems.push("no leader is known: writes and strong reads wait".to_owned());
         }

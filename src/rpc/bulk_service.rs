@@ -126,12 +126,12 @@ impl Bulk for BulkService {
         if request.volume != VolumeId::FIRST.0 {
             return Err(Status::not_found("there is no such volume here"));
         }
-        let handle = self.handle.clone();
+        let (handle, at_least) = (self.handle.clone(), LogIndex(request.from));
         let (pieces, sent) = mpsc::channel(PIECES);
         tokio::task::spawn_blocking(move || {
-            let whole = match handle.lend_snapshot(to, LogIndex(request.from)) {
+            let whole = match handle.lend_snapshot(to, at_least) {
                 Ok(Some(file)) => send_pieces(file, &pieces, || handle.lends_on(to)),
-                Ok(None) => Err(Status::not_found("there is no snapshot here yet")),
+                Ok(None) => Err(Status::not_found("there is no such snapshot here yet")),
                 Err(error) => Err(Status::internal(error.to_string())),
             };
             // Nobody listens where the connection is lost.

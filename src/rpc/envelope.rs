@@ -6,9 +6,11 @@ use protobuf::Message as _;
 use raft::eraftpb::Message;
 
 use super::peer::{
-    Ask, Commit, Envelope, Heartbeat, HeartbeatAck, LogCut, Space, Stalled, Visible, envelope::Body,
+    Ask, Commit, DigestAt, Envelope, Heartbeat, HeartbeatAck, LogCut, Space, Stalled, Visible,
+    envelope::Body,
 };
-use crate::consensus::{Claim, PeerMessage};
+use crate::consensus::{Claim, PeerMessage, Sample};
+use crate::fs::Digest;
 use crate::node::{self, OnDisk, SpaceReport};
 use crate::types::{LogIndex, SessionId, Term, Timestamp, VolumeId};
 
@@ -19,6 +21,8 @@ pub(super) enum EnvelopeError {
     Volume(u64),
     #[error("it is empty")]
     Empty,
+    #[error("its digest has not 16 bytes")]
+    Digest,
     #[error("its Raft message cannot be decoded: {0}")]
     Raft(#[from] protobuf::ProtobufError),
 }
@@ -74,6 +78,10 @@ fn body_of_core(message: PeerMessage) -> Body {
             durable: durable.index.0,
             commit: commit.0,
         }),
+        PeerMessage::Digest(Sample { index, digest }) => {
+            let digest = Digest(digest).to_bytes().to_vec().into();
+            Body::Digest(DigestAt { index: index.0, digest })
+        }
         PeerMessage::LogCut { first_index } => Body::LogCut(LogCut { first_index: first_index.0 }),
     }
 }
@@ -114,6 +122,10 @@ pub(super) fn decode(envelope: Envelope) -> Result<node::ToPeer, EnvelopeError> 
             durable: Claim { term: Term(term), index: LogIndex(durable) },
             commit: LogIndex(commit),
         },
+        Body::Digest(DigestAt { index, digest }) => {
+            let digest = Digest::from_bytes(&digest).ok_or(EnvelopeError::Digest)?.0;
+            PeerMessage::Digest(Sample { index: LogIndex(index), digest })
+        }
         Body::LogCut(LogCut { first_index }) => {
             PeerMessage::LogCut { first_index: LogIndex(first_index) }
         }

@@ -22,7 +22,7 @@ use crate::node::{
     Answered, Block, Examined, Fetched, Handle, Lacked, Lacking, Synced, ToPeer, ToStage,
     Transport, Wanted,
 };
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, LogIndex, NodeId};
 
 /// More than this many bytes on their way to one peer are dropped: Raft sends them again when the
 /// peer is back.
@@ -151,8 +151,13 @@ impl Transport for Peers {
         self.stages.fetch(from, wanted)
     }
 
-    fn fetch_snapshot(&self, from: NodeId, pieces: mpsc::Sender<Bytes>) -> Answered<()> {
-        self.stages.snapshot(from, pieces)
+    fn fetch_snapshot(
+        &self,
+        from: NodeId,
+        at_least: LogIndex,
+        pieces: mpsc::Sender<Bytes>,
+    ) -> Answered<()> {
+        self.stages.snapshot(from, at_least, pieces)
     }
 
     fn sync(&self, to: NodeId, wanted: Synced) -> Answered<bool> {
@@ -290,7 +295,8 @@ fn size_of_message(message: &ToPeer) -> usize {
             | PeerMessage::Heartbeat { .. }
             | PeerMessage::HeartbeatAck { .. }
             | PeerMessage::Commit { .. }
-            | PeerMessage::LogCut { .. },
+            | PeerMessage::LogCut { .. }
+            | PeerMessage::Digest(_),
         )
         | ToPeer::Disk(..) => 64,
     }

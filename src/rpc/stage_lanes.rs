@@ -137,14 +137,14 @@ impl StageLanes {
     pub(super) fn snapshot(
         &self,
         node: NodeId,
+        at_least: LogIndex,
         pieces: tokio::sync::mpsc::Sender<Bytes>,
     ) -> Answered<()> {
         let client = self.client(node);
         Box::pin(async move {
             let (mut client, hello) = client?;
             let volume = VolumeId::FIRST.0;
-            // Whatever there is: a leader cuts its log only behind its own.
-            let request = SnapshotRequest { hello: Some(hello), volume, from: 0 };
+            let request = SnapshotRequest { hello: Some(hello), volume, from: at_least.0 };
             let mut coming = client.snapshot(request).await.ok()?.into_inner();
             while let Some(piece) = coming.message().await.ok()? {
                 pieces.send(piece.data).await.ok()?;

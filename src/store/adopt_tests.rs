@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Adopted, Files};
+use super::{Adopted, Belief, Files, Trust};
 use crate::fs::{FileEffect, Overlay, ViewMut, keys, proto};
 use crate::store::{AppliedPoint, State};
 use crate::types::{ByteRange, Generation, Ino, LogIndex, Term};
@@ -35,6 +35,11 @@ fn state(dir: &Path, index: u64, inodes: &[(u64, u64, u64, u64)]) -> State {
     let batch = overlay.finish().unwrap();
     state.commit(batch, at).unwrap();
     state
+}
+
+/// What was carried out is believed.
+fn carried_out() -> Trust<'static> {
+    Trust { until: LogIndex(10), under: None, is_alone: false }
 }
 
 fn missing(files: &Files, ino: u64, generation: u64) -> Vec<(u64, u64, u64)> {
@@ -73,7 +78,7 @@ fn assert_adopted(files: &Files) {
         assert!(!path.exists(), "{} is of nobody", path.display());
     }
     let cut = std::fs::metadata(files.path_of(Ino(11), Generation(1))).unwrap();
-    assert_eq!(cut.len(), 0, "nothing old is to come back");
+    assert_eq!(cut.len(), 3, "nothing old is to come back");
     assert_eq!(files.durable(), LogIndex(14), "before the first that is missing");
 }
 
@@ -83,7 +88,7 @@ fn what_changed_since_is_missing_and_what_is_gone_goes() {
     let files = replica(dir.path());
     let state = state(&dir.path().join("state"), 30, &SNAPSHOT);
     assert!(files.are_behind(&state));
-    assert_eq!(files.adopt(&state).unwrap(), Adopted { missing: 3, removed: 2 });
+    assert_eq!(files.adopt(&state, carried_out()).unwrap(), Adopted { missing: 3, removed: 2 });
     assert!(!files.are_behind(&state));
     assert_adopted(&files);
     // What comes from peers fills it; an older version does not.
@@ -102,7 +107,7 @@ fn a_restart_finds_it_done() {
     for same_boot in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let state = state(&dir.path().join("state"), 30, &SNAPSHOT);
-        replica(dir.path()).adopt(&state).unwrap();
+        replica(dir.path()).adopt(&state, carried_out()).unwrap();
         let files = open(dir.path(), same_boot);
         assert!(!files.are_behind(&state), "same boot: {same_boot}");
         assert_adopted(&files);
@@ -121,17 +126,18 @@ fn what_was_cut_short_is_done_again() {
     let files = replica(dir.path());
     let key = (Ino(11), Generation(1));
     files
-        .renew_bytes(
+        .doubt_bytes(
             LogIndex(30),
             key.0,
             &proto::Inode { generation: 1, data_version: 20, size: 3, ..proto::Inode::default() },
+            Belief::Doubted,
         )
         .unwrap();
     files.discard((Ino(12), Generation(1))).unwrap();
     drop(files);
     let files = open(dir.path(), true);
     assert!(files.are_behind(&state));
-    files.adopt(&state).unwrap();
+    files.adopt(&state, carried_out()).unwrap();
     assert_adopted(&files);
 }
 
@@ -142,6 +148,54 @@ fn files_that_began_after_the_snapshot_stay() {
     let files = replica(dir.path());
     write(&files, 25, 20, 25, b"younger");
     let state = state(&dir.path().join("state"), 24, &[(20, 1, 0, 1)]);
-    files.adopt(&state).unwrap();
+    let trust = Trust { until: files.carried_out(), under: None, is_alone: false };
+    files.adopt(&state, trust).unwrap();
     assert_eq!(bytes(&files, 20, 25, 7).unwrap(), b"younger");
+}
+
+/// A replica that differed has done things to other files than it should have: its own state says which.
+#[test]
+fn what_a_wrong_state_has_done_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = replica(dir.path());
+    // The last one was written at 9 by mistake, instead of another one.
+    let wrong = [(10, 1, 6, 5), (11, 1, 13, 6), (12, 1, 10, 9)];
+    let under = state(&dir.path().join("wrong"), 10, &wrong);
+    let right =
+        state(&dir.path().join("right"), 12, &[(10, 1, 6, 5), (11, 1, 13, 8), (12, 1, 10, 7)]);
+    let trust = Trust { until: LogIndex(7), under: Some(&under), is_alone: false };
+    files.adopt(&right, trust).unwrap();
+    assert_eq!(bytes(&files, 10, 1, 6).unwrap(), b"stays!");
+    assert_eq!(missing(&files, 11, 1), [(0, 13, 8)], "it changed after the last comparison");
+    assert_eq!(missing(&files, 12, 1), [(0, 10, 7)], "it did not, but something was done to it");
+}
+
+/// They may be the only ones that there are: they go when others come in their place.
+#[test]
+fn bytes_in_doubt_stay_until_others_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = replica(dir.path());
+    write(&files, 25, 10, 1, b"longer than before");
+    let under = state(&dir.path().join("wrong"), 25, &[(10, 1, 18, 25), (11, 1, 13, 6)]);
+    let right = state(&dir.path().join("right"), 30, &[(10, 1, 18, 25), (11, 1, 10, 6)]);
+    let trust = Trust { until: LogIndex(20), under: Some(&under), is_alone: false };
+    files.adopt(&right, trust).unwrap();
+    let (one, other) = ((Ino(10), Generation(1)), (Ino(11), Generation(1)));
+    assert_eq!(missing(&files, 10, 1), [(0, 18, 25)]);
+    assert_eq!(std::fs::read(files.path_of(one.0, one.1)).unwrap(), b"longer than before");
+    assert_eq!(std::fs::metadata(files.path_of(other.0, other.1)).unwrap().len(), 10, "no more");
+    assert!(files.durable() < LogIndex(25), "they count for nobody");
+    // Some come from a peer.
+    files.install(one, 0, b"LONGER", LogIndex(25)).unwrap();
+    assert_eq!(missing(&files, 10, 1), [(6, 18, 25)]);
+    for same_boot in [true, false] {
+        files.sync().unwrap();
+        let files = open(dir.path(), same_boot);
+        assert_eq!(missing(&files, 10, 1), [(6, 18, 25)], "same boot: {same_boot}");
+    }
+    // Nobody has the rest.
+    assert!(!files.believe_at_last(other, ByteRange::from(0)).unwrap(), "the states differ");
+    assert!(files.believe_at_last(one, ByteRange::from(0)).unwrap());
+    assert_eq!(bytes(&files, 10, 1, 18).unwrap(), b"LONGER than before");
+    assert_eq!(missing(&files, 11, 1), [(0, 10, 6)]);
 }

@@ -144,7 +144,7 @@ impl Files {
                     let stage = self.stages().file(index)?.ok_or_else(|| self.lost_stage(index))?;
                     copy_bytes(&stage, part.moved(shift), to, part.start).map_err(failed)?;
                 }
-                Some(Away::Missing { .. }) => missing.push(part),
+                Some(Away::Missing { .. } | Away::Doubted { .. }) => missing.push(part),
             }
         }
         Ok(missing)

@@ -213,7 +213,7 @@ impl Files {
                 continue;
             }
             for (part, away) in layouts.parts(file.key, all) {
-                if matches!(away, Some(Away::Missing { .. })) {
+                if away.and_then(Away::missing).is_some() {
                     layouts.clear(file.key, part)?;
                     found = true;
                 }

@@ -12,6 +12,7 @@
 //! files/       backing files
 //! checksums/   checksums of the blocks of quiet ones
 //! mounts       where the daemon has mounted
+//! diverged     the last entry up to which files are believed, where this replica was found to differ (`divergence.rs`)
 //! ends         why the last daemons ended that could not go on (`ends.rs`)
 //! peers        where the other members were last known to listen
 //! recovering   the id of the cluster that the directory is becoming (`refound.rs`)
@@ -336,6 +337,19 @@ impl DataDir {
         durable::replace(&self.path.join("current"), format!("{name}\n").as_bytes())
     }
 
+    /// No state is the current one: it is built anew. Durable on return.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn forget_state(&self) -> Result<(), StoreError> {
+        let current = self.path.join("current");
+        match std::fs::remove_file(&current) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(StoreError::io("remove", &current)(source)),
+            Ok(()) => durable::sync_dir(&self.path),
+        }
+    }
+
     /// Removes every state but the current one. The caller has closed them.
     ///
     /// # Errors
@@ -418,7 +432,7 @@ fn anything_but_lock(dir: &Path) -> Result<Option<String>, StoreError> {
     Ok(None)
 }
 
-fn read_optional(path: &Path) -> Result<Option<String>, StoreError> {
+pub(super) fn read_optional(path: &Path) -> Result<Option<String>, StoreError> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

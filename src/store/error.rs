@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::fs::Digest;
 use crate::types::LogIndex;
 
 /// What a person does about a replica whose disk lost something that it had promised to keep.
@@ -106,6 +107,17 @@ pub enum StoreError {
         /// Which, and what is wrong with it.
         #[source]
         source: crate::fs::CorruptRecord,
+    },
+    /// All records of the state together are not what they were when they were written.
+    #[error(
+        "the records of the state add up to {found} instead of {expected}: some are not what was written; start the \
+         daemon: it finds that when it writes its next snapshot, and builds the state anew"
+    )]
+    Rotten {
+        /// Their digest.
+        found: Digest,
+        /// What it was to be.
+        expected: Digest,
     },
     /// A file of a format that came later.
     #[error(

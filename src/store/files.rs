@@ -350,7 +350,7 @@ impl Files {
         let key = (ino, generation);
         let range = ByteRange::at(offset, buffer.len() as u64);
         while let Some(parts) = self.parts(key, range) {
-            if parts.iter().any(|(_, away)| matches!(away, Some(Away::Missing { .. }))) {
+            if parts.iter().any(|(_, away)| away.and_then(Away::missing).is_some()) {
                 return Ok(false);
             }
             if self.read_parts(key, offset, buffer, &parts)? {
@@ -458,6 +458,11 @@ impl Files {
     #[must_use]
     pub fn carried_out(&self) -> LogIndex {
         self.layouts.done()
+    }
+
+    /// The last entry whose effects an earlier process may have begun.
+    pub(super) fn begun(&self) -> LogIndex {
+        self.layouts.begun()
     }
 
     /// The same, in a directory that exists.

@@ -22,6 +22,33 @@ pub enum Away {
         /// Which.
         version: LogIndex,
     },
+    /// The same; but the backing file has some, which may be the right ones: this replica's state was wrong when they came.
+    Doubted {
+        /// Which.
+        version: LogIndex,
+        /// The wrong state said of the file what the right one says: where nobody else has the bytes, they are believed.
+        is_agreed: bool,
+    },
+}
+
+impl Away {
+    /// Whether they are bytes of what the entry at `index` writes, or lack them.
+    #[must_use]
+    pub fn is_of(self, index: LogIndex) -> bool {
+        match self {
+            Self::Staged { index: of, .. } | Self::Missing { version: of } => of == index,
+            Self::Doubted { .. } => false,
+        }
+    }
+
+    /// The version that is missing; nothing where the bytes are staged.
+    #[must_use]
+    pub fn missing(self) -> Option<LogIndex> {
+        match self {
+            Self::Missing { version } | Self::Doubted { version, .. } => Some(version),
+            Self::Staged { .. } => None,
+        }
+    }
 }
 
 /// A part of a range, and where it is: in place where nothing is said.
@@ -104,10 +131,17 @@ impl Layout {
 
     /// The parts of a range that are missing, each with the version that it needs; ascending.
     pub fn missing(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, LogIndex)> + use<> {
-        self.parts(range).into_iter().filter_map(|(part, away)| match away {
-            Some(Away::Missing { version }) => Some((part, version)),
-            Some(Away::Staged { .. }) | None => None,
-        })
+        let parts = self.parts(range).into_iter();
+        parts.filter_map(|(part, away)| Some((part, away.and_then(Away::missing)?)))
+    }
+
+    /// The parts of a range that are here and believed where nobody else has them.
+    #[must_use]
+    pub fn believed_at_last(&self, range: ByteRange) -> Vec<ByteRange> {
+        let is_it =
+            |away: &Option<Away>| matches!(away, Some(Away::Doubted { is_agreed: true, .. }));
+        let parts = self.parts(range).into_iter().filter(|(_, away)| is_it(away));
+        parts.map(|(part, _)| part).collect()
     }
 
     /// The first part of a range that can be merged: at most `limit` bytes of it, the entry that wrote their stage,
@@ -119,7 +153,7 @@ impl Layout {
                 let end = part.end.min(part.start + limit);
                 Some((ByteRange { end, ..part }, index, shift))
             }
-            Some(Away::Missing { .. }) | None => None,
+            Some(Away::Missing { .. } | Away::Doubted { .. }) | None => None,
         })
     }
 
@@ -136,7 +170,7 @@ impl Layout {
     pub fn stages(&self) -> Vec<LogIndex> {
         let of = |(_, away)| match away {
             Away::Staged { index, .. } => Some(index),
-            Away::Missing { .. } => None,
+            Away::Missing { .. } | Away::Doubted { .. } => None,
         };
         let mut stages: Vec<_> = self.away().filter_map(of).collect();
         stages.sort_unstable();

@@ -189,6 +189,7 @@ pub(super) fn encode((ino, generation): Key, range: ByteRange, note: Note) -> [u
         Note::Away(Away::Staged { index, shift }) => [1, index.0, shift],
         Note::Away(Away::Missing { version }) => [2, version.0, 0],
         Note::Gone => [3, 0, 0],
+        Note::Away(Away::Doubted { version, is_agreed }) => [4, version.0, u64::from(is_agreed)],
     };
     let fields = [kind, ino.0, generation.0, range.start, range.end, one, two];
     let mut record = [0; RECORD];
@@ -206,6 +207,7 @@ fn decode(record: &[u8]) -> Option<(Key, ByteRange, Note)> {
         1 => Note::Away(Away::Staged { index, shift: field(6)? }),
         2 => Note::Away(Away::Missing { version: index }),
         3 => Note::Gone,
+        4 => Note::Away(Away::Doubted { version: index, is_agreed: field(6)? == 1 }),
         _ => return None,
     };
     let range = ByteRange { start: field(3)?, end: field(4)? };

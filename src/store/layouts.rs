@@ -477,9 +477,7 @@ impl Locked<'_> {
 
 /// Up to where all bytes are here, of the effects up to `synced`.
 fn held<'a>(layouts: impl Iterator<Item = &'a Layout>, synced: u64) -> u64 {
-    let missing = layouts.flat_map(Layout::away).filter_map(|(_, away)| match away {
-        Away::Missing { version } => Some(version.0.saturating_sub(1)),
-        Away::Staged { .. } => None,
-    });
+    let versions = layouts.flat_map(Layout::away).filter_map(|(_, away)| away.missing());
+    let missing = versions.map(|version| version.0.saturating_sub(1));
     missing.min().map_or(synced, |lowest| lowest.min(synced))
 }

@@ -258,9 +258,7 @@ impl Files {
                 }
                 let is_placed = self.is_placed(key, index)?;
                 // What was missing when the layout was synced had come when the stage was placed.
-                let of_it = |(_, away): &(ByteRange, Away)| match away {
-                    Away::Staged { index: of, .. } | Away::Missing { version: of } => *of == index,
-                };
+                let of_it = |(_, away): &(ByteRange, Away)| away.is_of(index);
                 let away: Vec<_> = layouts.get(key).into_iter().flat_map(Layout::away).collect();
                 for (part, _) in away.into_iter().filter(of_it) {
                     if is_placed {
@@ -567,7 +565,7 @@ impl Files {
                         return Ok(false);
                     }
                 }
-                Some(Away::Missing { .. }) => return Ok(false),
+                Some(Away::Missing { .. } | Away::Doubted { .. }) => return Ok(false),
             }
         }
         let range = ByteRange::at(offset, buffer.len() as u64);

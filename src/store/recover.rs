@@ -10,9 +10,11 @@
 //! neither state nor snapshot file still has its log, which is all that a vote needs: it takes a peer's snapshot
 //! ([`StoreError::StateLost`]) before it starts. Without its log it must not come back.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::adopt::Adopted;
+use raft::eraftpb::{ConfState, Entry, EntryType};
+
+use super::adopt::{Adopted, Trust};
 use super::beneath::Beneath;
 use super::datadir::DataDir;
 use super::files::Files;
@@ -34,6 +36,8 @@ use crate::store::StoreError;
 use crate::store::error::REJOIN;
 use crate::types::{LogIndex, VolumeId};
 
+/// Bytes of the log that are looked through at once.
+const SCAN_BYTES: u64 = 16 << 20;
 const FOREIGN: &str = "it belongs to another data directory: put back the one that was here";
 /// So many other voters must be there for this replica to give up all of its bytes: more than one of them has each.
 const OTHER_HOLDERS: usize = 2;
@@ -51,6 +55,8 @@ pub struct Recovered {
     pub snapshot: Option<SnapshotHeader>,
     /// Why the state was built anew; nothing where it was believed.
     pub rebuilt: Option<Rebuilt>,
+    /// What earlier processes may have done to the files goes no further than this entry.
+    pub reached: LogIndex,
 }
 
 /// Why a state was not believed.
@@ -69,6 +75,8 @@ pub enum Rebuilt {
     BehindTheSnapshot,
     /// It was reached over an entry that the log does not have.
     AnotherHistory,
+    /// This replica was found to differ, and the state is not the one that the files were changed under.
+    Differed,
 }
 
 /// Opens the stores of a replica and makes them agree.
@@ -86,19 +94,10 @@ pub(super) fn recover_over(
     options: LogOptions,
     beneath: Option<Beneath>,
 ) -> Result<Recovered, StoreError> {
-    let marks = if dir.same_boot() { marks::damage(&dir.stages_dir())? } else { None };
-    if let Some(damage) = &marks {
-        tracing::warn!("{damage}");
-    }
+    let marks = look_at_marks(dir)?;
     let same_boot = dir.same_boot() && marks.is_none();
     if beneath.is_none() {
-        // All that is found in it counts as durable.
-        reread::from_disk(&dir.log_dir())?;
-        if !dir.same_boot() {
-            // The kernel may be the same, and a sync may have failed.
-            reread::from_disk(&dir.snapshots_dir())?;
-            reread::from_disk(&dir.stages_dir())?;
-        }
+        read_from_disk(dir)?;
     }
     let verified = match verify_snapshot(dir) {
         // Nothing is changed where this cannot be mended.
@@ -140,26 +139,102 @@ pub(super) fn recover_over(
     }
     raise_commit(&log, &state)?;
     let (files, is_known) = open_files(dir, &state, same_boot, beneath)?;
+    let (state, rebuilt) = match rebuilt {
+        None if dir.diverged()?.is_some() && !(is_known && state.applied() >= files.begun()) => {
+            drop(state);
+            (rebuild_state(dir)?, Some(Rebuilt::Differed))
+        }
+        _ => (state, rebuilt),
+    };
     if rebuilt.is_none() && is_known {
         // What a state says has reached the files before.
         files.pass(state.applied());
     }
-    if files.are_behind(&state) {
-        let adopted = files.adopt(&state)?;
-        // A new replica has none.
-        if adopted != Adopted::default() {
-            tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
-        }
-    }
+    follow(dir, &log, &state, &files, rebuilt)?;
     check_log_has_what_was_carried_out(dir, &log, files.carried_out())?;
     files.forget(covered)?;
     forget_stages(&files, &state)?;
+    // What has reached the files was in the log before, and a power loss takes with it how far that was.
+    let reached = if same_boot && is_known { files.begun() } else { log.last_index() };
     // From here on it may vote.
     log.promise()?;
     dir.record_start()?;
     // From now on all that is here is of this boot.
     dir.record_boot()?;
-    Ok(Recovered { log, state, files, snapshot, rebuilt })
+    Ok(Recovered { log, state, files, snapshot, rebuilt, reached })
+}
+
+/// What is wrong with the marks of the files, where they are to be believed.
+fn look_at_marks(dir: &DataDir) -> Result<Option<StoreError>, StoreError> {
+    let marks = if dir.same_boot() { marks::damage(&dir.stages_dir())? } else { None };
+    if let Some(damage) = &marks {
+        tracing::warn!("{damage}");
+    }
+    Ok(marks)
+}
+
+fn read_from_disk(dir: &DataDir) -> Result<(), StoreError> {
+    // All that is found in it counts as durable.
+    reread::from_disk(&dir.log_dir())?;
+    if !dir.same_boot() {
+        // The kernel may be the same, and a sync may have failed.
+        reread::from_disk(&dir.snapshots_dir())?;
+        reread::from_disk(&dir.stages_dir())?;
+    }
+    Ok(())
+}
+
+/// The files follow the state, where they are behind it; but one that was found to differ, when another one takes its place.
+fn follow(
+    dir: &DataDir,
+    log: &RaftLog,
+    state: &State,
+    files: &Files,
+    rebuilt: Option<Rebuilt>,
+) -> Result<(), StoreError> {
+    if dir.diverged()?.is_some() {
+        if rebuilt.is_none() {
+            return Ok(());
+        }
+        if !is_alone(state, log)? {
+            // The state is gone that would say what the files were changed under.
+            return dir.set_diverged(LogIndex(0));
+        }
+        // Nobody else can tell, or has more: what the log makes of it is all that there is.
+        dir.end_diverged()?;
+    }
+    if files.are_behind(state) {
+        let until = files.carried_out();
+        let adopted = files.adopt(state, Trust { until, under: None, is_alone: false })?;
+        // A new replica has none.
+        if adopted != Adopted::default() {
+            tracing::info!(?adopted, "the files follow a snapshot that came from a peer");
+        }
+    }
+    Ok(())
+}
+
+/// Whether this replica was the only member from its snapshot on.
+fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
+    if !is_of_one(&state.conf_state()) {
+        return Ok(false);
+    }
+    let (mut next, end) = (state.applied().next(), log.last_index().next());
+    while next < end {
+        let entries = log.entries(next, end, Some(SCAN_BYTES))?;
+        let changes = |entry: &Entry| entry.get_entry_type() != EntryType::EntryNormal;
+        let Some(last) = entries.last() else { break };
+        if entries.iter().any(changes) {
+            return Ok(false);
+        }
+        next = LogIndex(last.index).next();
+    }
+    Ok(true)
+}
+
+pub(super) fn is_of_one(members: &ConfState) -> bool {
+    let others = [&members.voters_outgoing, &members.learners, &members.learners_next];
+    members.voters.len() == 1 && others.iter().all(|others| others.is_empty())
 }
 
 /// A damaged log, where the snapshot covers all that the damage can have been.
@@ -230,6 +305,10 @@ fn mend_snapshot(
 ) -> Result<SnapshotHeader, StoreError> {
     let from = log.truncated().0;
     let lost = |damage| StoreError::StateLost { damage: Box::new(damage), from };
+    if dir.diverged()?.is_some() {
+        // The state is wrong.
+        return Err(lost(damage));
+    }
     let state = match believe_state(dir, log, from) {
         Ok(Ok(state)) if same_boot => state,
         Err(other) => return Err(other),
@@ -255,7 +334,9 @@ fn mend_snapshot(
     match write_snapshot(&dir.snapshots_dir(), &header, export) {
         Ok(_) => {}
         // The state is no better.
-        Err(StoreError::Corrupt { .. } | StoreError::Sled { .. }) => return Err(lost(damage)),
+        Err(StoreError::Corrupt { .. } | StoreError::Sled { .. } | StoreError::Rotten { .. }) => {
+            return Err(lost(damage));
+        }
         Err(error) => return Err(error),
     }
     remove_snapshots_but(&dir.snapshots_dir(), header.index)?;
@@ -328,63 +409,11 @@ pub fn rebuild_state(dir: &DataDir) -> Result<State, StoreError> {
     Ok(state)
 }
 
-fn build_from(file: &Path, path: &Path) -> Result<State, StoreError> {
+pub(super) fn build_from(file: &Path, path: &Path) -> Result<State, StoreError> {
     let (header, pairs) = read_snapshot(file)?;
     let conf_state = Some(&header.conf_state);
     let at = AppliedPoint { index: header.index, term: header.term, conf_state };
     State::create_from(path, pairs, at, header.digest)
-}
-
-/// A peer's snapshot, with the state that was built from it.
-#[derive(Debug)]
-pub struct Received {
-    file: PathBuf,
-    header: SnapshotHeader,
-    state: State,
-    state_dir: PathBuf,
-}
-
-impl Received {
-    /// Verifies the snapshot in `file` (in the directory of snapshots), which came from a peer, and builds a state from
-    /// it. Nothing of it counts yet.
-    ///
-    /// # Errors
-    /// When it is damaged, of another cluster, or the disk refuses.
-    pub fn prepare(dir: &DataDir, file: &Path) -> Result<Self, StoreError> {
-        let header = verify(dir, file)?;
-        let state_dir = dir.new_state_dir()?;
-        let state = build_from(file, &state_dir)?;
-        state.flush()?;
-        Ok(Self { file: file.to_owned(), header, state, state_dir })
-    }
-
-    /// The last entry that is in it.
-    #[must_use]
-    pub fn index(&self) -> LogIndex {
-        self.header.index
-    }
-
-    /// Puts it in the place of what this replica has: snapshot file, log, state and files. Whoever dies meanwhile goes
-    /// on with either the old or the new, by [`recover`]. Nobody applies anything, or writes to the log, meanwhile.
-    ///
-    /// # Errors
-    /// When the disk refuses: this replica must stop.
-    pub fn install(
-        self,
-        dir: &DataDir,
-        log: &RaftLog,
-        files: &Files,
-        state: &State,
-    ) -> Result<Adopted, StoreError> {
-        put_snapshot(&self.file, &dir.snapshots_dir(), self.header.index)?;
-        fit_log_to_snapshot(dir, log, Some(&self.header))?;
-        let adopted = files.adopt(&self.state)?;
-        dir.switch_state(&self.state_dir)?;
-        state.replace(self.state);
-        raise_commit(log, state)?;
-        forget_stages(files, state)?;
-        Ok(adopted)
-    }
 }
 
 /// The header of the newest snapshot file, all of which is verified: a state that is believed hides the
@@ -393,7 +422,7 @@ fn verify_snapshot(dir: &DataDir) -> Result<Option<SnapshotHeader>, StoreError> 
     latest_snapshot(&dir.snapshots_dir())?.map(|path| verify(dir, &path)).transpose()
 }
 
-fn verify(dir: &DataDir, path: &Path) -> Result<SnapshotHeader, StoreError> {
+pub(super) fn verify(dir: &DataDir, path: &Path) -> Result<SnapshotHeader, StoreError> {
     let (header, mut pairs) = read_snapshot(path)?;
     pairs.try_for_each(|pair| pair.map(drop))?;
     if header.cluster != dir.identity().cluster || header.volume != VolumeId::FIRST {
@@ -409,7 +438,7 @@ fn verify(dir: &DataDir, path: &Path) -> Result<SnapshotHeader, StoreError> {
 
 /// A log that ends before the snapshot, or has another entry there, is what a peer's snapshot was to
 /// replace when the process died: it is reset. One that begins after the snapshot has a hole.
-fn fit_log_to_snapshot(
+pub(super) fn fit_log_to_snapshot(
     dir: &DataDir,
     log: &RaftLog,
     snapshot: Option<&SnapshotHeader>,
@@ -467,14 +496,14 @@ fn believe_state(
 
 /// What was staged by sessions that ended while an earlier process was dying. Those that are opened later are not
 /// known yet.
-fn forget_stages(files: &Files, state: &State) -> Result<(), StoreError> {
+pub(super) fn forget_stages(files: &Files, state: &State) -> Result<(), StoreError> {
     let (applied, view) = (state.applied(), state.read());
     let open: Vec<_> = query::sessions(&view)?.into_iter().map(|(session, _)| session).collect();
     files.keep_stages(|session| session.0 > applied.0 || open.contains(&session))
 }
 
 /// raft-rs panics where more is applied than committed.
-fn raise_commit(log: &RaftLog, state: &State) -> Result<(), StoreError> {
+pub(super) fn raise_commit(log: &RaftLog, state: &State) -> Result<(), StoreError> {
     let mut hard_state = log.hard_state();
     let applied = state.applied().0;
     if hard_state.commit >= applied {

@@ -101,6 +101,11 @@ fn change_cluster(
     now: Timestamp,
     options: LogOptions,
 ) -> Result<(), StoreError> {
+    if dir.diverged()?.is_some() {
+        // Whatever the others had: what the snapshot and the log lead to is what counts now.
+        dir.forget_state()?;
+        dir.end_diverged()?;
+    }
     let recovered = recover(dir, options)?;
     close(&recovered, dir.identity().node, now)?;
     snapshot(&recovered, dir, cluster)

@@ -77,7 +77,7 @@ impl Recovered {
 }
 
 /// What an entry has to be applied; nothing in one that a new leader begins with, or that changes the membership.
-fn command(log: &RaftLog, entry: &Entry) -> Result<Option<proto::Command>, StoreError> {
+pub(super) fn command(log: &RaftLog, entry: &Entry) -> Result<Option<proto::Command>, StoreError> {
     if entry.get_entry_type() != EntryType::EntryNormal || entry.data.is_empty() {
         return Ok(None);
     }

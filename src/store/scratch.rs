@@ -53,6 +53,7 @@ impl Scratch {
         copy_stages(&from.join("stages"), &dir.path().join("stages"))?;
         // Otherwise nobody believes it.
         if data.same_boot()
+            && data.diverged()?.is_none()
             && let Some(state) = data.current_state()?
         {
             copy_tree(&state, &dir.path().join(state.file_name().unwrap_or_default()))?;

@@ -246,6 +246,18 @@ impl Stages {
         is_written
     }
 
+    /// No more bytes are expected of any stage that is written.
+    pub(super) fn finish_written(&self) {
+        let is_written = |stage: &Arc<Stage>| stage.state.lock().target.is_some();
+        let arriving = self.arriving.lock();
+        let written = arriving.iter().filter(|(_, stage)| is_written(stage));
+        let written: Vec<_> = written.map(|(id, _)| *id).collect();
+        drop(arriving);
+        for id in written {
+            self.finish(id);
+        }
+    }
+
     /// Whether there is a written stage like this, of which bytes may still come.
     pub(super) fn any_written(&self, like: impl Fn(&Target) -> bool) -> bool {
         let arriving = self.arriving.lock();

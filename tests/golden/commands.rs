@@ -110,6 +110,7 @@ fn operations() -> Vec<Op> {
         Op::AddMember(proto::AddMember { nonce: 1, address: "n:1".to_owned(), learner: true }),
         Op::RemoveMember(proto::RemoveMember { node: 1 }),
         Op::PromoteMember(proto::PromoteMember { node: 1 }),
+        Op::Attest(proto::Attest { index: 1, digest: vec![2; 16].into() }),
     ]
 }
 
@@ -142,6 +143,7 @@ fn name(op: &Op) -> &'static str {
         Op::AddMember(_) => "AddMember",
         Op::RemoveMember(_) => "RemoveMember",
         Op::PromoteMember(_) => "PromoteMember",
+        Op::Attest(_) => "Attest",
     }
 }
 
@@ -171,10 +173,11 @@ fn commands_are_encoded_as_ever() {
 }
 
 /// What [`name`] knows, in order.
-const OPERATIONS: [&str; 25] = [
+const OPERATIONS: [&str; 26] = [
     "AcceptLost",
     "AddMember",
     "Allocate",
+    "Attest",
     "CancelLock",
     "CopyRange",
     "GrantInodes",
@@ -224,6 +227,7 @@ fn commands_do_what_they_ever_did() {
                 | Op::AddMember(_)
                 | Op::RemoveMember(_)
                 | Op::PromoteMember(_)
+                | Op::Attest(_)
         );
         if is_of_cluster && number > 2 {
             unused.push(number);

@@ -26,6 +26,7 @@ fn messages_are_encoded_as_ever() {
         Body::Space(peer::Space { free_bytes: 1, total_bytes: 2, synced: 3, holds: 4, wall_ms: 5 }),
         Body::Commit(peer::Commit { term: 1, durable: 2, commit: 3 }),
         Body::Stalled(peer::Stalled { milliseconds: 1 }),
+        Body::Digest(peer::DigestAt { index: 1, digest: vec![2; 16].into() }),
     ];
     let envelopes =
         bodies.into_iter().map(|body| peer::Envelope { volume: 1, body: Some(body) }).collect();

@@ -24,7 +24,8 @@ const TAG: u64 = 8;
 #[derive(Debug)]
 pub struct Truth {
     base: LogIndex,
-    entries: Vec<(Position, Bytes, Digest)>,
+    /// Without a digest where only replicas came there that are wrong.
+    entries: Vec<(Position, Bytes, Option<Digest>)>,
     keys: BTreeSet<ProposalKey>,
     /// Commands that were given up, and the last number that their session had used by then.
     given_up: BTreeMap<ProposalKey, Seq>,
@@ -54,25 +55,39 @@ impl Truth {
         self.entries.get(place).map(|(position, ..)| position.term)
     }
 
-    /// A replica applied an entry. Whoever was first at an index says what the others must have; answers whether
-    /// this one was.
+    /// What all must have come to at an index, where that is known.
+    pub fn digest_at(&self, index: LogIndex) -> Option<Digest> {
+        let place = usize::try_from(index.0.checked_sub(self.base.0 + 1)?).expect("a run is short");
+        self.entries.get(place).and_then(|(_, _, digest)| *digest)
+    }
+
+    /// A replica applied an entry, and is right where it has a digest. Who of these was first at an index says what the
+    /// others must have; answers whether this one was.
     pub fn applied(
         &mut self,
         entry: &Committed,
-        digest: Digest,
+        digest: Option<Digest>,
         effect: &Effect,
         coverage: &mut Coverage,
     ) -> bool {
         let place = entry.position.index.0 - self.base.0 - 1;
         let place = usize::try_from(place).expect("a run is short");
-        if let Some((position, data, expected)) = self.entries.get(place) {
+        if let Some((position, data, expected)) = self.entries.get_mut(place) {
             assert_eq!(*position, entry.position, "two entries were committed at one index");
             assert_eq!(*data, entry.data, "two commands were committed at {position:?}");
-            assert_eq!(*expected, digest, "replicas differ after {position:?}");
-            return false;
+            let Some(digest) = digest else { return false };
+            if let Some(expected) = expected {
+                assert_eq!(*expected, digest, "replicas differ after {position:?}");
+                return false;
+            }
+            *expected = Some(digest);
+        } else {
+            assert_eq!(place, self.entries.len(), "an index was skipped");
+            self.entries.push((entry.position, entry.data.clone(), digest));
+            if digest.is_none() {
+                return false;
+            }
         }
-        assert_eq!(place, self.entries.len(), "an index was skipped");
-        self.entries.push((entry.position, entry.data.clone(), digest));
         let Some(key) = effect.key else { return true };
         coverage.count("commands");
         if !self.keys.insert(key) {

@@ -68,6 +68,11 @@ impl Disk {
         lost
     }
 
+    /// The last entry that is durable.
+    pub fn end(&self) -> LogIndex {
+        LogIndex(self.0.borrow().last_index())
+    }
+
     /// What a node does before raft-rs starts: the hard state may lag behind what was applied.
     pub fn raise_commit(&self, applied: Position) {
         let mut contents = self.0.borrow_mut();

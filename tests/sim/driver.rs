@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use quorumfs::consensus::{Committed, Effect, Input, PeerMessage, Received, Role, SessionChange};
-use quorumfs::fs::{self, Change, proto, proto::command::Op, query};
-use quorumfs::types::{Generation, Ino, LogIndex, NodeId, ProposalKey, Seq, SessionId, Term};
+use quorumfs::consensus::{
+    Committed, Effect, Input, PeerMessage, Received, Role, Sample, SessionChange,
+};
+use quorumfs::fs::{self, Change, Digest, Finding, Verdict, proto, proto::command::Op, query};
+use quorumfs::types::{
+    Generation, Ino, LogIndex, NodeId, Position, ProposalKey, Seq, SessionId, Suffrage, Term,
+};
 
 use crate::calls::MOUNT;
 use crate::clock::{MICRO, MILLI, Nanos};
@@ -15,6 +19,20 @@ use prost::Message;
 
 /// Batches of entries that are applied together at most.
 const ROUND_MAX: u64 = 10;
+
+/// What some entries did.
+#[derive(Default)]
+struct Applied {
+    last: Position,
+    commands: Vec<(ProposalKey, LogIndex)>,
+    sessions: Vec<SessionChange>,
+    members: Vec<(NodeId, Option<Suffrage>)>,
+    changes: Vec<Change>,
+    /// Those of which the kernel is told again.
+    forgets: Vec<Change>,
+    /// What the last one said of this replica's state, and what that came to.
+    judged: Option<(Finding, Sample, LogIndex)>,
+}
 
 impl World {
     /// An event reaches a node. While its daemon is stopped, it waits.
@@ -81,13 +99,19 @@ impl World {
             NodeEvent::LockDeadline { key } => self.give_up_lock_command(node, key),
             NodeEvent::ReturnLocks { ino } => self.return_locks(node, ino),
             NodeEvent::Snapshot => self.snapshot(node),
+            NodeEvent::Heal => self.heal(node),
+            NodeEvent::Keep => self.keep(node),
+            NodeEvent::Die => {
+                let power_lost = self.random.chance(300);
+                self.crash(node, power_lost);
+            }
             NodeEvent::Synced { sync, state } => self.synced(node, sync, state),
             NodeEvent::Merge => self.merge(node),
             NodeEvent::Hold => self.hold(node),
             NodeEvent::Holds { from, index } => {
                 self.input(node, Input::Holds { node: from, index });
             }
-            NodeEvent::SnapshotCame { state } => self.snapshot_came(node, state),
+            NodeEvent::SnapshotCame { state, own } => self.snapshot_came(node, state, own),
             NodeEvent::ConnectLane { peer } => self.connect_lane(node, peer),
             NodeEvent::LaneLost { peer } => self.lane_lost(node, peer),
             NodeEvent::LaneEnded { from, lane } => self.lane_ended(node, from, lane),
@@ -177,6 +201,7 @@ impl World {
             Effect::Acknowledge { key } => self.acknowledge(node, key),
             Effect::Gate(gate) => self.set_gate(node, gate),
             Effect::Expire { session } => self.expire(node, session),
+            Effect::Attest { index, digest } => self.attest(node, index, digest),
             Effect::Role { role, term, leader } => self.note_role(node, role, term, leader),
             Effect::LogWasCut { leader, first_index } => {
                 self.log_was_cut(node, leader, first_index);
@@ -208,11 +233,21 @@ impl World {
     fn expire(&mut self, node: usize, session: SessionId) {
         self.coverage.count("expiries");
         self.trace.note(self.now, self.nodes[node].id.0, "expires", &[("session", session.0)]);
-        let seq = self.random.next();
         let op = Op::SessionEnd(proto::SessionEnd { session: session.0, expired: true });
-        let command = proto::Command { volume: 1, seq, op: Some(op), ..proto::Command::default() };
-        let data = command.encode_to_vec().into();
+        let data = self.encode_for_cluster(op);
         self.input_later(node, Input::ProposeExpiry { session, data });
+    }
+
+    fn attest(&mut self, node: usize, index: LogIndex, digest: Option<u128>) {
+        let verdict = Verdict { index, digest: digest.map(Digest) };
+        let data = self.encode_for_cluster(verdict.to_op());
+        self.input_later(node, Input::ProposeVerdict { data });
+    }
+
+    fn encode_for_cluster(&mut self, op: Op) -> bytes::Bytes {
+        let seq = self.random.next();
+        let command = proto::Command { volume: 1, seq, op: Some(op), ..proto::Command::default() };
+        command.encode_to_vec().into()
     }
 
     /// A node joins: what an RPC to the leader would do.
@@ -229,6 +264,9 @@ impl World {
     // ------------------------------------------------------------ applying
 
     fn wake_applier(&mut self, node: usize) {
+        if self.is_frozen(node) {
+            return;
+        }
         let stuck = self.stuck_for(node, false);
         let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
         if daemon.applying || daemon.to_apply.is_empty() {
@@ -278,6 +316,10 @@ impl World {
     fn apply(&mut self, node: usize) {
         // What is applied was received before.
         self.invalidate(node);
+        if self.is_frozen(node) {
+            self.nodes[node].daemon.as_mut().expect("its applier runs").applying = false;
+            return;
+        }
         let count = self.random.within(1, ROUND_MAX);
         let daemon = self.nodes[node].daemon.as_mut().expect("its applier runs");
         let count = daemon.to_apply.len().min(usize::try_from(count).expect("small"));
@@ -287,65 +329,80 @@ impl World {
         if self.stormy && self.random.chance(1) {
             return self.die_applying(node, &entries);
         }
-        let (mut commands, mut sessions) = (Vec::new(), Vec::new());
-        let (mut members, mut changes, mut forgets) = (Vec::new(), Vec::new(), Vec::new());
-        let mut last = quorumfs::types::Position::default();
-        for entry in &entries {
-            last = entry.position;
-            let target = &mut self.nodes[node];
-            let effect = target.state.apply(entry);
-            target.files.carry_out_all(last.index, &effect.applied.effects);
-            let digest = target.state.digest;
-            if self.truth.applied(entry, digest, &effect, &mut self.coverage) {
-                self.reference.carry_out_all(last.index, &effect.applied.effects);
+        let mut applied = Applied::default();
+        let mut left = entries.into_iter();
+        for entry in left.by_ref() {
+            self.apply_entry(node, &entry, &mut applied);
+            if applied.judged.is_some() {
+                break;
             }
-            let target = &mut self.nodes[node];
-            let low = u64::try_from(digest.0 & u128::from(u64::MAX)).expect("masked");
-            self.trace.note(
-                self.now,
-                target.id.0,
-                "apply",
-                &[("index", last.index.0), ("term", last.term.0), ("digest", low)],
-            );
-            for change in &effect.applied.changes {
-                let unapplied = &target.daemon.as_ref().expect("as above").unapplied;
-                assert!(
-                    unapplied.covers(last.index, change),
-                    "{change:?} of {:?} {:?} was not marked",
-                    last,
-                    fs::decode(entry.data.clone())
-                );
-            }
-            if let Some(key) = effect.key {
-                commands.push((key, last.index));
-                let mount = &mut target.daemon.as_mut().expect("as above").mount;
-                mount.note_outcome(key, last.index, &effect.applied.outcome);
-            }
-            // What was received needs no second notification, but for names; bytes of this mount were not.
-            let own = effect.key.is_some_and(|key| {
-                target.daemon.as_ref().expect("as above").mount.session == Some(key.session)
-            });
-            let writes = |change: &Change| matches!(change, Change::Bytes { .. });
-            let own_bytes = own && effect.applied.changes.iter().any(writes);
-            let again = |change: &&Change| own_bytes || matches!(change, Change::Name { .. });
-            forgets.extend(effect.applied.changes.iter().filter(again).cloned());
-            changes.extend(effect.applied.changes);
-            members.extend(effect.members);
-            effect.sessions.iter().filter_map(ended).for_each(|session| self.check_lapsed(session));
-            sessions.extend(effect.sessions);
         }
+        let answered = shown_by_others && applied.sessions.is_empty();
+        let left: Vec<_> = left.collect();
+        if !left.is_empty() {
+            let daemon = self.nodes[node].daemon.as_mut().expect("as above");
+            // What is known of the others is known of nobody who opens a session here.
+            daemon.to_apply.push_front((left, answered));
+        }
+        let Applied { last, commands, sessions, members, changes, forgets, judged } = applied;
         self.check_changed_bytes(node, &changes);
         self.merge_later(node);
         let daemon = self.nodes[node].daemon.as_mut().expect("as above");
         daemon.unapplied.applied(last.index);
-        let answered = shown_by_others && sessions.is_empty();
         let answers = commands.iter().filter(|_| answered).map(|(key, _)| *key).collect();
         let report =
             Input::Applied { index: last.index, term: last.term, commands, sessions, members };
-        let round = Round { report, last: last.index, changes, forgets, answers };
+        let sample = judged.map(|(_, sample, judged)| (sample, judged));
+        let round = Round { report, last: last.index, changes, forgets, answers, sample };
         self.nodes[node].daemon.as_mut().expect("as above").round = Some(round);
+        if let Some((finding, ..)) = judged {
+            self.judged(node, finding);
+        }
         let delay = self.random.skewed(5 * MICRO, 5 * MILLI);
         self.after(self.stuck_for(node, true) + delay, node, NodeEvent::Show);
+    }
+
+    fn apply_entry(&mut self, node: usize, entry: &Committed, applied: &mut Applied) {
+        let last = entry.position;
+        applied.last = last;
+        let target = &mut self.nodes[node];
+        let effect = target.state.apply(entry);
+        target.files.carry_out_all(last.index, &effect.applied.effects);
+        let digest = target.state.digest;
+        let right = (!target.is_off()).then_some(digest);
+        if self.truth.applied(entry, right, &effect, &mut self.coverage) {
+            self.reference.carry_out_all(last.index, &effect.applied.effects);
+        }
+        let target = &mut self.nodes[node];
+        let low = u64::try_from(digest.0 & u128::from(u64::MAX)).expect("masked");
+        let values = [("index", last.index.0), ("term", last.term.0), ("digest", low)];
+        self.trace.note(self.now, target.id.0, "apply", &values);
+        let daemon = target.daemon.as_mut().expect("its applier runs");
+        for change in &effect.applied.changes {
+            assert!(
+                daemon.unapplied.covers(last.index, change),
+                "{change:?} of {last:?} {:?} was not marked",
+                fs::decode(entry.data.clone())
+            );
+        }
+        if let Some(key) = effect.key {
+            applied.commands.push((key, last.index));
+            daemon.mount.note_outcome(key, last.index, &effect.applied.outcome);
+        }
+        // What was received needs no second notification, but for names; bytes of this mount were not.
+        let own = effect.key.is_some_and(|key| daemon.mount.session == Some(key.session));
+        let writes = |change: &Change| matches!(change, Change::Bytes { .. });
+        let own_bytes = own && effect.applied.changes.iter().any(writes);
+        let again = |change: &&Change| own_bytes || matches!(change, Change::Name { .. });
+        applied.forgets.extend(effect.applied.changes.iter().filter(again).cloned());
+        applied.changes.extend(effect.applied.changes);
+        applied.members.extend(effect.members);
+        if let Some(verdict) = effect.verdict {
+            let (finding, sample) = target.state.judge(verdict);
+            applied.judged = Some((finding, sample, verdict.index));
+        }
+        effect.sessions.iter().filter_map(ended).for_each(|session| self.check_lapsed(session));
+        applied.sessions.extend(effect.sessions);
     }
 
     /// The process dies in the middle of a round: some effects are carried out, but the state says nothing of it.
@@ -408,7 +465,7 @@ impl World {
         if !round.answers.is_empty() {
             self.answer(node, round.last, &round.answers);
         }
-        if nobody_waits && self.random.chance(800) {
+        if nobody_waits && round.sample.is_none() && self.random.chance(800) {
             self.coverage.count("told late what is applied");
             self.nodes[node].daemon.as_mut().expect("as above").late.push(round.report);
         } else {
@@ -416,6 +473,9 @@ impl World {
         }
         for session in ended {
             self.session_ended(node, session);
+        }
+        if let Some((sample, judged)) = round.sample {
+            self.input(node, Input::Sampled { sample, judged });
         }
         self.wake_applier(node);
     }
@@ -456,6 +516,10 @@ impl World {
     /// Panics where another node could still serve something older than `index` although this one says
     /// that nobody does.
     pub fn check_shown(&self, node: usize, index: LogIndex, what: &str) {
+        if self.nodes[node].is_off() {
+            // It knows neither indexes nor what is right.
+            return;
+        }
         for other in self.nodes.iter().filter(|other| other.has_lease(self.now)) {
             let daemon = other.daemon.as_ref().expect("it has a lease");
             let shown = daemon.shown;

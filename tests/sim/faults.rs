@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use quorumfs::consensus::Input;
 
 use crate::clock::{MILLI, SECOND};
+use crate::divergence::Wrong;
 use crate::network::Direction;
 use crate::random::Random;
 use crate::world::{Event, World};
 
 /// Kinds of faults.
-const KINDS: u64 = 18;
+const KINDS: u64 = 20;
 
 /// The kinds that a run has: most have some but not all, so that others meet more often.
 pub fn choose_kinds(random: &mut Random) -> Vec<u64> {
@@ -90,6 +91,8 @@ impl World {
                 self.lanes.slow_down(victim, until);
                 "fault: bytes come slowly"
             }
+            17 => self.spoil(victim, Wrong::Rotten),
+            18 => self.spoil(victim, Wrong::Misapplied),
             _ => {
                 let mut clock = self.nodes[victim].clock;
                 clock.change_rate(&mut self.random, self.now);

@@ -406,9 +406,7 @@ impl Files {
                     continue;
                 }
                 let is_placed = self.drive.is_marked(Name::Backing(key), index);
-                let of_it = |(_, away): &(ByteRange, Away)| match away {
-                    Away::Staged { index: of, .. } | Away::Missing { version: of } => *of == index,
-                };
+                let of_it = |(_, away): &(ByteRange, Away)| away.is_of(index);
                 let Some(layout) = self.layouts.get(&key) else { break };
                 for (part, _) in layout.away().filter(of_it).collect::<Vec<_>>() {
                     if is_placed {
@@ -477,7 +475,7 @@ impl Files {
             bytes.extend(match away {
                 None => self.drive.read(Name::Backing(key), part),
                 Some(Away::Staged { index, shift }) => self.read_written(index, part.moved(shift)),
-                Some(Away::Missing { .. }) => return None,
+                Some(Away::Missing { .. } | Away::Doubted { .. }) => return None,
             });
         }
         Some(bytes)

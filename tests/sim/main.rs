@@ -13,6 +13,7 @@ mod checks;
 mod clock;
 mod coverage;
 mod disk;
+mod divergence;
 mod drive;
 mod driver;
 mod faults;
@@ -61,10 +62,20 @@ const MUST_MEET: &[&str] = &[
     "commands",
     "commands refused because their session had ended",
     "deadlines missed",
+    "divergence: healed",
+    "divergence: found by itself",
+    "divergence: killed before the state says so",
+    "divergence: own log of no use",
+    "divergence: power lost",
+    "divergence: state built from the own log",
+    "divergence: found by digests",
+    "divergence: found by the records",
+    "divergence: no majority",
     "expiries",
     "fault: clock rate changed",
     "fault: daemon stopped for a while",
     "fault: everybody's power lost",
+    "fault: command misapplied",
     "fault: killed between effects",
     "fault: leader crashed",
     "fault: leader cut off",
@@ -77,6 +88,7 @@ const MUST_MEET: &[&str] = &[
     "fault: one-way partition",
     "fault: power lost",
     "fault: process killed",
+    "fault: record rotten",
     "fault: slow disk",
     "fault: stuck applier",
     "fault: bytes come slowly",
@@ -143,7 +155,8 @@ fn run(seed: u64, trace: Trace) -> Report {
     let is_enough = |world: &World| {
         world.now >= end && world.faults >= FAULTS_MIN && world.truth.commands() >= COMMANDS_MIN
     };
-    assert!(world.run_until(180 * SECOND, is_enough), "too little happens");
+    let is_done = world.run_until(180 * SECOND, is_enough);
+    assert!(is_done, "too little happens: {}", what_is_left(&world));
 
     world.cure_everything();
     let before: Vec<u64> = world.clients.iter().map(|client| client.answered).collect();
@@ -154,7 +167,8 @@ fn run(seed: u64, trace: Trace) -> Report {
     assert!(world.run_until(20 * SECOND, all_get_on), "a client does not get on after the faults");
 
     world.working = false;
-    let settled = world.run_until(20 * SECOND, has_settled);
+    // A record that nobody reads is found only when a snapshot is written.
+    let settled = world.run_until(40 * SECOND, has_settled);
     assert!(settled, "the replicas do not converge: {}", what_is_left(&world));
     checks::judge(&mut world);
     for node in world.nodes.iter().filter(|node| !node.is_retired) {
@@ -174,6 +188,7 @@ fn has_settled(world: &World) -> bool {
     world.clients.iter().all(|client| client.current.is_none())
         && world.lockers_rest()
         && world.is_membership_settled()
+        && world.are_all_sound()
         && world.members().all(|node| {
             let last = node.daemon.as_ref().map(|daemon| daemon.core.last_index());
             node.state.applied.index == applied
@@ -188,12 +203,13 @@ fn what_is_left(world: &World) -> String {
     let clients = world.clients.iter().filter_map(|client| client.current);
     let node = |node: &node::Node| {
         let last = node.daemon.as_ref().map(|daemon| daemon.core.last_index());
-        (node.state.applied.index, last, node.files.lacks_nothing(), node.files.is_in_place())
+        let files = (node.files.lacks_nothing(), node.files.is_in_place());
+        (node.state.applied.index, last, files, node.state.wrong, node.standing())
     };
     let nodes: Vec<_> = world.members().map(node).collect();
     let clients: Vec<_> = clients.collect();
     format!(
-        "nodes (applied, last, nothing missing, nothing staged): {nodes:?}, clients: {clients:?}"
+        "nodes (applied, last, nothing missing, nothing staged, wrong, known): {nodes:?}, clients: {clients:?}"
     )
 }
 

@@ -51,7 +51,9 @@ impl World {
 
     /// A member leaves, and another comes, one after the other or both at once.
     pub fn replace_member(&mut self, leaves: usize) -> &'static str {
-        let settled = self.is_membership_settled() && !self.nodes[leaves].is_retired;
+        // Of two voters, one of which is wrong, no majority says who.
+        let settled = self.is_membership_settled() && self.are_all_sound();
+        let settled = settled && !self.nodes[leaves].is_retired;
         if settled && self.nodes.len() < NODES_MAX {
             let comes = self.nodes.len();
             self.add_node(comes);
@@ -135,7 +137,9 @@ impl World {
             let sync = target.files.begin_sync();
             target.files.end_sync(sync, true);
         }
-        let index = target.files.held();
+        // What is in doubt may go.
+        let held = target.files.held();
+        let index = if target.is_sound() { held } else { held.min(target.state.ledger.equal()) };
         self.input_later(node, Input::Holds { node: self.nodes[node].id, index });
         for to in (0..self.nodes.len()).filter(|to| *to != node) {
             for delay in self.network.carry(&mut self.random, node, to) {

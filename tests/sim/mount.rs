@@ -96,6 +96,9 @@ impl World {
         let nonce = Seq(self.random.next());
         let id = self.nodes[node].id;
         let applied = Some(self.nodes[node].state.applied.index.0);
+        if !self.nodes[node].is_sound() {
+            return;
+        }
         let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
         daemon.mount.opening = Some(nonce);
         let op = Op::SessionOpen(proto::SessionOpen {
@@ -260,7 +263,7 @@ impl World {
         let session = SessionId(outcome.id);
         let is_open = outcome.errno == 0 && self.nodes[node].state.has_session(session);
         self.nodes[node].daemon.as_mut().expect("it runs").mount.opening = None;
-        if !is_open {
+        if !is_open || !self.nodes[node].is_sound() {
             self.open_session(node);
             return;
         }

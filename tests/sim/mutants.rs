@@ -62,6 +62,11 @@ fn mutants_of_the_log_are_caught() {
 }
 
 #[test]
+fn mutants_of_divergence_are_caught() {
+    must_catch(&[Mutant::IgnoreDigests, Mutant::BelieveAllFiles, Mutant::HealFromAny]);
+}
+
+#[test]
 fn mutants_of_the_state_are_caught() {
     must_catch(&[
         Mutant::SkipDedup,

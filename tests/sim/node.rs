@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use quorumfs::consensus::{Committed, Core, CoreConfig, Input, PeerMessage, Received, Role};
+use quorumfs::consensus::{
+    Committed, Core, CoreConfig, Input, PeerMessage, Received, Role, Sample, Standing,
+};
 use quorumfs::fs::{Change, Unapplied};
 use quorumfs::types::{Ino, LogIndex, NodeId, ProposalKey, SessionId, StageId, Term};
 
 use crate::clock::{Clock, Nanos, SECOND};
 use crate::disk::Disk;
+use crate::divergence::Retracing;
 use crate::drive::Key;
 use crate::fetching::{Fetch, UnderWay, Wanted};
 use crate::files::{Files, Sync};
@@ -25,8 +28,10 @@ pub struct Node {
     pub disk: Disk,
     /// The last snapshot file; durable.
     pub snapshot: State,
-    /// The cache: survives the daemon, but not a power loss.
+    /// The cache: what was kept of it survives the daemon, but not a power loss.
     pub state: State,
+    /// What was written of it: it is behind.
+    pub kept: State,
     /// It is to be built from the snapshot: power was lost, or there has never been one.
     pub is_state_lost: bool,
     /// Backing files and stages; a power loss tears them.
@@ -42,6 +47,12 @@ pub struct Node {
     pub kernel_is_stuck: bool,
     /// It was removed from the cluster, and its daemon knows it.
     pub is_retired: bool,
+    /// It was found to differ: up to where its files are to be believed. Durable.
+    pub diverged: Option<LogIndex>,
+    /// It has healed: at which entry. What it lacked then, it has again once its disk holds all up to there.
+    pub healed_at: Option<LogIndex>,
+    /// What earlier lives may have done to files goes no further than this entry.
+    pub reached: LogIndex,
     /// The daemon dies in the middle of what it is doing, after so many effects.
     pub dies_after_effects: Option<u64>,
 }
@@ -79,6 +90,11 @@ pub struct Daemon {
     pub has_replayed: bool,
     /// A snapshot of the leader is on its way.
     pub is_installing: bool,
+    /// What its core was told of its state.
+    pub standing: Standing,
+    /// A snapshot that is written and does not count yet.
+    pub candidate: Option<State>,
+    pub retracing: Retracing,
 }
 
 /// Entries that were applied together.
@@ -91,6 +107,8 @@ pub struct Round {
     pub forgets: Vec<Change>,
     /// Commands that may be answered as soon as this is shown.
     pub answers: Vec<ProposalKey>,
+    /// What the state came to, where the last one asks for it, and which entry that judges.
+    pub sample: Option<(Sample, LogIndex)>,
 }
 
 /// What happens to a daemon.
@@ -142,10 +160,16 @@ pub enum NodeEvent {
         ino: Ino,
     },
     Snapshot,
+    /// It differs, or may, and looks for another state.
+    Heal,
+    /// The cache is written as far as it has come.
+    Keep,
+    /// The process dies.
+    Die,
     /// A sync of the whole file system is done; with the state as of its beginning, it is for a snapshot.
     Synced {
         sync: Sync,
-        state: Option<State>,
+        state: Option<Box<State>>,
     },
     Merge,
     /// It looks whether it has everything on its disk, and says so.
@@ -154,9 +178,10 @@ pub enum NodeEvent {
         from: NodeId,
         index: LogIndex,
     },
-    /// A snapshot of the leader.
+    /// A snapshot of a peer; or what its own snapshot and log lead to.
     SnapshotCame {
         state: Box<State>,
+        own: bool,
     },
     ConnectLane {
         peer: usize,
@@ -220,6 +245,7 @@ impl Node {
             disk: Disk::new(genesis.applied),
             snapshot: genesis.clone(),
             state: genesis.clone(),
+            kept: genesis.clone(),
             is_state_lost: true,
             files: Files::default(),
             daemon: None,
@@ -229,6 +255,9 @@ impl Node {
             applier_stuck_until: 0,
             kernel_is_stuck: false,
             is_retired: false,
+            diverged: None,
+            healed_at: None,
+            reached: LogIndex(0),
             dies_after_effects: None,
         }
     }
@@ -268,6 +297,9 @@ impl Node {
             merging: false,
             has_replayed: false,
             is_installing: false,
+            standing: Standing::Sound,
+            candidate: None,
+            retracing: Retracing::default(),
         });
     }
 

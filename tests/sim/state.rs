@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use prost::Message;
 use quorumfs::consensus::{Committed, SessionChange, SessionInfo};
 use quorumfs::fs::proto::command::Op;
-use quorumfs::fs::{self, Applied, Change, Digest, Overlay, proto, query};
+use quorumfs::fs::{self, Applied, Change, Digest, Ledger, Overlay, Verdict, proto, query};
 use quorumfs::types::{LogIndex, NodeId, Position, ProposalKey, Seq, SessionId, Suffrage, Term};
 use raft::eraftpb::ConfState;
+
+use crate::divergence::Wrong;
 
 pub type View = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -18,6 +20,9 @@ pub struct State {
     pub digest: Digest,
     pub applied: Position,
     pub membership: ConfState,
+    pub ledger: Ledger,
+    /// It is wrong, which its replica is to find out.
+    pub wrong: Option<Wrong>,
 }
 
 /// What applying an entry did.
@@ -28,6 +33,8 @@ pub struct Effect {
     pub applied: Applied,
     pub sessions: Vec<SessionChange>,
     pub members: Vec<(NodeId, Option<Suffrage>)>,
+    /// What it says of the replicas' states.
+    pub verdict: Option<Verdict>,
 }
 
 impl State {
@@ -70,7 +77,8 @@ impl State {
         self.take_in(batch);
         let (sessions, members) = consequences(&applied.changes);
         let key = ProposalKey { session: SessionId(command.session), seq: Seq(command.seq) };
-        Effect { key: Some(key), applied, sessions, members }
+        let verdict = Verdict::of(&command);
+        Effect { key: Some(key), applied, sessions, members, verdict }
     }
 
     /// The open sessions, as the core wants them at its start.

@@ -198,6 +198,16 @@ impl World {
     /// A client's operation is over: with an answer, or nobody knows how.
     pub fn finish(&mut self, client: usize, answer: Option<Answer>) {
         let Some(current) = self.clients[client].current.take() else { return };
+        let target = &self.nodes[self.clients[client].node];
+        assert!(
+            answer.is_none() || target.is_sound(),
+            "node {} serves although it is off",
+            target.id
+        );
+        // What a replica says that is wrong and does not know it yet, nobody can believe; what was proposed through it
+        // may have happened.
+        let is_answered = answer.is_some();
+        let answer = answer.filter(|_| !target.is_off());
         let node = self.nodes[self.clients[client].node].id.0;
         let operation = current.operation;
         self.trace.note(
@@ -210,16 +220,19 @@ impl World {
         match answer {
             Some(answer) => {
                 self.history.answer(operation, answer);
-                self.clients[client].answered += 1;
             }
             None if current.key.is_none() => self.history.void(operation),
             None => self.coverage.count("unknown outcomes"),
         }
+        self.clients[client].answered += u64::from(is_answered);
         self.think(client);
     }
 
     fn think(&mut self, client: usize) {
         let delay = self.random.skewed(MILLI, 400 * MILLI);
-        self.schedule(delay, Event::Client { client });
+        // What comes of operations of a replica that is wrong nobody can judge: a history of many takes for ever.
+        let is_off = self.nodes[self.clients[client].node].is_off();
+        let rest = if is_off { self.random.within(SECOND, 3 * SECOND) } else { 0 };
+        self.schedule(delay + rest, Event::Client { client });
     }
 }

@@ -119,7 +119,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, trace: Trace) -> Self {
         let mut random = Random::new(seed);
-        let count = random.pick(&[3_u64, 3, 5]);
+        let count = random.pick(&[2_u64, 3, 3, 3, 5]);
         // Now and then the group grows from one node.
         let voters = if random.chance(250) { vec![1] } else { (1..=count).collect() };
         let (subjects, commands) = Subjects::new();
@@ -189,6 +189,11 @@ impl World {
         self.after(first_tick, node, NodeEvent::Tick);
         self.snapshot_later(node);
         self.start_lockers(node);
+        self.stand(node);
+        if !self.nodes[node].is_sound() {
+            self.after(0, node, NodeEvent::Heal);
+        }
+        self.keep_later(node);
         self.open_session(node);
         for other in 0..self.nodes.len() {
             if other != node {
@@ -318,6 +323,12 @@ impl World {
     /// A daemon dies; with `power_lost` so does its machine.
     pub fn crash(&mut self, node: usize, power_lost: bool) {
         let Some(daemon) = self.nodes[node].daemon.take() else { return };
+        // Bytes that only a wrong replica has beside one that loses power go with it: they were closed, and not fsynced. And
+        // one that has healed has them from the others.
+        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
+        let power_lost = power_lost
+            && others.map(|(_, node)| node).all(|node| !node.is_off() && !node.is_healing());
+        let power_lost = self.lose_state(node, power_lost);
         self.coverage.add("retries", daemon.core.retries());
         let target = &mut self.nodes[node];
         target.backlog = None;
@@ -326,6 +337,7 @@ impl World {
         target.files.crash(power_lost, &mut self.random);
         self.coverage.add("unsynced writes lost", lost);
         if power_lost {
+            self.coverage.add("divergence: power lost", u64::from(target.diverged.is_some()));
             target.is_state_lost = true;
             target.clock.reboot(&mut self.random, self.now);
             self.coverage.count("rebuilds");

@@ -139,6 +139,8 @@ fn execute<V: ViewMut + Records>(
         Op::AddMember(op) => members::add(context, op),
         Op::RemoveMember(op) => members::remove(context, *op),
         Op::PromoteMember(op) => members::promote(context, *op),
+        // Whoever applies it compares: the state stays as it is.
+        Op::Attest(_) => Ok(proto::Outcome::default()),
     }
 }
 
@@ -146,9 +148,11 @@ fn execute<V: ViewMut + Records>(
 /// outcomes make it so. A session is ended by itself or by a leader.
 fn may_propose(is_cluster: bool, op: &Op) -> bool {
     match op {
-        Op::SessionOpen(_) | Op::AddMember(_) | Op::RemoveMember(_) | Op::PromoteMember(_) => {
-            is_cluster
-        }
+        Op::SessionOpen(_)
+        | Op::AddMember(_)
+        | Op::RemoveMember(_)
+        | Op::PromoteMember(_)
+        | Op::Attest(_) => is_cluster,
         Op::SessionEnd(_) => true,
         Op::Make(_)
         | Op::Link(_)

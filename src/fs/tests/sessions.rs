@@ -117,6 +117,7 @@ fn who_may_propose_what() {
     world.refused(Errno::EINVAL, Op::AddMember(add));
     world.refused(Errno::EINVAL, Op::RemoveMember(proto::RemoveMember { node: 1 }));
     world.refused(Errno::EINVAL, Op::PromoteMember(proto::PromoteMember { node: 1 }));
+    world.refused(Errno::EINVAL, Op::Attest(proto::Attest::default()));
     let op = world.make_op(proto::Kind::Regular, ROOT, "f");
     assert_eq!(world.cluster(Op::Make(op)).outcome.errno, Errno::EINVAL.number());
     let unknown = proto::Command { op: None, ..world.command(grant(1)) };

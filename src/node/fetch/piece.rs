@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::peers::What;
 use super::under_way::Claim;
-use super::{Fetched, Wanted};
+use super::{Fetched, Key, Wanted};
 use crate::node::Handle;
 use crate::node::blocks::Taken;
 use crate::node::clock::monotonic;
@@ -81,8 +81,9 @@ async fn fetch_apart(
             Came::Kept(_) => came = true,
             Came::NoRoom => break,
             Came::Nothing { .. } => {
-                if fetching.asked.lacked_by_all(&connected(handle), What::of(&wanted)) {
-                    if find_here(handle, claim.key, range).await? {
+                let asked = connected(handle);
+                if fetching.asked.lacked_by_all(&asked, What::of(&wanted)) {
+                    if find_here(handle, claim.key, range, is_everybody(handle, &asked)).await? {
                         came = true;
                     } else {
                         fetching.nobody_has(claim.key, range);
@@ -93,14 +94,6 @@ async fn fetch_apart(
         }
     }
     Ok(came)
-}
-
-/// No peer has these bytes: where nothing was known of the file they may be in it.
-async fn find_here(handle: &Handle, key: super::Key, range: ByteRange) -> Result<bool, StoreError> {
-    let handle = handle.clone();
-    let found = tokio::task::spawn_blocking(move || handle.find_here(key, range));
-    // It ends where the daemon stops.
-    found.await.unwrap_or(Ok(false))
 }
 
 /// Asks one peer after the other, until one has given something: none of those that were `silent` already.
@@ -163,6 +156,29 @@ async fn install(handle: &Handle, wanted: Wanted, fetched: Fetched) -> Result<Ta
     let installed = tokio::task::spawn_blocking(move || handle.take_fetched(&wanted, &fetched));
     // It ends where the daemon stops.
     installed.await.unwrap_or(Ok(Taken::Kept))
+}
+
+/// No peer has these bytes: whether some are in the backing file all the same, and count.
+async fn find_here(
+    handle: &Handle,
+    key: Key,
+    range: ByteRange,
+    is_last: bool,
+) -> Result<bool, StoreError> {
+    let handle = handle.clone();
+    let found = tokio::task::spawn_blocking(move || {
+        let is_proven = handle.find_here(key, range)?;
+        Ok(is_proven || (is_last && handle.files().believe_at_last(key, range)?))
+    });
+    // It ends where the daemon stops.
+    found.await.unwrap_or(Ok(false))
+}
+
+/// Whether these are all that may have what this replica lacks.
+fn is_everybody(handle: &Handle, connected: &[NodeId]) -> bool {
+    let placed = handle.0.state.conf_state();
+    let mut others = placed.voters.iter().chain(&placed.voters_outgoing).chain(&placed.learners);
+    others.all(|id| *id == handle.node().0 || connected.contains(&NodeId(*id)))
 }
 
 /// The peers that can be asked. Also those that are removed and still have a place: they keep it until most of the others hold

@@ -23,7 +23,7 @@ mod write;
 
 pub use format::SnapshotHeader;
 pub use read::{SnapshotPairs, latest_snapshot, read_snapshot};
-pub use write::{put_snapshot, remove_snapshots_but, write_snapshot};
+pub use write::{prepare_snapshot, put_snapshot, remove_snapshots_but, write_snapshot};
 
 #[cfg(test)]
 mod tests;

@@ -30,16 +30,28 @@ pub fn write_snapshot(
     header: &SnapshotHeader,
     pairs: impl Iterator<Item = Result<Pair, StoreError>>,
 ) -> Result<PathBuf, StoreError> {
+    let beside = prepare_snapshot(dir, header, pairs)?;
+    put_snapshot(&beside, dir, header.index)?;
+    Ok(dir.join(file_name(header.index)))
+}
+
+/// The same, but for putting it in place: gives the file for [`put_snapshot`]. It goes when another one is written.
+///
+/// # Errors
+/// As [`write_snapshot`].
+pub fn prepare_snapshot(
+    dir: &Path,
+    header: &SnapshotHeader,
+    pairs: impl Iterator<Item = Result<Pair, StoreError>>,
+) -> Result<PathBuf, StoreError> {
     std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
     remove_unless(dir, |index| index.is_some())?;
-    let path = dir.join(file_name(header.index));
     let beside = dir.join(format!("{}.tmp", file_name(header.index)));
     let mut writer = Writer::create(&beside)?;
     writer.frame(KIND_HEADER, &header.encode())?;
     writer.pairs(header, pairs)?;
     writer.finish()?;
-    put_snapshot(&beside, dir, header.index)?;
-    Ok(path)
+    Ok(beside)
 }
 
 /// Makes a whole and durable file the snapshot at `index` of `dir`; only then are older ones removed.
@@ -113,8 +125,7 @@ impl<'a> Writer<'a> {
             self.frame(KIND_PAIRS, &frame)?;
         }
         if digest != header.digest {
-            let what = format!("its pairs add up to {digest} instead of {}", header.digest);
-            return Err(self.refused(what));
+            return Err(StoreError::Rotten { found: digest, expected: header.digest });
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use quorumfs::fs::{proto, query};
-use quorumfs::store::Away;
+use quorumfs::store::{Away, Belief, Known, Layout, belief, still_doubted};
 use quorumfs::types::{ByteRange, Generation, Ino, LogIndex};
 
 use super::Files;
@@ -21,21 +21,31 @@ impl Files {
         self.done < applied
     }
 
-    /// The files under a state that came with a peer's snapshot.
-    pub fn adopt(&mut self, state: &State) {
-        let (applied, before) = (state.applied.index, self.done);
+    /// Up to where that is so.
+    pub fn carried_out(&self) -> LogIndex {
+        self.done
+    }
+
+    /// The last entry whose effects an earlier life may have begun.
+    pub fn begun(&self) -> LogIndex {
+        self.begun.max(self.image.synced)
+    }
+
+    /// The files under a state that takes the place of another one, as far as they are to be believed.
+    pub fn adopt(&mut self, state: &State, until: LogIndex, under: Option<&State>) {
+        let applied = state.applied.index;
         let inodes = query::inodes(&state.view, Ino(0), usize::MAX).expect("nothing rots here");
         let mut named = BTreeSet::new();
         for (ino, inode) in inodes {
             let key = (ino, Generation(inode.generation));
             named.insert(key);
-            if inode.kind() == proto::Kind::Regular && inode.data_version > before.0 {
-                self.clear(key, ByteRange::from(0));
+            let record = under.and_then(|under| query::inode(&under.view, ino).expect("readable"));
+            let known = under.map_or(Known::Nothing, |_| Known::Says(record.as_ref()));
+            let is_alone = state.membership.get_voters().len() == 1;
+            let belief = belief(&inode, known, until, is_alone);
+            if inode.kind() == proto::Kind::Regular && belief != Belief::Here {
                 let version = LogIndex(inode.data_version);
-                self.set(key, ByteRange { start: 0, end: inode.size }, Away::Missing { version });
-                if self.drive.has(Name::Backing(key)) {
-                    self.drive.resize(Name::Backing(key), 0);
-                }
+                self.doubt(key, inode.size, version, belief == Belief::Agreed);
             }
         }
         let backing = self.drive.names().filter_map(|name| match name {
@@ -47,11 +57,42 @@ impl Files {
             self.forget(*key);
             self.drive.remove(Name::Backing(*key));
         }
+        // What they still bring is not all that is missing now.
+        self.arriving.retain(|_, arrived| arrived.target.is_none());
         (self.begun, self.ended) = (applied, applied);
         self.newest = self.newest.max(applied);
         self.pass(applied);
         let sync = self.begin_sync();
         self.end_sync(sync, true);
+    }
+
+    /// Bytes of a file may be other ones than it has here: they stay until others come in their place.
+    fn doubt(&mut self, key: Key, size: u64, version: LogIndex, is_agreed: bool) {
+        let name = Name::Backing(key);
+        let layout = self.layouts.get(&key);
+        let is_staged = layout.is_some_and(|layout| !layout.stages().is_empty());
+        let before: Vec<_> = layout.into_iter().flat_map(Layout::away).collect();
+        let kept = if is_staged { 0 } else { self.drive.len(name).min(size) };
+        self.clear(key, ByteRange::from(0));
+        self.set(key, ByteRange { start: 0, end: size }, Away::Missing { version });
+        self.set(key, ByteRange::at(0, kept), Away::Doubted { version, is_agreed });
+        for (part, away) in before {
+            let part = ByteRange { end: part.end.min(kept).max(part.start), ..part };
+            self.set(key, part, still_doubted(away, version, is_agreed));
+        }
+        if self.drive.has(name) {
+            self.drive.resize(name, kept);
+        }
+    }
+
+    /// Nobody else has them.
+    pub fn believe_at_last(&mut self, key: Key, range: ByteRange) -> bool {
+        let layout = self.layouts.get(&key);
+        let parts = layout.map(|layout| layout.believed_at_last(range)).unwrap_or_default();
+        for part in &parts {
+            self.clear(key, *part);
+        }
+        !parts.is_empty()
     }
 
     /// All bytes up to here are on the disk.

@@ -1,0 +1,148 @@
+//! A replica whose state is not that of the others says so, serves nothing, and heals itself.
+#![allow(clippy::disallowed_methods, reason = "waits with deadlines")]
+
+mod support;
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use prost::Message;
+use quorumfs::fs::{Batch, keys, proto, query};
+use quorumfs::store::{AppliedPoint, DataDir, State};
+use quorumfs::types::Ino;
+use serde_json::Value;
+use support::{Cluster, PATIENCE, quorumfs, succeed, wait_until, write_and_sync};
+
+/// Bytes that do not fit into a command.
+const LARGE: usize = 100_000;
+
+/// Of a node whose daemon has stopped: the record of a file says that it has more bytes, and the digest does not know.
+fn lengthen(cluster: &Cluster, node: u64, name: &str, by: u64) {
+    let path = cluster.dir().join(format!("n{node}/data"));
+    let dir = wait_until(PATIENCE, "the data directory", || DataDir::open(&path).ok());
+    let state = State::open(&dir.current_state().expect("readable").expect("there is one"));
+    let state = state.expect("a state");
+    let (ino, mut inode) = {
+        let read = state.read();
+        let dentry = query::lookup(&read, Ino::ROOT, name.as_bytes()).expect("readable");
+        let ino = Ino(dentry.expect("the file").ino);
+        (ino, query::inode(&read, ino).expect("readable").expect("the inode"))
+    };
+    inode.size += by;
+    let mut batch = Batch::default();
+    batch.writes.insert(keys::inode(ino), Some(proto::Inode::encode_to_vec(&inode)));
+    let at = AppliedPoint { index: state.applied(), term: state.term(), conf_state: None };
+    state.commit(batch, at).expect("commit");
+    state.flush().expect("flush");
+}
+
+fn append(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().append(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// What a daemon says is wrong.
+fn problems(cluster: &Cluster, node: u64) -> Vec<String> {
+    let address = cluster.address(node);
+    let output = succeed(quorumfs().args(["status", "--json", "--addr", &address]));
+    let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let problems = status["problems"].as_array().expect("a list");
+    problems.iter().map(|problem| problem.as_str().expect("a sentence").to_owned()).collect()
+}
+
+/// What a daemon has logged so far.
+fn log_of(cluster: &Cluster, node: u64) -> String {
+    fs::read_to_string(cluster.dir().join(format!("n{node}/log/quorumfs.log"))).expect("a log")
+}
+
+fn has_logged(cluster: &Cluster, node: u64, what: &str) {
+    wait_until(PATIENCE, what, || log_of(cluster, node).contains(what).then_some(()));
+}
+
+fn is_marked(cluster: &Cluster, node: u64) -> bool {
+    cluster.dir().join(format!("n{node}/data/diverged")).exists()
+}
+
+/// A cluster with two files, of which a node's state says wrong things; and the directory of another mount, or the same.
+fn spoilt(nodes: u16, node: u64, settings: &[&str]) -> Cluster {
+    let cluster = Cluster::up_with(nodes, settings);
+    let mount = cluster.mount(node);
+    write_and_sync(&mount.join("log"), &vec![b'a'; LARGE]).expect("write");
+    write_and_sync(&mount.join("other"), &vec![b'o'; LARGE]).expect("write");
+    cluster.settle();
+    cluster.kill(node, "TERM");
+    lengthen(&cluster, node, "log", 8192);
+    cluster.start(node);
+    cluster.settle_mounts();
+    cluster
+}
+
+/// What the wrong record led to goes with it: bytes that were appended in the wrong place, too.
+#[test]
+fn a_replica_that_differs_says_so_and_heals() {
+    let node = 3;
+    let cluster = spoilt(3, node, &[]);
+    let (log, other) = (cluster.mount(1).join("log"), cluster.mount(1).join("other"));
+    // Until it is written again nobody knows.
+    append(&log, &vec![b'b'; LARGE]).expect("append");
+    has_logged(&cluster, node, "this replica serves nothing: at entry");
+    // The others go on meanwhile.
+    write_and_sync(&other, b"written meanwhile").expect("write");
+    has_logged(&cluster, node, "this replica has another state, and serves again");
+    let expected = [vec![b'a'; LARGE], vec![b'b'; LARGE]].concat();
+    let found = wait_until(PATIENCE, "the replica to serve", || {
+        fs::read(cluster.mount(node).join("log")).ok()
+    });
+    assert!(found == expected, "{} bytes, as the others have {}", found.len(), expected.len());
+    assert_eq!(fs::read(cluster.mount(node).join("other")).expect("read"), b"written meanwhile");
+    cluster.settle();
+    assert_eq!(problems(&cluster, node), Vec::<String>::new());
+    assert!(!is_marked(&cluster, node));
+    // It is one of them again.
+    fs::set_permissions(cluster.mount(node).join("log"), fs::Permissions::from_mode(0o600))
+        .expect("chmod");
+    cluster.settle();
+}
+
+/// Of two nobody else says which one is right: the one whose own log leads to another state is not.
+#[test]
+fn of_two_that_differ_the_wrong_one_finds_out_and_heals() {
+    let wrong = 2;
+    let cluster = spoilt(2, wrong, &[]);
+    let log = cluster.mount(1).join("log");
+    // It may be that it is not acknowledged: both doubt themselves at once.
+    let _ = append(&log, &vec![b'b'; LARGE]);
+    has_logged(&cluster, wrong, "the voters differ");
+    has_logged(&cluster, wrong, "but its snapshot and log lead to");
+    wait_until(PATIENCE, "both to serve", || {
+        (1..=2).all(|node| problems(&cluster, node).is_empty()).then_some(())
+    });
+    cluster.settle();
+    let read = |node| fs::read(cluster.mount(node).join("log")).expect("read");
+    let (one, other) = (read(1), read(2));
+    assert!(one == other && one.starts_with(&vec![b'a'; LARGE]), "{} bytes", one.len());
+    assert!(one[LARGE..].iter().all(|byte| *byte == b'b'), "nothing else was appended");
+    assert!(!is_marked(&cluster, wrong));
+}
+
+/// Nobody could give it a state, nor bytes: what was in no doubt it has.
+#[test]
+fn a_lone_replica_whose_records_rot_heals() {
+    let cluster = spoilt(1, 1, &["snapshot_min_log = \"1MiB\""]);
+    let mount = cluster.mount(1);
+    // It looks at all records when it writes a snapshot.
+    for number in 0..30 {
+        // Those that are under way when it finds out fail.
+        let _ = write_and_sync(&mount.join(format!("f{number}")), &vec![b'f'; 60_000]);
+    }
+    has_logged(&cluster, 1, "its records add up to");
+    has_logged(&cluster, 1, "this replica has another state, and serves again");
+    wait_until(PATIENCE, "it to serve", || problems(&cluster, 1).is_empty().then_some(()));
+    assert!(!is_marked(&cluster, 1));
+    let other = wait_until(PATIENCE, "its files", || fs::read(mount.join("other")).ok());
+    assert!(other == vec![b'o'; LARGE], "{} bytes", other.len());
+    assert_eq!(fs::metadata(mount.join("log")).expect("stat").len(), LARGE as u64);
+}

@@ -28,11 +28,16 @@ use self::mounts::MountTable;
 const LOOK: Duration = Duration::from_millis(500);
 /// Less room than this is a full disk: nothing can be started on it.
 const ROOM_TO_START: u64 = 4 << 20;
+/// With less than this left, a replica that has failed has failed for want of room: a batch of the log is given back where it
+/// has none.
+const FULL_BELOW: u64 = 16 << 20;
 /// Between two looks at a disk that is full.
 const FULL: Duration = Duration::from_secs(1);
 /// How long a replica that cannot go on waits for somebody else to lead, and then for its mounts to be gone. What is
 /// left the guardian takes away.
 const GIVING_UP: Duration = Duration::from_millis(500);
+/// How long a daemon that gives up may take altogether.
+const GIVEN_UP: Duration = Duration::from_secs(5);
 
 /// What `cluster init` made, and what the others need to join.
 #[derive(Clone, Debug)]
@@ -173,7 +178,16 @@ async fn give_up(
     mounts: &MountTable,
     reason: String,
 ) -> anyhow::Error {
-    let is_removed = node.handle().is_removed(directory.identity().node).unwrap_or(false);
+    // A disk that does not answer is not waited for: whoever waits for this daemon is not to.
+    std::thread::spawn(|| {
+        std::thread::sleep(GIVEN_UP);
+        tracing::error!("something does not answer: the daemon ends as it is");
+        std::process::exit(1);
+    });
+    let (handle, own) = (node.handle(), directory.identity().node);
+    let asked = tokio::task::spawn_blocking(move || handle.is_removed(own).unwrap_or(false));
+    let asked = tokio::time::timeout(GIVING_UP, asked).await;
+    let is_removed = asked.is_ok_and(|asked| asked.unwrap_or(false));
     if !is_removed {
         end_as_failed(directory, &reason);
     }
@@ -183,7 +197,7 @@ async fn give_up(
 }
 
 fn end_as_failed(directory: &DataDir, reason: &str) {
-    let is_full = directory.available().is_ok_and(|left| left < ROOM_TO_START);
+    let is_full = directory.available().is_ok_and(|left| left < FULL_BELOW);
     ending::failed(directory, reason, is_full);
 }
 

@@ -386,11 +386,18 @@ impl Core {
             return Err(NodeError::SessionLost);
         }
         batch.only_in = Some(id.session);
-        let disks = if self.overwrites(ino, &stage)? { Disks::Now } else { disks };
-        stage.hold(disks == Disks::Now).await?;
+        let mut durable = disks == Disks::Now || self.overwrites(ino, &stage)?;
+        loop {
+            stage.hold(durable).await?;
+            // Others may have written there meanwhile.
+            if durable || !self.overwrites(ino, &stage)? {
+                break;
+            }
+            durable = true;
+        }
         let pieces = stage.pieces().await?;
         let [write] = &mut batch.writes[..] else { unreachable!("one command takes a stage") };
-        let (stage_number, loose) = (id.number, disks == Disks::Later);
+        let (stage_number, loose) = (id.number, !durable);
         *write = proto::Write {
             ino: ino.0,
             pieces,

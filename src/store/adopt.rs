@@ -110,7 +110,7 @@ pub struct Adopted {
 }
 
 impl Files {
-    /// Whether `state` says more than was carried out here: [`Self::adopt`] it before anything else.
+    /// Whether `state` says more than was carried out here: `adopt` it before anything else.
     #[must_use]
     pub fn are_behind(&self, state: &State) -> bool {
         self.carried_out() < state.applied()

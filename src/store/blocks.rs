@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::checksums::PAGE_BLOCKS;
 use super::files::{Files, Key};
 use super::layout::Away;
+use super::refused::is_broken;
 use super::sys;
 use crate::fs::limits::CHECKSUM_BLOCK;
 use crate::store::StoreError;
@@ -226,7 +227,14 @@ impl Files {
     #[must_use]
     pub fn read_blocks(&self, file: &Steady) -> BlockReader<'_> {
         let buffer = vec![0; index(CHECKSUM_BLOCK) + ALIGNED];
-        BlockReader { files: self, file: *file, opened: None, direct: true, buffer }
+        BlockReader {
+            files: self,
+            file: *file,
+            opened: None,
+            is_broken: false,
+            direct: true,
+            buffer,
+        }
     }
 }
 
@@ -238,6 +246,8 @@ pub struct BlockReader<'a> {
     file: Steady,
     /// None as long as there is no file: all zeros.
     opened: Option<File>,
+    /// The local file system has damaged what it knows of the file: no block can be read.
+    is_broken: bool,
     direct: bool,
     buffer: Vec<u8>,
 }
@@ -249,6 +259,9 @@ impl BlockReader<'_> {
     /// When the local file system has other trouble.
     pub fn sum(&mut self, block: u64) -> Result<Option<u32>, StoreError> {
         self.open()?;
+        if self.is_broken {
+            return Ok(None);
+        }
         let range = self.file.block(block);
         let start = self.buffer.as_ptr().align_offset(ALIGNED);
         let bytes = &mut self.buffer[start..start + index(CHECKSUM_BLOCK)];
@@ -263,7 +276,7 @@ impl BlockReader<'_> {
                 bytes[len..].fill(0);
                 Ok(Some(crc32c::crc32c(bytes)))
             }
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
+            Err(error) if is_broken(&error) => Ok(None),
             Err(source) => {
                 let (ino, generation) = self.file.key;
                 Err(self.files.failed("read", ino, generation, source))
@@ -276,7 +289,7 @@ impl BlockReader<'_> {
     /// Not one of the descriptors that programs' reads use: those would be closed for this. A stage may have become
     /// the file since the last block.
     fn open(&mut self) -> Result<(), StoreError> {
-        if self.opened.is_some() {
+        if self.opened.is_some() || self.is_broken {
             return Ok(());
         }
         let path = self.files.found_at(self.file.key);
@@ -292,6 +305,7 @@ impl BlockReader<'_> {
         match opened {
             Ok(file) => self.opened = Some(file),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if is_broken(&error) => self.is_broken = true,
             Err(source) => return Err(StoreError::io("open", &path)(source)),
         }
         Ok(())

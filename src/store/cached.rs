@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use super::files::Files;
+use super::refused::is_broken;
 use super::sys;
 use crate::store::StoreError;
 use crate::types::{ByteRange, Generation, Ino};
@@ -32,10 +33,11 @@ impl Files {
             match sys::read_nowait(&file, offset + done as u64, &mut buffer[done..]) {
                 Ok(0) => break,
                 Ok(more) => done += more,
+                // What the disk cannot read `read` will say.
+                Err(error) if is_broken(&error) => return Ok(false),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
-                    // What the disk cannot read `read` will say.
-                    Some(libc::EAGAIN | libc::EIO) => return Ok(false),
+                    Some(libc::EAGAIN) => return Ok(false),
                     // This file system cannot tell: better to wait than never to answer from here.
                     Some(libc::EOPNOTSUPP) => {
                         return self.read(ino, generation, offset, buffer);

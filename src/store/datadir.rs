@@ -239,6 +239,7 @@ impl DataDir {
         self.remove_other_states()?;
         for (dir, is_left) in [
             (self.snapshots_dir(), is_half_a_snapshot as fn(&str) -> bool),
+            (self.stages_dir(), |name| Path::new(name).extension().is_some_and(|end| end == "tmp")),
             (self.path.clone(), |name| name.starts_with("log.mending")),
         ] {
             let Ok(entries) = std::fs::read_dir(&dir) else { continue };

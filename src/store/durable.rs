@@ -51,6 +51,16 @@ impl Syncs {
     ) -> Result<(), StoreError> {
         let descriptor = usize::try_from(file.as_raw_fd()).expect("it is open");
         let _alone = self.0.of_descriptors[descriptor % DESCRIPTORS].lock();
+        self.sync_alone(file, path, sync)
+    }
+
+    /// The same, where the caller sees to it that there is one at a time of this descriptor. It may take long.
+    pub(super) fn sync_alone(
+        &self,
+        file: &File,
+        path: &Path,
+        sync: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
         self.unless_failed(path, || {
             #[cfg(test)]
             if self.0.is_to_fail.swap(false, Ordering::SeqCst) {
@@ -84,10 +94,14 @@ impl Syncs {
 /// Replaces the file at `path`: written beside, fsynced, renamed into place, directory fsynced.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let beside = path.with_extension("tmp");
-    let mut file = File::create(&beside).map_err(StoreError::io("create", &beside))?;
-    file.write_all(bytes).map_err(StoreError::io("write", &beside))?;
-    file.sync_all().map_err(StoreError::io("fsync", &beside))?;
+    write_synced(&beside, bytes).inspect_err(|_| drop(std::fs::remove_file(&beside)))?;
     put_in_place(&beside, path)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut file = File::create(path).map_err(StoreError::io("create", path))?;
+    file.write_all(bytes).map_err(StoreError::io("write", path))?;
+    file.sync_all().map_err(StoreError::io("fsync", path))
 }
 
 /// Renames an fsynced file to its final name, durably.

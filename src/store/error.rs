@@ -193,6 +193,8 @@ impl StoreError {
             Self::Io { source, .. }
             | Self::Sled { source: sled::Error::Io(source), .. }
             | Self::Log { source: raft_engine::Error::Io(source), .. } => is_full(source),
+            // Where there was no room in another file either.
+            Self::Log { source: raft_engine::Error::TryAgain(_), .. } => true,
             _ => false,
         }
     }

@@ -125,7 +125,10 @@ impl Files {
         };
         files.note_placed()?;
         files.layouts.lower_held();
-        files.retire_unneeded()?;
+        // Where nothing is known of the files, a stage may be the only place of what was not merged yet.
+        if !files.layouts.is_lost() {
+            files.retire_unneeded()?;
+        }
         Ok(files)
     }
 
@@ -406,7 +409,7 @@ impl Files {
         let _one_at_a_time = self.syncing.lock();
         let is_arriving = |index| self.stages.any_written(|target| target.index == index);
         let image = self.layouts.image(is_arriving)?;
-        self.syncs.sync(&self.dir, &self.path, sys::syncfs)?;
+        self.syncs.sync_alone(&self.dir, &self.path, sys::syncfs)?;
         // A sync of a stage may have failed since.
         self.syncs.unless_failed(&self.path, || self.layouts.keep(&image))?;
         self.stages.remove_written(&image.retired)

@@ -64,6 +64,15 @@ struct Pending {
     groups: VecDeque<Group>,
 }
 
+/// How sled is given what it does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// It is left to others for as long as it took each group: who reads 32 records must not wait for 32 groups.
+    Gently,
+    /// Somebody waits.
+    AtOnce,
+}
+
 /// Whole rounds, to be written as one.
 #[derive(Debug, Default)]
 struct Group {
@@ -146,7 +155,7 @@ impl Records {
             newest.insert(key, value);
         }
         drop(pending);
-        if self.is_full() { self.drain() } else { Ok(()) }
+        if self.is_full() { self.drain(Pace::AtOnce) } else { Ok(()) }
     }
 
     /// Who commits waits for sled.
@@ -155,7 +164,7 @@ impl Records {
     }
 
     /// Gives sled all rounds that it does not have. Readers and commits go on.
-    pub(super) fn drain(&self) -> Result<(), StoreError> {
+    pub(super) fn drain(&self, pace: Pace) -> Result<(), StoreError> {
         let _only_one = self.draining.lock();
         let mut groups = {
             let mut pending = self.pending.write();
@@ -167,7 +176,7 @@ impl Records {
             pending.leaving = Arc::new(leaving);
             std::mem::take(&mut pending.groups)
         };
-        let written = self.write(&mut groups);
+        let written = self.write(&mut groups, pace);
         let mut pending = self.pending.write();
         if written.is_ok() {
             pending.leaving = Arc::default();
@@ -178,15 +187,14 @@ impl Records {
         written
     }
 
-    /// Takes away what sled has taken. Leaves it to others for as long as it took each group: who reads 32 records must not
-    /// wait for 32 groups.
-    fn write(&self, groups: &mut VecDeque<Group>) -> Result<(), StoreError> {
+    /// Takes away what sled has taken.
+    fn write(&self, groups: &mut VecDeque<Group>, pace: Pace) -> Result<(), StoreError> {
         while let Some(group) = groups.front() {
             let batch = group.batch.clone();
             let began = Instant::now();
             self.db.apply_batch(batch).map_err(StoreError::sled("write", &self.path))?;
             groups.pop_front();
-            if !self.is_full() {
+            if pace == Pace::Gently && !self.is_full() {
                 thread::sleep(began.elapsed());
             }
         }
@@ -195,7 +203,7 @@ impl Records {
 
     /// Hands everything to the kernel.
     pub(super) fn flush(&self) -> Result<(), StoreError> {
-        self.drain()?;
+        self.drain(Pace::AtOnce)?;
         self.db.flush().map(|_| ()).map_err(StoreError::sled("flush", &self.path))
     }
 

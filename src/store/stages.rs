@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -32,6 +33,8 @@ const FRESH_DESCRIPTORS: usize = 256;
 #[derive(Debug)]
 pub(super) struct Stages {
     fresh: PathBuf,
+    /// The same, open.
+    dir: File,
     written: PathBuf,
     arriving: Mutex<HashMap<StageId, Arc<Stage>>>,
     /// Numbers of stages that are written, of sessions that go on: what is sent once more is of no use.
@@ -57,6 +60,8 @@ pub(super) enum Found {
 pub(super) struct Stage {
     /// Its file, from when it is not where fresh ones are.
     moved: OnceLock<Arc<File>>,
+    /// It was not open all the time since its first byte came: nothing tells a descriptor what could not be written before it.
+    was_closed: AtomicBool,
     pub(super) state: Mutex<Arrived>,
 }
 
@@ -82,10 +87,11 @@ impl Stages {
         for dir in [&fresh, &written] {
             std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         }
+        let dir = File::open(&fresh).map_err(StoreError::io("open", &fresh))?;
         let open = Mutex::new(Recent::new(DESCRIPTORS));
         let open_fresh = Mutex::new(Recent::new(FRESH_DESCRIPTORS));
         let (arriving, done) = (Mutex::default(), Mutex::default());
-        Ok(Self { fresh, written, arriving, done, open, syncs, open_fresh })
+        Ok(Self { fresh, dir, written, arriving, done, open, syncs, open_fresh })
     }
 
     /// Reads bytes that have come, and zeros where none have; false where the stage is not fresh.
@@ -110,6 +116,10 @@ impl Stages {
         let received = stage.state.lock().received.clone();
         let Some(file) = self.unless_closed(id, &stage)? else { return Ok(false) };
         self.syncs.sync(&file, &self.fresh_path(id), File::sync_data)?;
+        if stage.was_closed.load(Ordering::Relaxed) {
+            // The file system knows.
+            self.syncs.sync(&self.dir, &self.fresh, sys::syncfs)?;
+        }
         self.syncs.unless_failed(&self.fresh, || durable::sync_dir(&self.fresh))?;
         stage.state.lock().synced = received;
         Ok(true)
@@ -203,6 +213,7 @@ impl Stages {
         let path = self.fresh_path(id);
         let file = OpenOptions::new().read(true).write(true).open(&path);
         let file = Arc::new(file.map_err(StoreError::io("open", &path))?);
+        stage.was_closed.store(true, Ordering::Relaxed);
         open.insert(id, file.clone());
         Ok(file)
     }
@@ -391,7 +402,7 @@ fn prove(path: &Path, pieces: &[StagedPiece]) -> Result<Option<Arc<Stage>>, Stor
         received.extend(proven.into_iter().map(|range| range.start..range.end));
     }
     let state = Mutex::new(Arrived { received, ..Arrived::default() });
-    Ok(Some(Arc::new(Stage { moved: Arc::new(file).into(), state })))
+    Ok(Some(Arc::new(Stage { moved: Arc::new(file).into(), state, ..Stage::default() })))
 }
 
 /// What of a piece the file has for certain: whole blocks whose checksums agree.

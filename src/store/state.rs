@@ -12,7 +12,7 @@ use raft::eraftpb::ConfState;
 use super::contained::contain;
 use super::export::{Cursor, Export};
 use super::point::{AppliedPoint, Point};
-use super::records::Records;
+use super::records::{Pace, Records};
 use crate::fs::{Batch, CorruptRecord, Digest, Pair, View};
 use crate::store::StoreError;
 use crate::types::{LogIndex, Term};
@@ -307,7 +307,7 @@ fn start_draining(records: &Arc<Records>) -> Result<(), StoreError> {
     let weak = Arc::downgrade(records);
     let body = move || {
         while let Some(records) = weak.upgrade() {
-            if let Err(error) = records.drain() {
+            if let Err(error) = records.drain(Pace::Gently) {
                 tracing::error!("{error}");
             }
             drop(records);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use raft::eraftpb::ConfState;
 
-use super::{AppliedPoint, State};
+use super::{AppliedPoint, Pace, State};
 use crate::fs::{Batch, Digest, Overlay, Pair, View, ViewMut, keys};
 use crate::types::{Ino, LogIndex, Term};
 
@@ -252,7 +252,7 @@ fn child_that_commits_until_it_is_killed() {
         commit(&state, index, &[&changes[..], &[(u64::MAX, Some(index))]].concat());
         if index % 50 == 0 {
             // What the thread of the state does once a second.
-            state.records.load().drain().unwrap();
+            state.records.load().drain(Pace::AtOnce).unwrap();
         }
         println!("committed {index}");
     }

@@ -132,9 +132,10 @@ impl Failing {
 impl Drop for Failing {
     fn drop(&mut self) {
         let pid = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw);
-        // It ends with what it traces, too.
+        // It ends with what it traces, too. At TERM it would wait for the daemon, and one that is just ending waits for it to
+        // be told of the end of each thread.
         let _ =
-            rustix::process::kill_process(pid.expect("a process"), rustix::process::Signal::TERM);
+            rustix::process::kill_process(pid.expect("a process"), rustix::process::Signal::KILL);
         let _ = self.0.wait();
     }
 }

@@ -16,9 +16,8 @@ use super::healing::{examine, heal};
 use super::install::{install, open_newest};
 use super::shared::{Shared, ToDriver};
 use crate::fs::Digest;
-use crate::fs::limits::FEATURE_LEVEL;
-use crate::store::{SnapshotHeader, StoreError, prepare_snapshot, put_snapshot, read_snapshot};
-use crate::types::{LogIndex, NodeId, VolumeId};
+use crate::store::{StoreError, prepare_snapshot, put_snapshot, read_snapshot};
+use crate::types::{LogIndex, NodeId};
 
 /// The log behind a snapshot that is sent to a peer is kept for so long, after its last piece, so that the peer
 /// finds it there afterwards.
@@ -170,15 +169,7 @@ fn write(shared: &Shared) -> Result<Option<Candidate>, StoreError> {
     // Bytes reach their files before the state says so, so this covers whatever the image names.
     shared.files.pass(index);
     shared.files.sync()?;
-    let header = SnapshotHeader {
-        cluster: shared.config.cluster,
-        volume: VolumeId::FIRST,
-        index,
-        term: export.term(),
-        conf_state: export.conf_state().clone(),
-        digest: export.digest(),
-        feature_level: FEATURE_LEVEL,
-    };
+    let header = export.header(shared.config.cluster);
     match prepare_snapshot(&shared.config.directory.snapshots_dir(), &header, export) {
         Ok(file) => Ok(Some(Candidate { file, index, digest: header.digest, started })),
         Err(StoreError::Rotten { found, expected }) => {

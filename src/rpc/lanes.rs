@@ -96,9 +96,13 @@ async fn sort(
     Ok(())
 }
 
+/// Between two looks at a connection that has not said what it is: a stranger who goes silent is not looked at often.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
 /// Waits until it begins with these bytes, or cannot any more.
 async fn begins(stream: &TcpStream, with: &[u8]) -> io::Result<bool> {
     let mut first = [0; HTTP2.len()];
+    let mut pause = Duration::from_millis(1);
     loop {
         let seen = stream.peek(&mut first[..with.len()]).await?;
         if seen == 0 || first[..seen] != with[..seen] {
@@ -107,7 +111,8 @@ async fn begins(stream: &TcpStream, with: &[u8]) -> io::Result<bool> {
         if seen == with.len() {
             return Ok(true);
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
     }
 }
 

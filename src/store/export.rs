@@ -8,9 +8,10 @@ use raft::eraftpb::ConfState;
 
 use super::point::Point;
 use super::state::State;
+use crate::fs::limits::FEATURE_LEVEL;
 use crate::fs::{Digest, Pair, keys};
-use crate::store::StoreError;
-use crate::types::{LogIndex, Term};
+use crate::store::{SnapshotHeader, StoreError};
+use crate::types::{ClusterId, LogIndex, Term, VolumeId};
 
 /// Pairs that are read under one hold of the lock: a few milliseconds.
 const CHUNK: usize = 1000;
@@ -70,6 +71,20 @@ impl<'a> Export<'a> {
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.point.digest
+    }
+
+    /// What its snapshot file says of it.
+    #[must_use]
+    pub fn header(&self, cluster: ClusterId) -> SnapshotHeader {
+        SnapshotHeader {
+            cluster,
+            volume: VolumeId::FIRST,
+            index: self.point.index,
+            term: self.point.term,
+            conf_state: self.point.conf_state.clone(),
+            digest: self.point.digest,
+            feature_level: FEATURE_LEVEL,
+        }
     }
 
     /// Reads on until there is something, or nothing is left.

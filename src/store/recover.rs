@@ -30,7 +30,6 @@ use super::snapshot::{
     write_snapshot,
 };
 use super::state::State;
-use crate::fs::limits::FEATURE_LEVEL;
 use crate::fs::query;
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
@@ -315,15 +314,7 @@ fn mend_snapshot(
         Ok(Ok(_) | Err(_)) => return Err(lost(damage)),
     };
     let export = state.export();
-    let header = SnapshotHeader {
-        cluster: dir.identity().cluster,
-        volume: VolumeId::FIRST,
-        index: export.index(),
-        term: export.term(),
-        conf_state: export.conf_state().clone(),
-        digest: export.digest(),
-        feature_level: FEATURE_LEVEL,
-    };
+    let header = export.header(dir.identity().cluster);
     let files = match Files::open(&dir.files_dir(), &dir.stages_dir(), same_boot) {
         // Then a peer's snapshot is better: what is not known of the files does not depend on it.
         Err(StoreError::Corrupt { .. }) => return Err(lost(damage)),

@@ -8,9 +8,9 @@ use raft::eraftpb::{ConfState, Entry, HardState};
 
 use super::{LogOptions, Rebuilt, Recovered, recover};
 use crate::fs::{FileEffect, Overlay, View, ViewMut, keys, proto};
-use crate::store::snapshot::{SnapshotHeader, write_snapshot};
+use crate::store::snapshot::write_snapshot;
 use crate::store::{AppliedPoint, BootIdentity, DataDir, Identity, RaftLog, State, StoreError};
-use crate::types::{ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, Term, VolumeId};
+use crate::types::{ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, Term};
 
 const OPTIONS: LogOptions =
     LogOptions { file_bytes: 1 << 20, purge_bytes: 1 << 20, prefill: false };
@@ -57,16 +57,8 @@ fn record(index: u64) -> Vec<u8> {
 }
 
 fn snapshot(dir: &Path, state: &State) {
-    let header = SnapshotHeader {
-        cluster: CLUSTER,
-        volume: VolumeId::FIRST,
-        index: state.applied(),
-        term: state.term(),
-        conf_state: state.conf_state(),
-        digest: state.digest(),
-        feature_level: 1,
-    };
-    write_snapshot(&dir.join("snapshots"), &header, state.export()).unwrap();
+    let export = state.export();
+    write_snapshot(&dir.join("snapshots"), &export.header(CLUSTER), export).unwrap();
 }
 
 /// What must hold of every start.

@@ -24,9 +24,8 @@ use super::identity::Identity;
 use super::log::{LogOptions, RaftLog};
 use super::point::AppliedPoint;
 use super::recover::{Recovered, recover};
-use super::snapshot::{SnapshotHeader, latest_snapshot, read_snapshot, write_snapshot};
+use super::snapshot::{latest_snapshot, read_snapshot, write_snapshot};
 use super::state::State;
-use crate::fs::limits::FEATURE_LEVEL;
 use crate::fs::proto::{self, command::Op};
 use crate::fs::{Batch, query};
 use crate::store::StoreError;
@@ -142,15 +141,7 @@ fn snapshot(recovered: &Recovered, dir: &DataDir, cluster: ClusterId) -> Result<
     let Recovered { log, state, files, .. } = recovered;
     let export = state.export();
     files.sync()?;
-    let header = SnapshotHeader {
-        cluster,
-        volume: VolumeId::FIRST,
-        index: export.index(),
-        term: export.term(),
-        conf_state: export.conf_state().clone(),
-        digest: export.digest(),
-        feature_level: FEATURE_LEVEL,
-    };
+    let header = export.header(cluster);
     let index = header.index;
     write_snapshot(&dir.snapshots_dir(), &header, export)?;
     files.forget(index)?;

@@ -10,12 +10,10 @@ use tempfile::TempDir;
 
 use super::log::LogOptions;
 use super::recover::{Recovered, recover};
-use super::snapshot::{SnapshotHeader, write_snapshot};
+use super::snapshot::write_snapshot;
 use super::{BootIdentity, DataDir, Identity, checksum_blocks, found_cluster};
 use crate::fs::proto::{self, Kind, command::Op};
-use crate::types::{
-    ByteRange, ClusterId, Ino, LogIndex, NodeId, SessionId, StageId, Timestamp, VolumeId,
-};
+use crate::types::{ByteRange, ClusterId, Ino, LogIndex, NodeId, SessionId, StageId, Timestamp};
 
 pub(crate) const OPTIONS: LogOptions =
     LogOptions { file_bytes: 1 << 20, purge_bytes: 1 << 20, prefill: false };
@@ -155,16 +153,8 @@ pub(crate) fn append(recovered: &Recovered, entries: &[Entry], commit: u64) {
 /// Writes the snapshot file of a replica in `dir`.
 pub(crate) fn snapshot(dir: &Path, recovered: &Recovered) {
     let state = &recovered.state;
-    let header = SnapshotHeader {
-        cluster: CLUSTER,
-        volume: VolumeId::FIRST,
-        index: state.applied(),
-        term: state.term(),
-        conf_state: state.conf_state(),
-        digest: state.digest(),
-        feature_level: 1,
-    };
-    write_snapshot(&dir.join("snapshots"), &header, state.export()).unwrap();
+    let export = state.export();
+    write_snapshot(&dir.join("snapshots"), &export.header(CLUSTER), export).unwrap();
 }
 
 /// What the files of the root hold, by name; what is missing is not there.

@@ -37,6 +37,11 @@ pub struct Config {
     /// Address and port for peers, `quorumfs status` and joining nodes. No default.
     pub listen: SocketAddr,
 
+    /// Address and port at which Prometheus finds this node's metrics (`/metrics`, HTTP without TLS); nothing
+    /// can be changed there. Default: none.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
+
     /// `HOST:PORT` at which the others reach this node. Default: `listen`. Must be given where
     /// `listen` is every address (`0.0.0.0` or `[::]`). Stays what it was when the node was made:
     /// data is refused at another address.
@@ -286,7 +291,9 @@ impl Config {
 
     fn validate_addresses(&self) -> Result<(), Mistake> {
         let listen = self.listen.to_string();
+        let metrics = self.metrics.map(|address| address.to_string());
         let named = std::iter::once(("listen", listen.as_str()))
+            .chain(metrics.iter().map(|address| ("metrics", address.as_str())))
             .chain(self.advertise.iter().map(|address| ("advertise", address.as_str())))
             .chain(self.peers.iter().map(|address| ("peers", address.as_str())));
         for (field, address) in named {

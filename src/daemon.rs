@@ -136,6 +136,9 @@ async fn serve(
     let bulk = BulkService::new(identity.cluster, handle.clone());
     let bulk = (bulk, tokio::runtime::Handle::current());
     let admin = AdminService::new(identity.cluster, handle, Arc::new(mounts.clone()));
+    if let Some(address) = config.metrics {
+        rpc::serve_metrics(address, admin.clone()).await?;
+    }
     let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
     let server = streams.spawn(rpc::serve(listener, peer_service, admin, bulk, async move {
         let _ = server_stopped.await;

@@ -20,6 +20,7 @@ use crate::node::{self, Handle, RaftStatus};
 use crate::types::{ByteRange, ClusterId, Ino, NodeId};
 
 /// Serves `proto/admin.proto` for one node.
+#[derive(Clone)]
 pub struct AdminService {
     cluster: ClusterId,
     handle: Handle,
@@ -31,6 +32,12 @@ impl AdminService {
     #[must_use]
     pub fn new(cluster: ClusterId, handle: Handle, mounts: Arc<dyn Mounts>) -> Self {
         Self { cluster, handle, mounts }
+    }
+
+    pub(super) async fn status_reply(&self) -> Result<StatusReply, Status> {
+        let raft = self.handle.raft_status().await.map_err(unavailable)?;
+        let mounts = self.mounts.list().await;
+        self.reply(&raft, mounts).map_err(unavailable)
     }
 
     fn reply(
@@ -145,9 +152,7 @@ fn missing(missing: node::Missing) -> Missing {
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        let raft = self.handle.raft_status().await.map_err(unavailable)?;
-        let mounts = self.mounts.list().await;
-        Ok(Response::new(self.reply(&raft, mounts).map_err(unavailable)?))
+        Ok(Response::new(self.status_reply().await?))
     }
 
     async fn transfer_leader(

@@ -27,6 +27,18 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// The address for metrics cannot be listened on.
+    #[error(
+        "cannot listen on {address}: {source}; is another daemon running, or is `metrics` not an address of \
+         this machine?"
+    )]
+    Metrics {
+        /// `metrics` of the configuration.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The server ended by itself.
     #[error("the gRPC server ended: {0}")]
     Server(#[from] tonic::transport::Error),

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::identity::{Identity, read_identity, write_identity};
-use super::{durable, sys};
+use super::{durable, headroom, sys};
 use crate::store::StoreError;
 use crate::types::ClusterId;
 
@@ -240,7 +240,7 @@ impl DataDir {
         for (dir, is_left) in [
             (self.snapshots_dir(), is_half_a_snapshot as fn(&str) -> bool),
             (self.stages_dir(), |name| Path::new(name).extension().is_some_and(|end| end == "tmp")),
-            (self.path.clone(), |name| name.starts_with("log.mending")),
+            (self.path.clone(), |name| name.starts_with("log.mending") || name == headroom::TRIAL),
         ] {
             let Ok(entries) = std::fs::read_dir(&dir) else { continue };
             for path in entries.flatten().map(|entry| entry.path()) {
@@ -256,20 +256,6 @@ impl DataDir {
             }
         }
         Ok(())
-    }
-
-    /// Bytes that its disk still takes in, from this process.
-    ///
-    /// # Errors
-    /// When the local file system cannot say.
-    pub fn available(&self) -> Result<u64, StoreError> {
-        let asked = rustix::fs::statvfs(&self.path);
-        let space =
-            asked.map_err(|errno| StoreError::io("ask the space of", &self.path)(errno.into()))?;
-        // The reserve of the file system is root's.
-        let blocks =
-            if rustix::process::geteuid().is_root() { space.f_bfree } else { space.f_bavail };
-        Ok(blocks * space.f_frsize)
     }
 
     /// Where the directory is.

@@ -237,3 +237,31 @@ impl StoreError {
 fn at(offset: Option<u64>) -> String {
     offset.map(|offset| format!(" at byte {offset}")).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{PathBuf, StoreError};
+
+    /// Engines hand on the kind of an error, and not its number.
+    #[test]
+    fn engines_say_that_there_is_no_room() {
+        let is_full = |errno| {
+            let error = || io::Error::new(io::Error::from_raw_os_error(errno).kind(), "pwrite");
+            let (action, path) = ("write", PathBuf::new);
+            let log = raft_engine::Error::Io(error());
+            let state = sled::Error::Io(error());
+            [
+                StoreError::Io { action, path: path(), source: error() }.is_full(),
+                StoreError::Log { action, path: path(), source: log }.is_full(),
+                StoreError::Sled { action, path: path(), source: state.clone() }.is_full(),
+            ]
+        };
+        assert_eq!(is_full(libc::ENOSPC), [true; 3]);
+        assert_eq!(is_full(libc::EDQUOT), [true; 3]);
+        assert_eq!(is_full(libc::EIO), [false; 3]);
+        let source = raft_engine::Error::TryAgain("twice".to_owned());
+        assert!(StoreError::Log { action: "write", path: PathBuf::new(), source }.is_full());
+    }
+}

@@ -22,6 +22,7 @@ mod files;
 #[cfg(test)]
 mod formats_tests;
 mod genesis;
+mod headroom;
 mod identity;
 mod layout;
 mod layout_notes;

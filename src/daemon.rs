@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rand::Rng;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::config::{Config, OnQuorumLoss, ReadMode};
 use crate::consensus::CoreConfig;
@@ -131,6 +132,7 @@ async fn serve(
     let handle = node.handle();
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
+    streams.spawn(end_what_hangs(handle.fatal()));
 
     let guardian = guarding::start(config, &identity, &handle)?;
     let mounts = MountTable::new(handle.clone(), guardian.clone(), config);
@@ -144,7 +146,10 @@ async fn serve(
     }));
 
     // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
-    mounts.mount_configured().await?;
+    tokio::select! {
+        mounted = mounts.mount_configured() => mounted?,
+        _ = fatal.wait_for(Option::is_some) => {}
+    }
     tokio::select! {
         () = report(&node, config.on_quorum_loss) => {}
         () = &mut stopping => {}
@@ -153,24 +158,42 @@ async fn serve(
 
     telemetry::notify_stopping();
     tracing::info!("stopping");
-    // It may fail while it stops, too: then it ends in the other way after all.
-    let stopped = if fatal.borrow().is_none() { mounts.stop().await } else { Ok(()) };
-    let failed = fatal.borrow().clone();
-    if let Some(failed) = failed {
-        return Err(give_up(&directory, &node, &mounts, failed).await);
-    }
-    stopped?;
-    let ended = node.stop().await.map_err(|error| Fatal::from(&error));
-    let failed = fatal.borrow().clone().or(ended.err());
-    if let Some(failed) = failed {
-        ending::failed(&directory, &failed);
-        bail!(failed.reason);
-    }
+    stop(&directory, node, &mounts).await?;
     guarding::stop(guardian).await;
     let _ = stop_server.send(());
     // Streams of peers end with the process.
     server.abort();
     Ok(())
+}
+
+/// Ends in good order. It may fail while it stops, too: then it ends in the other way after all.
+async fn stop(directory: &DataDir, node: Node, mounts: &MountTable) -> Result<()> {
+    let fatal = node.handle().fatal();
+    let stopped = if fatal.borrow().is_none() { mounts.stop().await } else { Ok(()) };
+    let failed = fatal.borrow().clone();
+    if let Some(failed) = failed {
+        return Err(give_up(directory, &node, mounts, failed).await);
+    }
+    stopped?;
+    let ended = node.stop().await.map_err(|error| Fatal::from(&error));
+    let failed = fatal.borrow().clone().or(ended.err());
+    if let Some(failed) = failed {
+        ending::failed(directory, &failed);
+        bail!(failed.reason);
+    }
+    Ok(())
+}
+
+/// Once the replica has failed, also while it stops, a disk that does not answer is not waited for: whoever waits for this
+/// daemon is not to.
+async fn end_what_hangs(mut fatal: watch::Receiver<Option<Fatal>>) {
+    if fatal.wait_for(Option::is_some).await.is_ok() {
+        std::thread::spawn(|| {
+            std::thread::sleep(GIVEN_UP);
+            tracing::error!("something does not answer: the daemon ends as it is");
+            std::process::exit(1);
+        });
+    }
 }
 
 /// The replica cannot go on. Nothing can be committed through it, so nobody is to wait for it.
@@ -180,12 +203,6 @@ async fn give_up(
     mounts: &MountTable,
     why: Fatal,
 ) -> anyhow::Error {
-    // A disk that does not answer is not waited for: whoever waits for this daemon is not to.
-    std::thread::spawn(|| {
-        std::thread::sleep(GIVEN_UP);
-        tracing::error!("something does not answer: the daemon ends as it is");
-        std::process::exit(1);
-    });
     let (handle, own) = (node.handle(), directory.identity().node);
     let asked = tokio::task::spawn_blocking(move || handle.is_removed(own).unwrap_or(false));
     let asked = tokio::time::timeout(GIVING_UP, asked).await;

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::durable;
+use super::durable::{self, Syncs};
 use super::files::Key;
 use super::layout::{Away, Layout, Part};
 use super::layout_notes::{
@@ -367,9 +367,9 @@ impl Layouts {
         Ok(Image { number, synced, held, bytes, retired })
     }
 
-    /// The file system has been synced: the image counts from now on.
-    pub(super) fn keep(&self, image: &Image) -> Result<(), StoreError> {
-        durable::replace(&self.dir.join("image"), &image.bytes)?;
+    /// The file system has been synced: the image counts from now on, unless something else could not be.
+    pub(super) fn keep(&self, image: &Image, syncs: &Syncs) -> Result<(), StoreError> {
+        syncs.replace(&self.dir.join("image"), &image.bytes)?;
         self.held.store(image.held, Ordering::Release);
         self.synced.store(image.synced, Ordering::Release);
         self.notes.lock().regained.retain(|_, number| *number >= image.number);

@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 
-use super::durable::{self, Syncs};
+use super::durable::Syncs;
 use super::merge::Target;
 use super::recent::Recent;
 use super::refused::is_lost;
@@ -36,6 +36,10 @@ pub(super) struct Stages {
     /// The same, open.
     dir: File,
     written: PathBuf,
+    /// The same, open.
+    written_dir: File,
+    /// For syncs of the whole file system, which take long.
+    disk: File,
     arriving: Mutex<HashMap<StageId, Arc<Stage>>>,
     /// Numbers of stages that are written, of sessions that go on: what is sent once more is of no use.
     done: Mutex<HashMap<SessionId, RangeSet<u64>>>,
@@ -87,11 +91,12 @@ impl Stages {
         for dir in [&fresh, &written] {
             std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         }
-        let dir = File::open(&fresh).map_err(StoreError::io("open", &fresh))?;
+        let opened = |dir: &PathBuf| File::open(dir).map_err(StoreError::io("open", dir));
+        let (dir, written_dir, disk) = (opened(&fresh)?, opened(&written)?, opened(&fresh)?);
         let open = Mutex::new(Recent::new(DESCRIPTORS));
         let open_fresh = Mutex::new(Recent::new(FRESH_DESCRIPTORS));
         let (arriving, done) = (Mutex::default(), Mutex::default());
-        Ok(Self { fresh, dir, written, arriving, done, open, syncs, open_fresh })
+        Ok(Self { fresh, dir, written, written_dir, disk, arriving, done, open, syncs, open_fresh })
     }
 
     /// Reads bytes that have come, and zeros where none have; false where the stage is not fresh.
@@ -118,9 +123,9 @@ impl Stages {
         self.syncs.sync(&file, &self.fresh_path(id), File::sync_data)?;
         if stage.was_closed.load(Ordering::Relaxed) {
             // The file system knows.
-            self.syncs.sync(&self.dir, &self.fresh, sys::syncfs)?;
+            self.syncs.sync(&self.disk, &self.fresh, sys::syncfs)?;
         }
-        self.syncs.unless_failed(&self.fresh, || durable::sync_dir(&self.fresh))?;
+        self.syncs.sync(&self.dir, &self.fresh, File::sync_all)?;
         stage.state.lock().synced = received;
         Ok(true)
     }
@@ -303,7 +308,7 @@ impl Stages {
         if stages.is_empty() {
             return Ok(());
         }
-        self.syncs.unless_failed(&self.written, || durable::sync_dir(&self.written))
+        self.syncs.sync(&self.written_dir, &self.written, File::sync_all)
     }
 
     /// Makes the bytes of a written stage durable.

@@ -14,6 +14,10 @@ pub(crate) const REJOIN: &str = "move this data directory away and join the clus
 pub(crate) const TAKE_ANOTHER: &str = "start the daemon: it writes it anew from its state, or takes another one from the \
      other nodes; if none of them can be reached, correct `peers` in its configuration";
 
+/// What a person does about a state whose records are not what was written.
+pub(crate) const REBUILD: &str = "remove the file `boot` of the data directory and restart the daemon: the state is then \
+     rebuilt from the snapshot file and the log";
+
 /// Why the store could not do something. Never an outcome of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -99,10 +103,7 @@ pub enum StoreError {
         from: LogIndex,
     },
     /// A record of the state that is not what the commands made it.
-    #[error(
-        "{source}; remove the file `boot` of the data directory and restart the daemon: the state is \
-             then rebuilt from the snapshot file and the log"
-    )]
+    #[error("{source}; {advice}", advice = REBUILD)]
     CorruptRecord {
         /// Which, and what is wrong with it.
         #[source]

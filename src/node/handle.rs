@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 use super::clock;
 use super::deadline::Deadline;
 use super::durability::voters;
+use super::fatal::Fatal;
 use super::look::Look;
 use super::mutations::{Answer, Number, Submission};
 use super::observers::Observer;
@@ -494,7 +495,7 @@ impl Handle {
 
     /// What this replica cannot go on with, once there is such a thing.
     #[must_use]
-    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+    pub fn fatal(&self) -> watch::Receiver<Option<Fatal>> {
         self.0.fatal.subscribe()
     }
 

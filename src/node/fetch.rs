@@ -145,9 +145,9 @@ impl Fetching {
         }
     }
 
-    /// There is one more peer to be asked: what no other one has it may have.
-    pub(super) fn lane_opened(&self) {
-        self.nowhere.clear();
+    /// A peer can be asked: what it has not refused before it may have, whoever else lacks it.
+    pub(super) fn lane_opened(&self, node: NodeId) {
+        self.nowhere.ask(node);
     }
 
     /// The connection for bulk data to a peer is lost.

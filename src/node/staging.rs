@@ -150,8 +150,8 @@ impl Handle {
     }
 
     /// There is a connection for bulk data to a peer.
-    pub fn stage_lane_opened(&self) {
-        self.0.fetching.lane_opened();
+    pub fn stage_lane_opened(&self, node: NodeId) {
+        self.0.fetching.lane_opened(node);
     }
 
     /// The connection for stages to a peer is lost.

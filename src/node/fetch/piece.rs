@@ -86,7 +86,7 @@ async fn fetch_apart(
                     if find_here(handle, claim.key, range, is_everybody(handle, &asked)).await? {
                         came = true;
                     } else {
-                        fetching.nobody_has(claim.key, range);
+                        fetching.nobody_has(claim.key, range, &asked);
                     }
                 }
                 from = range.end;

@@ -81,7 +81,7 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    fn range(&self) -> ByteRange {
+    pub(super) fn range(&self) -> ByteRange {
         ByteRange::at(self.start, self.data.len() as u64)
     }
 
@@ -108,6 +108,8 @@ pub(super) struct Fetching {
     waited_for: AtomicUsize,
     meter: Mutex<Meter>,
     nowhere: Nowhere,
+    /// By whoever installs parts of blocks. Before the lock of a layout.
+    pub(super) completing: Mutex<()>,
     /// Told when something that was missing may be here, or is not being fetched any more.
     pub(super) changed: Notify,
 }
@@ -141,6 +143,7 @@ impl Fetching {
             waited_for: AtomicUsize::new(0),
             meter: Mutex::default(),
             nowhere: Nowhere::default(),
+            completing: Mutex::default(),
             changed: Notify::new(),
         }
     }

@@ -29,6 +29,8 @@ const ATTEMPTS: usize = 5;
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long a peer may be behind who asks it.
 const BEHIND: Duration = Duration::from_secs(1);
+/// Why nothing can be said of a file.
+const CHANGES: &str = "it changes all the time: ask again when nobody writes it";
 /// Reports that nobody has taken yet.
 const REPORTS: usize = 16;
 
@@ -219,15 +221,16 @@ impl Handle {
             let mut report = LostFile { path: path.clone(), ino, ..LostFile::default() };
             if attempts < ATTEMPTS {
                 let page = ByteRange { start: from, ..within };
-                let Some(end) = self.lost_page(page, options, &mut report).await? else {
+                let is_first = from == within.start;
+                let page = self.lost_page(page, is_first, options, &mut report);
+                let Some(end) = page.await? else {
                     attempts += 1;
                     tokio::time::sleep(AGAIN).await;
                     continue;
                 };
                 (from, attempts) = (end, 0);
             } else {
-                report.refusal =
-                    Some("it changes all the time: ask again when nobody writes it".to_owned());
+                report.refusal = Some(CHANGES.to_owned());
             }
             let is_over = report.refusal.is_some();
             let lacks =
@@ -247,6 +250,7 @@ impl Handle {
     async fn lost_page(
         &self,
         range: ByteRange,
+        is_first: bool,
         options: &LostOptions,
         report: &mut LostFile,
     ) -> Result<Option<u64>, NodeError> {
@@ -270,6 +274,11 @@ impl Handle {
         };
         if options.accept && !lost.is_empty() {
             report.refusal = self.refusal(&survey, options).await?;
+            if is_first && report.refusal.is_none() {
+                // The first command gives the file another version, and whoever is away throws away what it has of this one.
+                let rest = ByteRange { start: end, ..range };
+                report.refusal = self.refusal_of_rest(report.ino, rest, options).await?;
+            }
             if report.refusal.is_none() {
                 match self.give_up(&survey, &lost).await? {
                     Answer::Accepted => report.accepted = std::mem::take(&mut lost),
@@ -386,6 +395,34 @@ impl Handle {
                 names(&survey.away)
             )
         }))
+    }
+
+    /// Why lost bytes of further pages are not given up.
+    async fn refusal_of_rest(
+        &self,
+        ino: Ino,
+        mut rest: ByteRange,
+        options: &LostOptions,
+    ) -> Result<Option<String>, NodeError> {
+        let mut attempts = 0;
+        while rest.start < rest.end {
+            match self.survey(ino, rest).await? {
+                Surveyed::Whole => break,
+                Surveyed::Changing if attempts < ATTEMPTS => {
+                    attempts += 1;
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Surveyed::Changing => return Ok(Some(CHANGES.to_owned())),
+                Surveyed::Lacks(survey) => {
+                    let refusal = refusal(&survey, options).filter(|_| !survey.lost.is_empty());
+                    if refusal.is_some() {
+                        return Ok(refusal);
+                    }
+                    rest.start = survey.end;
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Bytes of a file that are lost outside of a range. Whoever is away and returns when the log of the time is gone throws

@@ -221,9 +221,7 @@ impl Handle {
             let mut report = LostFile { path: path.clone(), ino, ..LostFile::default() };
             if attempts < ATTEMPTS {
                 let page = ByteRange { start: from, ..within };
-                let is_first = from == within.start;
-                let page = self.lost_page(page, is_first, options, &mut report);
-                let Some(end) = page.await? else {
+                let Some(end) = self.lost_page(page, options, &mut report).await? else {
                     attempts += 1;
                     tokio::time::sleep(AGAIN).await;
                     continue;
@@ -250,7 +248,6 @@ impl Handle {
     async fn lost_page(
         &self,
         range: ByteRange,
-        is_first: bool,
         options: &LostOptions,
         report: &mut LostFile,
     ) -> Result<Option<u64>, NodeError> {
@@ -274,10 +271,16 @@ impl Handle {
         };
         if options.accept && !lost.is_empty() {
             report.refusal = self.refusal(&survey, options).await?;
+            let is_first = range.start == options.within.map_or(0, |within| within.start);
             if is_first && report.refusal.is_none() {
                 // The first command gives the file another version, and whoever is away throws away what it has of this one.
                 let rest = ByteRange { start: end, ..range };
-                report.refusal = self.refusal_of_rest(report.ino, rest, options).await?;
+                let refused = self.first_of(report.ino, rest, |survey| match survey {
+                    Some(survey) if survey.lost.is_empty() => None,
+                    Some(survey) => refusal(survey, options),
+                    None => Some(CHANGES.to_owned()),
+                });
+                report.refusal = refused.await?;
             }
             if report.refusal.is_none() {
                 match self.give_up(&survey, &lost).await? {
@@ -397,34 +400,6 @@ impl Handle {
         }))
     }
 
-    /// Why lost bytes of further pages are not given up.
-    async fn refusal_of_rest(
-        &self,
-        ino: Ino,
-        mut rest: ByteRange,
-        options: &LostOptions,
-    ) -> Result<Option<String>, NodeError> {
-        let mut attempts = 0;
-        while rest.start < rest.end {
-            match self.survey(ino, rest).await? {
-                Surveyed::Whole => break,
-                Surveyed::Changing if attempts < ATTEMPTS => {
-                    attempts += 1;
-                    tokio::time::sleep(AGAIN).await;
-                }
-                Surveyed::Changing => return Ok(Some(CHANGES.to_owned())),
-                Surveyed::Lacks(survey) => {
-                    let refusal = refusal(&survey, options).filter(|_| !survey.lost.is_empty());
-                    if refusal.is_some() {
-                        return Ok(refusal);
-                    }
-                    rest.start = survey.end;
-                }
-            }
-        }
-        Ok(None)
-    }
-
     /// Bytes of a file that are lost outside of a range. Whoever is away and returns when the log of the time is gone throws
     /// away all that it has of a file that has changed since.
     async fn lost_beside(
@@ -433,23 +408,40 @@ impl Handle {
         within: ByteRange,
     ) -> Result<Option<ByteRange>, NodeError> {
         let before = ByteRange { start: 0, end: within.start };
-        for mut rest in [before, ByteRange::from(within.end)] {
-            let mut attempts = 0;
-            while rest.start < rest.end {
-                match self.survey(ino, rest).await? {
-                    Surveyed::Whole => break,
-                    Surveyed::Changing if attempts < ATTEMPTS => {
-                        attempts += 1;
-                        tokio::time::sleep(AGAIN).await;
+        for rest in [before, ByteRange::from(within.end)] {
+            let lost = self.first_of(ino, rest, |survey| match survey {
+                Some(survey) => ranges(&survey.lost).next(),
+                None => Some(rest),
+            });
+            if let Some(lost) = lost.await? {
+                return Ok(Some(lost));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is found first in what a file lacks of a range, survey by survey; there is none where the file changes all the time.
+    async fn first_of<T>(
+        &self,
+        ino: Ino,
+        mut rest: ByteRange,
+        find: impl Fn(Option<&Survey>) -> Option<T>,
+    ) -> Result<Option<T>, NodeError> {
+        let mut attempts = 0;
+        while rest.start < rest.end {
+            match self.survey(ino, rest).await? {
+                Surveyed::Whole => break,
+                Surveyed::Changing if attempts < ATTEMPTS => {
+                    attempts += 1;
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Surveyed::Changing => return Ok(find(None)),
+                Surveyed::Lacks(survey) => {
+                    let found = find(Some(&survey));
+                    if found.is_some() {
+                        return Ok(found);
                     }
-                    // Nothing is known of it.
-                    Surveyed::Changing => return Ok(Some(rest)),
-                    Surveyed::Lacks(survey) => {
-                        if let Some(lost) = ranges(&survey.lost).next() {
-                            return Ok(Some(lost));
-                        }
-                        rest.start = survey.end;
-                    }
+                    rest.start = survey.end;
                 }
             }
         }

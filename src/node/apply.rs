@@ -283,7 +283,9 @@ fn apply_entry(
     {
         super::lost::note(index, &command, lost);
     }
-    shared.durability.applied(index, &command);
+    if outcome.errno == 0 {
+        shared.durability.applied(index, &command);
+    }
     round.verdict = Verdict::of(&command);
     let key = key_of(&command);
     let proposer = shared.mutations.applied(key, &outcome);

@@ -135,6 +135,7 @@ impl Shared {
     /// This node's own session was ended by the others: another is opened in its place.
     pub(super) fn session_ended(&self, session: SessionId) {
         tracing::warn!(session = session.0, "this node's session has ended");
+        self.mutations.end(session);
         self.input(Input::OwnSession { session: None });
         self.locks.begin(SessionId::CLUSTER);
         self.session.send_replace(None);

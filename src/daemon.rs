@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::config::{Config, OnQuorumLoss, ReadMode};
 use crate::consensus::CoreConfig;
 use crate::node::{Fatal, Node, NodeConfig};
-use crate::rpc::{self, AdminService, BulkService, PeerService, Peers};
+use crate::rpc::{self, AdminService, BulkService, JoinError, PeerService, Peers};
 use crate::store::{self, DataDir, Identity, StoreError};
 use crate::telemetry;
 use crate::types::{ClusterId, NodeId};
@@ -150,8 +150,9 @@ async fn serve(
 
     // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
     tokio::select! {
-        mounted = mounts.mount_configured() => mounted?,
+        biased;
         _ = fatal.wait_for(Option::is_some) => {}
+        mounted = mounts.mount_configured() => mounted?,
     }
     tokio::select! {
         () = report(&node, config.on_quorum_loss) => {}
@@ -180,11 +181,7 @@ async fn stop(directory: &DataDir, node: Node, mounts: &MountTable) -> Result<()
     stopped?;
     let ended = node.stop().await.map_err(|error| Fatal::from(&error));
     let failed = fatal.borrow().clone().or(ended.err());
-    if let Some(failed) = failed {
-        ending::failed(directory, &failed);
-        bail!(failed.reason);
-    }
-    Ok(())
+    failed.map_or(Ok(()), |failed| Err(ending::ended(directory, failed)))
 }
 
 /// Once the replica has failed, also while it stops, a disk that does not answer is not waited for: whoever waits for this
@@ -206,16 +203,10 @@ async fn give_up(
     mounts: &MountTable,
     why: Fatal,
 ) -> anyhow::Error {
-    let (handle, own) = (node.handle(), directory.identity().node);
-    let asked = tokio::task::spawn_blocking(move || handle.is_removed(own).unwrap_or(false));
-    let asked = tokio::time::timeout(GIVING_UP, asked).await;
-    let is_removed = asked.is_ok_and(|asked| asked.unwrap_or(false));
-    if !is_removed {
-        ending::failed(directory, &why);
-    }
+    let error = ending::ended(directory, why);
     node.give_leadership_away(GIVING_UP).await;
     let _ = tokio::time::timeout(GIVING_UP, mounts.stop()).await;
-    if is_removed { StaysDown(why.reason).into() } else { anyhow::Error::msg(why.reason) }
+    error
 }
 
 /// The record that newcomers start from. A node whose own is damaged serves all the same: they ask another one.
@@ -345,6 +336,9 @@ async fn open(config: &Config) -> Result<DataDir> {
         return join(config).await;
     }
     let mut directory = DataDir::open(&config.data)?;
+    if directory.is_removed()? {
+        return Err(StaysDown(Fatal::removed(directory.identity().node).reason).into());
+    }
     if let Some(wanted) = config.cluster {
         let found = directory.identity().cluster;
         ensure!(
@@ -374,7 +368,12 @@ async fn move_to(config: &Config, directory: &mut DataDir) -> Result<()> {
         identity.address
     );
     let (cluster, node) = (identity.cluster, Some(identity.node));
-    rpc::join(&config.peers, cluster, identity.nonce, &here, node).await?;
+    match rpc::join(&config.peers, cluster, identity.nonce, &here, node).await {
+        Err(JoinError::Removed(node)) => {
+            return Err(ending::ended(directory, Fatal::removed(node)));
+        }
+        joined => joined?,
+    };
     tracing::info!(
         node = identity.node.0,
         from = identity.address,

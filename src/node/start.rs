@@ -13,6 +13,7 @@ use super::divergence::Comparison;
 use super::driver::Driver;
 use super::durability::{self, Durability};
 use super::encoding::Traffic;
+use super::fatal::Fatal;
 use super::fetch::{self, Fetching};
 use super::locks::Locks;
 use super::mutations::Mutations;
@@ -124,6 +125,7 @@ impl Node {
             refill: Notify::new(),
             members_changed: watch::channel(()).0,
             fatal: watch::channel(None).0,
+            removals: Mutex::default(),
             stopping: AtomicBool::new(false),
             state: recovered.state,
             files: recovered.files,
@@ -162,6 +164,9 @@ impl Node {
         shared.input(Input::Stands(shared.comparison.standing()));
         let driver = streams.spawn(driver.run());
         stop_at_damage(&shared);
+        if !shared.comparison.is_diverged() && shared.is_removed(node)? {
+            shared.fail(Fatal::removed(node));
+        }
         let threads = threads(&shared, log_inbox, apply_inbox, (due, snapshot_due))?;
         let handle = Handle(shared, None);
         let tasks = tasks(&handle, recalled_locks);

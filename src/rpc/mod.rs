@@ -20,6 +20,7 @@ mod metrics;
 mod mounts;
 mod peer_service;
 mod peers;
+mod removal;
 mod scrubbing;
 mod server;
 mod stage_lanes;
@@ -47,6 +48,7 @@ pub use metrics::serve_metrics;
 pub use mounts::{Mounts, MountsError};
 pub use peer_service::PeerService;
 pub use peers::Peers;
+pub use removal::removal;
 pub use server::{ServeError, bind, serve};
 
 /// The format of the peer protocol. A peer with another one is refused.

@@ -5,6 +5,7 @@ mod ending;
 mod guarding;
 mod lost_state;
 mod mounts;
+mod starting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::types::{ClusterId, NodeId};
 
 pub use self::ending::StaysDown;
 use self::mounts::MountTable;
+use self::starting::Starting;
 
 /// How often it is looked whether a quorum still answers.
 const LOOK: Duration = Duration::from_millis(500);
@@ -101,13 +103,15 @@ async fn serve(
     let stopping = told_to_stop()?;
     tokio::pin!(stopping);
     let listener = streams.spawn(rpc::bind(config.listen)).await??;
+    let starting = Starting::begin(&listener, streams)?;
+    starting.says("opening the data directory, or joining the cluster");
     let directory = tokio::select! {
         directory = open(config) => Arc::new(directory.map_err(ending::not_opened)?),
         () = &mut stopping => return Ok(()),
     };
     ending::look_back(&directory, after_crash_loop)?;
     tokio::select! {
-        waited = until_there_is_room(&directory, config.reserve) => {
+        waited = until_there_is_room(&directory, config.reserve, &starting) => {
             waited.map_err(|error| ending::not_started(&directory, error))?;
         }
         () = &mut stopping => return Ok(()),
@@ -123,7 +127,7 @@ async fn serve(
         tokio::runtime::Handle::current(),
     ));
     let recovered = tokio::select! {
-        recovered = lost_state::recover(config, &directory) => recovered?,
+        recovered = lost_state::recover(config, &directory, &starting) => recovered?,
         () = &mut stopping => return Ok(()),
     };
     let settings = node_config(config, &identity, &directory);
@@ -143,6 +147,7 @@ async fn serve(
     if let Some(address) = config.metrics {
         rpc::serve_metrics(address, admin.clone()).await?;
     }
+    drop(starting);
     let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
     let server = streams.spawn(rpc::serve(listener, peer_service, admin, bulk, async move {
         let _ = server_stopped.await;
@@ -222,7 +227,11 @@ fn genesis(directory: &DataDir) -> Result<bytes::Bytes> {
 }
 
 /// Whoever filled the disk may make room again. A start in between would end where the last one did.
-async fn until_there_is_room(directory: &DataDir, reserve: u64) -> Result<(), StoreError> {
+async fn until_there_is_room(
+    directory: &DataDir,
+    reserve: u64,
+    starting: &Starting,
+) -> Result<(), StoreError> {
     if let Err(error) = directory.remove_leftovers() {
         tracing::warn!("{error}");
     }
@@ -244,7 +253,7 @@ async fn until_there_is_room(directory: &DataDir, reserve: u64) -> Result<(), St
                 "the disk under {path} is full ({left} bytes are left, {wanted} are wanted, and some inodes; a quota may \
                  leave less): free some space; waiting"
             );
-            telemetry::notify_status(&line);
+            starting.says(&line);
             tracing::error!("{line}");
         }
         tokio::time::sleep(FULL).await;

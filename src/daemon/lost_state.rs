@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,11 +13,11 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::ending;
+use super::starting::Starting;
 use crate::config::Config;
 use crate::node::{Fatal, Heard, Removal, Removals, monotonic};
 use crate::rpc;
 use crate::store::{self, DataDir, LogOptions, Recovered, StoreError};
-use crate::telemetry;
 use crate::types::LogIndex;
 
 /// Between two rounds of asking the others.
@@ -36,13 +37,24 @@ enum Taken {
     Refused(Removal),
 }
 
-/// The stores, agreeing with each other.
+/// The stores, agreeing with each other. It may take minutes, and can be given up at any point of it, as by a SIGKILL.
 ///
 /// # Errors
 /// When they cannot be made to.
-pub(super) async fn recover(config: &Config, directory: &DataDir) -> Result<Recovered> {
+pub(super) async fn recover(
+    config: &Config,
+    directory: &Arc<DataDir>,
+    starting: &Starting,
+) -> Result<Recovered> {
     loop {
-        let (damage, from) = match store::recover(directory, LogOptions::default()) {
+        starting.says(
+            "opening the stores; a state that is not to be believed is built anew from the snapshot file and the log",
+        );
+        let stores = directory.clone();
+        let opening =
+            tokio::task::spawn_blocking(move || store::recover(&stores, LogOptions::default()));
+        let opened = opening.await.expect("a panic ends the daemon, and nothing cancels this");
+        let (damage, from) = match opened {
             Ok(recovered) => return Ok(recovered),
             Err(StoreError::StateLost { damage, from }) => (damage, from),
             Err(error) => return Err(ending::not_started(directory, error)),
@@ -56,7 +68,7 @@ pub(super) async fn recover(config: &Config, directory: &DataDir) -> Result<Reco
             let damage = StoreError::StateLost { damage, from };
             return Err(ending::not_started(directory, damage));
         }
-        let is_member = take(directory, peers, from, &damage)
+        let is_member = take(directory, peers, from, &damage, starting)
             .await
             .map_err(|error| ending::not_started(directory, error))?;
         if !is_member {
@@ -72,6 +84,7 @@ async fn take(
     mut peers: Vec<String>,
     from: LogIndex,
     damage: &StoreError,
+    starting: &Starting,
 ) -> Result<bool, StoreError> {
     let mut removals = Removals::default();
     let mut rounds = 0_u32;
@@ -95,7 +108,7 @@ async fn take(
             let line = format!(
                 "the state of this node is lost ({damage}): waiting for a snapshot from one of {others}"
             );
-            telemetry::notify_status(&line);
+            starting.says(&line);
             tracing::warn!("{line}");
         }
         rounds += 1;

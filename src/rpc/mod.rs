@@ -25,6 +25,7 @@ mod scrubbing;
 mod server;
 mod stage_lanes;
 mod stage_queue;
+mod starting;
 mod wire;
 
 /// Messages and services of `proto/admin.proto`.
@@ -50,6 +51,7 @@ pub use peer_service::PeerService;
 pub use peers::Peers;
 pub use removal::removal;
 pub use server::{ServeError, bind, serve};
+pub use starting::Starting;
 
 /// The format of the peer protocol. A peer with another one is refused.
 pub const FORMAT: u32 = 5;

@@ -8,8 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::sync::{oneshot, watch};
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tonic::server::NamedService;
@@ -27,7 +26,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Starting {
     says: watch::Sender<String>,
-    task: AbortHandle,
+    /// Dropped to end the server, and its connections as soon as they have their answers.
+    _running: oneshot::Sender<()>,
 }
 
 impl Starting {
@@ -39,23 +39,21 @@ impl Starting {
         let beside = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
         let (incoming, _) = lanes::split(TcpListener::from_std(beside)?);
         let (says, said) = watch::channel(String::new());
+        let (running, stopped) = oneshot::channel();
         let server = Server::builder()
             .add_service(NotYet::<Person>(said.clone(), Person))
             .add_service(NotYet::<Peer>(said, Peer))
-            .serve_with_incoming(incoming);
-        let task = tokio::spawn(server).abort_handle();
-        Ok(Self { says, task })
+            .serve_with_incoming_shutdown(incoming, async move {
+                // The sender is only ever dropped.
+                let _ = stopped.await;
+            });
+        tokio::spawn(server);
+        Ok(Self { says, _running: running })
     }
 
     /// What it is about from now on.
     pub fn says(&self, line: &str) {
         self.says.send_replace(line.to_owned());
-    }
-}
-
-impl Drop for Starting {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

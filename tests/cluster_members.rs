@@ -306,7 +306,9 @@ fn a_node_that_was_removed_while_it_was_down_stays_down() {
     wait_until(PATIENCE, "its mount to be gone", gone);
     assert!(!dir.join("data/ends").exists(), "that is no failure");
     // It remembers, whoever is in reach.
-    others.iter().for_each(|node| cluster.kill(*node, "KILL"));
+    for node in others {
+        cluster.kill(node, "KILL");
+    }
     let (code, said) = end_of(start());
     assert_eq!(code, STAYS_DOWN, "{said}");
     assert!(is_last(&said) && !said.contains(" mounted path="), "{said}");

@@ -163,10 +163,7 @@ impl Node {
         };
         shared.input(Input::Stands(shared.comparison.standing()));
         let driver = streams.spawn(driver.run());
-        stop_at_damage(&shared);
-        if !shared.comparison.is_diverged() && shared.is_removed(node)? {
-            shared.fail(Fatal::removed(node));
-        }
+        stop_where_needed(&shared)?;
         let threads = threads(&shared, log_inbox, apply_inbox, (due, snapshot_due))?;
         let handle = Handle(shared, None);
         let tasks = tasks(&handle, recalled_locks);
@@ -319,8 +316,9 @@ fn tell_readers(shared: &Arc<Shared>, staged: mpsc::WeakSender<()>) {
     });
 }
 
-/// What cannot be read of the state is built anew at the next start.
-fn stop_at_damage(shared: &Arc<Shared>) {
+/// What cannot be read of the state is built anew at the next start. A state that is known to be wrong says nothing of who is
+/// a member.
+fn stop_where_needed(shared: &Arc<Shared>) -> Result<(), StoreError> {
     // The state is part of what is shared.
     let weak = Arc::downgrade(shared);
     shared.state.on_damage(move |error| {
@@ -328,6 +326,10 @@ fn stop_at_damage(shared: &Arc<Shared>) {
             shared.fail(error);
         }
     });
+    if !shared.comparison.is_diverged() && shared.is_removed(shared.node)? {
+        shared.fail(Fatal::removed(shared.node));
+    }
+    Ok(())
 }
 
 /// Has the kernel prefer the calling thread, where it lets us: others wait for its answers, and their

@@ -5,6 +5,7 @@ mod ending;
 mod guarding;
 mod lost_state;
 mod mounts;
+mod starting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +18,14 @@ use tokio::sync::watch;
 use crate::config::{Config, OnQuorumLoss, ReadMode};
 use crate::consensus::CoreConfig;
 use crate::node::{Fatal, Node, NodeConfig};
-use crate::rpc::{self, AdminService, BulkService, PeerService, Peers};
+use crate::rpc::{self, AdminService, BulkService, JoinError, PeerService, Peers};
 use crate::store::{self, DataDir, Identity, StoreError};
 use crate::telemetry;
 use crate::types::{ClusterId, NodeId};
 
 pub use self::ending::StaysDown;
 use self::mounts::MountTable;
+use self::starting::Starting;
 
 /// How often it is looked whether a quorum still answers.
 const LOOK: Duration = Duration::from_millis(500);
@@ -101,13 +103,15 @@ async fn serve(
     let stopping = told_to_stop()?;
     tokio::pin!(stopping);
     let listener = streams.spawn(rpc::bind(config.listen)).await??;
+    let starting = Starting::begin(&listener, streams)?;
+    starting.says("opening the data directory, or joining the cluster");
     let directory = tokio::select! {
         directory = open(config) => Arc::new(directory.map_err(ending::not_opened)?),
         () = &mut stopping => return Ok(()),
     };
     ending::look_back(&directory, after_crash_loop)?;
     tokio::select! {
-        waited = until_there_is_room(&directory, config.reserve) => {
+        waited = until_there_is_room(&directory, config.reserve, &starting) => {
             waited.map_err(|error| ending::not_started(&directory, error))?;
         }
         () = &mut stopping => return Ok(()),
@@ -123,7 +127,7 @@ async fn serve(
         tokio::runtime::Handle::current(),
     ));
     let recovered = tokio::select! {
-        recovered = lost_state::recover(config, &directory) => recovered?,
+        recovered = lost_state::recover(config, &directory, &starting) => recovered?,
         () = &mut stopping => return Ok(()),
     };
     let settings = node_config(config, &identity, &directory);
@@ -143,6 +147,7 @@ async fn serve(
     if let Some(address) = config.metrics {
         rpc::serve_metrics(address, admin.clone()).await?;
     }
+    drop(starting);
     let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
     let server = streams.spawn(rpc::serve(listener, peer_service, admin, bulk, async move {
         let _ = server_stopped.await;
@@ -150,8 +155,9 @@ async fn serve(
 
     // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
     tokio::select! {
-        mounted = mounts.mount_configured() => mounted?,
+        biased;
         _ = fatal.wait_for(Option::is_some) => {}
+        mounted = mounts.mount_configured() => mounted?,
     }
     tokio::select! {
         () = report(&node, config.on_quorum_loss) => {}
@@ -180,11 +186,7 @@ async fn stop(directory: &DataDir, node: Node, mounts: &MountTable) -> Result<()
     stopped?;
     let ended = node.stop().await.map_err(|error| Fatal::from(&error));
     let failed = fatal.borrow().clone().or(ended.err());
-    if let Some(failed) = failed {
-        ending::failed(directory, &failed);
-        bail!(failed.reason);
-    }
-    Ok(())
+    failed.map_or(Ok(()), |failed| Err(ending::ended(directory, failed)))
 }
 
 /// Once the replica has failed, also while it stops, a disk that does not answer is not waited for: whoever waits for this
@@ -206,16 +208,10 @@ async fn give_up(
     mounts: &MountTable,
     why: Fatal,
 ) -> anyhow::Error {
-    let (handle, own) = (node.handle(), directory.identity().node);
-    let asked = tokio::task::spawn_blocking(move || handle.is_removed(own).unwrap_or(false));
-    let asked = tokio::time::timeout(GIVING_UP, asked).await;
-    let is_removed = asked.is_ok_and(|asked| asked.unwrap_or(false));
-    if !is_removed {
-        ending::failed(directory, &why);
-    }
+    let error = ending::ended(directory, why);
     node.give_leadership_away(GIVING_UP).await;
     let _ = tokio::time::timeout(GIVING_UP, mounts.stop()).await;
-    if is_removed { StaysDown(why.reason).into() } else { anyhow::Error::msg(why.reason) }
+    error
 }
 
 /// The record that newcomers start from. A node whose own is damaged serves all the same: they ask another one.
@@ -231,7 +227,11 @@ fn genesis(directory: &DataDir) -> Result<bytes::Bytes> {
 }
 
 /// Whoever filled the disk may make room again. A start in between would end where the last one did.
-async fn until_there_is_room(directory: &DataDir, reserve: u64) -> Result<(), StoreError> {
+async fn until_there_is_room(
+    directory: &DataDir,
+    reserve: u64,
+    starting: &Starting,
+) -> Result<(), StoreError> {
     if let Err(error) = directory.remove_leftovers() {
         tracing::warn!("{error}");
     }
@@ -253,7 +253,7 @@ async fn until_there_is_room(directory: &DataDir, reserve: u64) -> Result<(), St
                 "the disk under {path} is full ({left} bytes are left, {wanted} are wanted, and some inodes; a quota may \
                  leave less): free some space; waiting"
             );
-            telemetry::notify_status(&line);
+            starting.says(&line);
             tracing::error!("{line}");
         }
         tokio::time::sleep(FULL).await;
@@ -345,6 +345,9 @@ async fn open(config: &Config) -> Result<DataDir> {
         return join(config).await;
     }
     let mut directory = DataDir::open(&config.data)?;
+    if directory.is_removed()? {
+        return Err(StaysDown(Fatal::removed(directory.identity().node).reason).into());
+    }
     if let Some(wanted) = config.cluster {
         let found = directory.identity().cluster;
         ensure!(
@@ -374,7 +377,12 @@ async fn move_to(config: &Config, directory: &mut DataDir) -> Result<()> {
         identity.address
     );
     let (cluster, node) = (identity.cluster, Some(identity.node));
-    rpc::join(&config.peers, cluster, identity.nonce, &here, node).await?;
+    match rpc::join(&config.peers, cluster, identity.nonce, &here, node).await {
+        Err(JoinError::Removed(node)) => {
+            return Err(ending::ended(directory, Fatal::removed(node)));
+        }
+        joined => joined?,
+    };
     tracing::info!(
         node = identity.node.0,
         from = identity.address,

@@ -20,7 +20,6 @@ struct Member {
     node: u64,
     address: String,
     kind: String,
-    connected: bool,
 }
 
 /// As the daemon at an address sees them.
@@ -182,12 +181,15 @@ fn a_node_that_was_away_for_too_long_takes_a_snapshot() {
         }
         cluster.settle();
         let open = File::open(cluster.mount(away).join("d/changes")).expect("open");
+        // The kernel of one that stands still takes the next connection at once: it counts that there was a break.
+        let breaks = || {
+            let log = fs::read_to_string(cluster.dir().join(format!("n{writer}/log/quorumfs.log")));
+            log.expect("a log").matches(&format!("peer went away peer={away} ")).count()
+        };
+        let before = breaks();
         cluster.kill(away, signal);
         // What was sent before is in its kernel's buffers.
-        wait_until(PATIENCE, "the others to miss it", || {
-            let known = members(&cluster.address(writer));
-            known.iter().any(|member| member.node == away && !member.connected).then_some(())
-        });
+        wait_until(PATIENCE, "the others to miss it", || (breaks() > before).then_some(()));
         let known = field(&cluster.address(writer), "last_index");
         fs::remove_file(cluster.mount(writer).join("d/goes")).expect("unlink");
         write_and_sync(&cluster.mount(writer).join("d/changes"), signal.as_bytes()).expect("write");
@@ -254,6 +256,64 @@ fn members_come_and_go_under_load() {
     assert!(again.contains("was removed from the cluster"), "{again}");
     write_and_sync(&cluster.mount(writer).join("after"), b"x").expect("the others go on");
     assert_eq!(fs::read(fourth.mount().join("after")).expect("read"), b"x");
+}
+
+/// How `serve` ends: its exit code, and what it says.
+fn end_of(serve: Child) -> (Option<i32>, String) {
+    let output = serve.wait_with_output().expect("it ends");
+    (output.status.code(), text(&output.stderr))
+}
+
+fn is_mounted(point: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/mounts").expect("read");
+    mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
+}
+
+/// It cannot know from its own state. One of the others may be wrong; both are not.
+#[test]
+fn a_node_that_was_removed_while_it_was_down_stays_down() {
+    const STAYS_DOWN: Option<i32> = Some(3);
+    let cluster = Cluster::up(3);
+    let away = cluster.follower();
+    let others: Vec<_> = (1..=3).filter(|node| *node != away).collect();
+    let own = cluster.address(away);
+    let addresses: Vec<_> = others.iter().map(|node| cluster.address(*node)).collect();
+    cluster.kill(away, "KILL");
+    member(&addresses[0], &["remove", &away.to_string()]);
+    wait_until(PATIENCE, "both to know", || {
+        let knows = |at: &String| members(at).iter().all(|member| member.node != away);
+        addresses.iter().all(knows).then_some(())
+    });
+    cluster.kill(others[1], "KILL");
+    let dir = cluster.dir().join(format!("n{away}"));
+    let start = || {
+        let mut serve = quorumfs();
+        serve.args(["serve", "--config"]).arg(dir.join("quorumfs.toml")).current_dir(&dir);
+        serve.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs")
+    };
+    let mut serve = start();
+    let said = format!("was removed from the cluster, by the word of {}", others[0]);
+    wait_until(PATIENCE, "it to say what it was told", || {
+        assert_eq!(serve.try_wait().expect("a child"), None, "the word of one ends nobody");
+        let asked = quorumfs().args(["status", "--addr", &own]).output().expect("the binary runs");
+        text(&asked.stdout).contains(&said).then_some(())
+    });
+    cluster.start(others[1]);
+    let (code, said) = end_of(serve);
+    assert_eq!(code, STAYS_DOWN, "{said}");
+    let sentence = format!("node {away} was removed from the cluster: it serves nothing any more");
+    let is_last = |said: &str| said.lines().last().is_some_and(|line| line.contains(&sentence));
+    assert!(is_last(&said) && said.contains(" mounted path="), "{said}");
+    let gone = || (!is_mounted(&cluster.mount(away))).then_some(());
+    wait_until(PATIENCE, "its mount to be gone", gone);
+    assert!(!dir.join("data/ends").exists(), "that is no failure");
+    // It remembers, whoever is in reach.
+    for node in others {
+        cluster.kill(node, "KILL");
+    }
+    let (code, said) = end_of(start());
+    assert_eq!(code, STAYS_DOWN, "{said}");
+    assert!(is_last(&said) && !said.contains(" mounted path="), "{said}");
 }
 
 #[test]

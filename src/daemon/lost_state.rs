@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,10 +13,11 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::ending;
+use super::starting::Starting;
 use crate::config::Config;
+use crate::node::{Fatal, Heard, Removal, Removals, monotonic};
 use crate::rpc;
 use crate::store::{self, DataDir, LogOptions, Recovered, StoreError};
-use crate::telemetry;
 use crate::types::LogIndex;
 
 /// Between two rounds of asking the others.
@@ -25,13 +27,34 @@ const PIECES: usize = 4;
 /// Rounds between two lines of the log.
 const TELL: u32 = 10;
 
-/// The stores, agreeing with each other.
+/// What asking for a snapshot came to.
+enum Taken {
+    /// It is in place.
+    Usable,
+    /// Nothing has come that can be used.
+    Nothing,
+    /// This node is no member any more, a peer says.
+    Refused(Removal),
+}
+
+/// The stores, agreeing with each other. It may take minutes, and can be given up at any point of it, as by a SIGKILL.
 ///
 /// # Errors
 /// When they cannot be made to.
-pub(super) async fn recover(config: &Config, directory: &DataDir) -> Result<Recovered> {
+pub(super) async fn recover(
+    config: &Config,
+    directory: &Arc<DataDir>,
+    starting: &Starting,
+) -> Result<Recovered> {
     loop {
-        let (damage, from) = match store::recover(directory, LogOptions::default()) {
+        starting.says(
+            "opening the stores; a state that is not to be believed is built anew from the snapshot file and the log",
+        );
+        let stores = directory.clone();
+        let opening =
+            tokio::task::spawn_blocking(move || store::recover(&stores, LogOptions::default()));
+        let opened = opening.await.expect("a panic ends the daemon, and nothing cancels this");
+        let (damage, from) = match opened {
             Ok(recovered) => return Ok(recovered),
             Err(StoreError::StateLost { damage, from }) => (damage, from),
             Err(error) => return Err(ending::not_started(directory, error)),
@@ -45,24 +68,39 @@ pub(super) async fn recover(config: &Config, directory: &DataDir) -> Result<Reco
             let damage = StoreError::StateLost { damage, from };
             return Err(ending::not_started(directory, damage));
         }
-        take(directory, &peers, from, &damage)
+        let is_member = take(directory, peers, from, &damage, starting)
             .await
             .map_err(|error| ending::not_started(directory, error))?;
+        if !is_member {
+            return Err(ending::ended(directory, Fatal::removed(directory.identity().node)));
+        }
     }
 }
 
-/// Asks the peers in turn until one has sent what can be used. Fails where the own disk refuses.
+/// Asks the peers in turn until one has sent what can be used; false where this node is no member any more. Fails where the
+/// own disk refuses.
 async fn take(
     directory: &DataDir,
-    peers: &[String],
+    mut peers: Vec<String>,
     from: LogIndex,
     damage: &StoreError,
-) -> Result<(), StoreError> {
+    starting: &Starting,
+) -> Result<bool, StoreError> {
+    let mut removals = Removals::default();
     let mut rounds = 0_u32;
     loop {
-        for peer in peers {
-            if take_from(directory, peer, from).await? {
-                return Ok(());
+        for peer in peers.clone() {
+            match take_from(directory, &peer, from).await? {
+                Taken::Usable => return Ok(true),
+                Taken::Nothing => {}
+                Taken::Refused(removal) => {
+                    if removals.hear(monotonic(), &removal) == Heard::Certain {
+                        return Ok(false);
+                    }
+                    // They must know, too.
+                    let named = removal.voters.into_iter().map(|(_, address)| address);
+                    peers.extend(named.filter(|named| !peers.contains(named)).collect::<Vec<_>>());
+                }
             }
         }
         if rounds.is_multiple_of(TELL) {
@@ -70,7 +108,7 @@ async fn take(
             let line = format!(
                 "the state of this node is lost ({damage}): waiting for a snapshot from one of {others}"
             );
-            telemetry::notify_status(&line);
+            starting.says(&line);
             tracing::warn!("{line}");
         }
         rounds += 1;
@@ -78,8 +116,7 @@ async fn take(
     }
 }
 
-/// False where the peer has sent nothing that can be used.
-async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<bool, StoreError> {
+async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<Taken, StoreError> {
     let identity = directory.identity();
     let file = directory.snapshots_dir().join("snap-of-a-peer");
     let (pieces, mut coming) = mpsc::channel::<Bytes>(PIECES);
@@ -94,14 +131,14 @@ async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<bo
     written.map_err(|source| StoreError::Io { action: "write", path: file.clone(), source })?;
     if let Err(status) = sent {
         tracing::debug!(peer, "no snapshot: {}: {}", status.code(), status.message());
-        return Ok(false);
+        return Ok(rpc::removal(&status).map_or(Taken::Nothing, Taken::Refused));
     }
     match store::replace_snapshot(directory, &file, from) {
         Err(error @ (StoreError::Corrupt { .. } | StoreError::Newer { .. })) => {
             tracing::warn!(peer, "its snapshot cannot be used: {error}");
-            Ok(false)
+            Ok(Taken::Nothing)
         }
-        replaced => replaced,
+        replaced => Ok(if replaced? { Taken::Usable } else { Taken::Nothing }),
     }
 }
 

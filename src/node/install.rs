@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::pace::Pace;
 use super::shared::{Shared, ToDriver};
 use super::start::boot;
 use crate::consensus::{Boot, Input};
@@ -133,12 +134,16 @@ fn write(
 ) -> Result<usize, StoreError> {
     let mut file = File::create(path).map_err(StoreError::io("create", path))?;
     let (mut written, mut unsynced) = (0, 0);
-    // A peer whose disk hangs must not keep this node from its own snapshots.
-    let next = |coming: &mut mpsc::Receiver<bytes::Bytes>| {
-        runtime
-            .block_on(async { tokio::time::timeout(patience, coming.recv()).await.ok().flatten() })
+    // A peer whose disk hangs, or that trickles, must not keep this node from its own snapshots.
+    let mut pace = Pace::new(patience);
+    let mut next = || {
+        let asked = std::time::Instant::now();
+        let received = async { tokio::time::timeout(pace.left(), coming.recv()).await };
+        let piece = runtime.block_on(received).ok().flatten()?;
+        pace.came(piece.len(), asked.elapsed());
+        Some(piece)
     };
-    while let Some(piece) = next(&mut coming) {
+    while let Some(piece) = next() {
         file.write_all(&piece).map_err(StoreError::io("write", path))?;
         written += piece.len();
         unsynced += piece.len();

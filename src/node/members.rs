@@ -84,11 +84,6 @@ impl Handle {
             || placed.learners.iter().copied().collect::<BTreeSet<_>>() != learners
     }
 
-    /// A peer says that this node is no member any more.
-    pub fn removed(&self) {
-        self.0.removed();
-    }
-
     /// Told when the table of members has changed.
     #[must_use]
     pub fn members_changed(&self) -> watch::Receiver<()> {

@@ -19,6 +19,7 @@ use super::install::Paused;
 use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
+use super::removals::Removals;
 use super::snapshots::{Lent, Unattested};
 use super::space::Space;
 use super::staging::Staging;
@@ -100,6 +101,7 @@ pub(super) struct Shared {
     pub(super) members_changed: watch::Sender<()>,
     /// Set once, by what this replica cannot go on with.
     pub(super) fatal: watch::Sender<Option<Fatal>>,
+    pub(super) removals: Mutex<Removals>,
     /// The daemon is about to end: nobody is to wait for a quorum that may never be back.
     pub(super) stopping: AtomicBool,
 }
@@ -177,19 +179,10 @@ impl Shared {
             }
         }
         if self.is_removed(self.node)? {
-            self.removed();
+            self.fail(Fatal::removed(self.node));
         }
         self.members_changed.send_replace(());
         Ok(())
-    }
-
-    /// This node is no member any more.
-    pub(super) fn removed(&self) {
-        self.fail(format!(
-            "node {} was removed from the cluster: it serves nothing any more; to use this machine again, empty the \
-             data directory and let it join as a new member",
-            self.node
-        ));
     }
 
     pub(super) fn is_stopping(&self) -> bool {

@@ -13,6 +13,7 @@ use super::divergence::Comparison;
 use super::driver::Driver;
 use super::durability::{self, Durability};
 use super::encoding::Traffic;
+use super::fatal::Fatal;
 use super::fetch::{self, Fetching};
 use super::locks::Locks;
 use super::mutations::Mutations;
@@ -124,6 +125,7 @@ impl Node {
             refill: Notify::new(),
             members_changed: watch::channel(()).0,
             fatal: watch::channel(None).0,
+            removals: Mutex::default(),
             stopping: AtomicBool::new(false),
             state: recovered.state,
             files: recovered.files,
@@ -161,7 +163,7 @@ impl Node {
         };
         shared.input(Input::Stands(shared.comparison.standing()));
         let driver = streams.spawn(driver.run());
-        stop_at_damage(&shared);
+        stop_where_needed(&shared)?;
         let threads = threads(&shared, log_inbox, apply_inbox, (due, snapshot_due))?;
         let handle = Handle(shared, None);
         let tasks = tasks(&handle, recalled_locks);
@@ -314,8 +316,9 @@ fn tell_readers(shared: &Arc<Shared>, staged: mpsc::WeakSender<()>) {
     });
 }
 
-/// What cannot be read of the state is built anew at the next start.
-fn stop_at_damage(shared: &Arc<Shared>) {
+/// What cannot be read of the state is built anew at the next start. A state that is known to be wrong says nothing of who is
+/// a member.
+fn stop_where_needed(shared: &Arc<Shared>) -> Result<(), StoreError> {
     // The state is part of what is shared.
     let weak = Arc::downgrade(shared);
     shared.state.on_damage(move |error| {
@@ -323,6 +326,10 @@ fn stop_at_damage(shared: &Arc<Shared>) {
             shared.fail(error);
         }
     });
+    if !shared.comparison.is_diverged() && shared.is_removed(shared.node)? {
+        shared.fail(Fatal::removed(shared.node));
+    }
+    Ok(())
 }
 
 /// Has the kernel prefer the calling thread, where it lets us: others wait for its answers, and their

@@ -95,6 +95,7 @@ impl AdminService {
         if let Some(fatal) = &*self.handle.fatal().borrow() {
             problems.push(format!("this replica has stopped: {}", fatal.reason));
         }
+        problems.extend(self.handle.said_to_be_removed());
         problems.extend(self.handle.divergence());
         problems.extend(self.handle.waits_for_comparison());
         if raft.leader == NodeId(0) {

@@ -9,6 +9,7 @@ use super::peer::{
 use super::{
     envelope,
     hello::{admit, check},
+    removal,
 };
 use crate::fs::{proto::Member, query};
 use crate::node::Handle;
@@ -39,10 +40,7 @@ impl PeerService {
         let Some(member) = members.into_iter().find(same) else {
             let is_removed = self.handle.is_removed(node);
             if is_removed.map_err(|error| Status::unavailable(error.to_string()))? {
-                return Err(Status::failed_precondition(format!(
-                    "node {node} was removed from this cluster: empty its data directory to have the machine join as a \
-                     new member"
-                )));
+                return Err(removal::refuse(&self.handle, node));
             }
             // This one may lag behind.
             return Err(Status::unavailable(format!("node {node} is not known here yet")));

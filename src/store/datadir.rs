@@ -15,6 +15,7 @@
 //! diverged     the last entry up to which files are believed, where this replica was found to differ (`divergence.rs`)
 //! ends         why the last daemons ended that could not go on (`ends.rs`)
 //! peers        where the other members were last known to listen
+//! removed      this node is no member any more (`removal.rs`)
 //! recovering   the id of the cluster that the directory is becoming (`refound.rs`)
 //! stages/      what copies between backing files read again after a crash
 //! snapshots/   the snapshot file

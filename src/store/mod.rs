@@ -41,6 +41,7 @@ mod records;
 mod recover;
 mod refound;
 mod refused;
+mod removal;
 mod replay;
 mod reread;
 mod retrace;
@@ -78,6 +79,7 @@ pub use received::Received;
 pub use recover::{Rebuilt, Recovered, recover, replace_snapshot};
 pub use refound::{Leaving, is_refounded, refound};
 pub use refused::is_broken;
+pub use removal::record_removed;
 pub use retrace::{Following, Retraced};
 pub use scratch::Scratch;
 pub use snapshot::{

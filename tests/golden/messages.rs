@@ -103,6 +103,7 @@ fn messages_are_encoded_as_ever() {
     };
     let snapshot = peer::SnapshotRequest { hello: Some(hello.clone()), volume: 1, from: 9 };
     let member = peer::MemberAddress { node: 1, address: "n:1".to_owned() };
+    let removed = peer::Removed { by: 1, voters: vec![member.clone()] };
     let joined = peer::JoinReply { node: 1, genesis: "record".into(), members: vec![member] };
     let fenced = peer::FencedRequest { hello: Some(hello.clone()), session: 1 };
     let records = [
@@ -120,6 +121,7 @@ fn messages_are_encoded_as_ever() {
         ("SnapshotRequest", snapshot.encode_to_vec()),
         ("SnapshotPiece", peer::SnapshotPiece { data: "bytes".into() }.encode_to_vec()),
         ("JoinReply", joined.encode_to_vec()),
+        ("Removed", removed.encode_to_vec()),
         ("FetchRequest", fetch.encode_to_vec()),
         ("FetchReply", reply.encode_to_vec()),
         ("JoinRequest", join.encode_to_vec()),

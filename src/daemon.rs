@@ -236,7 +236,7 @@ async fn until_there_is_room(
         tracing::warn!("{error}");
     }
     let wanted = ending::was_full(directory).then(|| ROOM_AFTER_FULL.min(reserve));
-    let mut is_told = false;
+    let (mut is_told, mut has_made_room) = (false, false);
     loop {
         let left = directory.available()?;
         let is_enough = match wanted {
@@ -245,6 +245,10 @@ async fn until_there_is_room(
         };
         if is_enough {
             return Ok(());
+        }
+        if !std::mem::replace(&mut has_made_room, true) {
+            store::make_room(directory)?;
+            continue;
         }
         if !std::mem::replace(&mut is_told, true) {
             let path = directory.path().display();

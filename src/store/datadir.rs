@@ -237,12 +237,7 @@ impl DataDir {
     /// # Errors
     /// When the disk refuses.
     pub fn remove_leftovers(&self) -> Result<(), StoreError> {
-        if self.same_boot() || !self.has_started() {
-            self.remove_other_states()?;
-        } else {
-            // Nobody believes the current one either.
-            self.remove_states(false)?;
-        }
+        self.remove_other_states()?;
         for (dir, is_left) in [
             (self.snapshots_dir(), is_half_a_snapshot as fn(&str) -> bool),
             (self.stages_dir(), |name| Path::new(name).extension().is_some_and(|end| end == "tmp")),

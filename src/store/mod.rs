@@ -76,7 +76,7 @@ pub use mount_list::{record_mounts, recorded_mounts};
 pub use peer_list::{record_peers, recorded_peers};
 pub use point::AppliedPoint;
 pub use received::Received;
-pub use recover::{Rebuilt, Recovered, recover, replace_snapshot};
+pub use recover::{Rebuilt, Recovered, make_room, recover, replace_snapshot};
 pub use refound::{Leaving, is_refounded, refound};
 pub use refused::is_broken;
 pub use removal::record_removed;

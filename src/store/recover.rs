@@ -384,6 +384,15 @@ pub fn replace_snapshot(dir: &DataDir, file: &Path, from: LogIndex) -> Result<bo
     Ok(true)
 }
 
+/// Removes a state that the next start will not believe, where there is what another one can be built from.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn make_room(dir: &DataDir) -> Result<(), StoreError> {
+    let is_of_no_use = !dir.same_boot() && dir.has_started();
+    if is_of_no_use && verify_snapshot(dir).is_ok() { dir.remove_states(false) } else { Ok(()) }
+}
+
 /// Builds a state from the newest snapshot file (an empty one where there is none) in a new directory
 /// and switches to it. Those that were there are removed first: nobody believes them any more, and beside them there may be no
 /// room.

@@ -146,3 +146,53 @@ fn a_lone_replica_whose_records_rot_heals() {
     assert!(other == vec![b'o'; LARGE], "{} bytes", other.len());
     assert_eq!(fs::metadata(mount.join("log")).expect("stat").len(), LARGE as u64);
 }
+
+fn accept_lost(path: &Path, more: &[&str]) -> (bool, Value) {
+    let mut command = quorumfs();
+    let output = command.arg("accept-lost").arg(path).args(more).arg("--json").output();
+    let output = output.expect("the binary runs");
+    let reports: Vec<Value> = serde_json::Deserializer::from_slice(&output.stdout)
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .expect("JSON");
+    assert_eq!(reports.len(), 1, "{output:?}");
+    (output.status.success(), reports[0].clone())
+}
+
+/// What was written under a wrong record nobody else has either: who gives it up has to know that it is there.
+#[test]
+fn bytes_in_doubt_are_named_before_they_are_given_up() {
+    let cluster = spoilt(1, 1, &["snapshot_min_log = \"1MiB\""]);
+    let mount = cluster.mount(1);
+    let log = mount.join("log");
+    // The record has it that they belong behind a gap.
+    append(&log, &vec![b'b'; LARGE]).expect("append");
+    for number in 0..30 {
+        // Those that are under way when it finds out fail.
+        let _ = write_and_sync(&mount.join(format!("f{number}")), &vec![b'f'; 60_000]);
+    }
+    has_logged(&cluster, 1, "this replica has another state, and serves again");
+    wait_until(PATIENCE, "it to serve", || fs::metadata(&log).is_ok().then_some(()));
+
+    let named = |start: usize, end: usize| serde_json::json!([{ "start": start, "end": end }]);
+    let nothing = serde_json::json!([]);
+    let all = named(0, 2 * LARGE);
+    let (_, listed) = accept_lost(&log, &[]);
+    assert_eq!((&listed["lost"], &listed["doubted"][0]["node"]), (&all, &Value::from(1)));
+    assert_eq!(listed["doubted"][0]["ranges"], all);
+    let (is_done, refused) = accept_lost(&log, &["--all"]);
+    assert!(!is_done, "{refused}");
+    assert_eq!((&refused["lost"], &refused["accepted"]), (&all, &nothing));
+    let refusal = refused["refusal"].as_str().expect("a sentence");
+    assert!(refusal.contains("nodes 1 have") && refusal.contains("--even-if-doubted"), "{refusal}");
+
+    let (is_done, taken) = accept_lost(&log, &["--range", "0..100000", "--take-doubted"]);
+    assert!(is_done, "{taken}");
+    assert_eq!((&taken["taken"], &taken["lost"]), (&named(0, LARGE), &nothing));
+    let (is_done, given_up) = accept_lost(&log, &["--all", "--even-if-doubted"]);
+    assert!(is_done, "{given_up}");
+    assert_eq!(given_up["accepted"], named(LARGE, 2 * LARGE));
+    assert_eq!(given_up["doubted"][0]["ranges"], named(LARGE, 2 * LARGE));
+    let found = fs::read(&log).expect("read");
+    assert!(found == [vec![b'a'; LARGE], vec![0; LARGE]].concat(), "{} bytes", found.len());
+}

@@ -160,6 +160,7 @@ fn write(
 fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
     let index = received.index();
     let session = shared.mutations.session();
+    shared.durability.skip_to(index);
     // Files are cut before the state says so.
     shared.cuts.begin();
     let adopted =
@@ -171,7 +172,6 @@ fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
         "files follow another state"
     );
     shared.comparison.state_replaced(&shared.state)?;
-    shared.durability.skip_to(index);
     shared.received.unapplied.write().applied(index);
     for (_, observer) in shared.observers.all().iter() {
         observer.state_replaced();

@@ -8,9 +8,9 @@ use tokio::sync::mpsc;
 use super::blocks::{Block, Examined};
 use super::durability::Synced;
 use super::fetch::{Fetched, Wanted};
-use super::lost::{Lacked, Lacking};
 use super::space::{OnDisk, SpaceReport};
 use super::staging::Weighed;
+use super::survey::{Lacked, Lacking};
 use crate::consensus::PeerMessage;
 use crate::types::{LogIndex, NodeId, StageId, Timestamp};
 

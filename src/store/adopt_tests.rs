@@ -198,4 +198,12 @@ fn bytes_in_doubt_stay_until_others_come() {
     assert!(files.believe_at_last(one, ByteRange::from(0)).unwrap());
     assert_eq!(bytes(&files, 10, 1, 18).unwrap(), b"LONGER than before");
     assert_eq!(missing(&files, 11, 1), [(0, 10, 6)]);
+    // Somebody says that some of them are right.
+    let some = ByteRange { start: 4, end: 100 };
+    let taken = [ByteRange { start: 4, end: 10 }];
+    assert_eq!(files.doubted(other, some), taken);
+    assert_eq!(files.take_doubted(other, some).unwrap(), taken);
+    assert_eq!(files.doubted(other, some), []);
+    files.sync().unwrap();
+    assert_eq!(missing(&open(dir.path(), false), 11, 1), [(0, 4, 6)]);
 }

@@ -14,6 +14,7 @@ mod checksums;
 mod contained;
 mod datadir;
 mod divergence;
+mod doubted;
 mod durable;
 mod ends;
 mod error;

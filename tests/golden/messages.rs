@@ -90,8 +90,11 @@ fn messages_are_encoded_as_ever() {
         first: 5,
         count: 6,
     };
-    let lacked =
-        peer::LackingReply { lacking: vec![peer::LackingRange { start: 1, end: 2 }], end: 3 };
+    let lacked = peer::LackingReply {
+        lacking: vec![peer::LackingRange { start: 1, end: 2 }],
+        end: 3,
+        doubted: vec![peer::LackingRange { start: 1, end: 1 }],
+    };
     let block = peer::ExaminedBlock { checksum: Some(1), whole: true, rotten: true };
     let outvote = peer::OutvoteRequest { block: Some(examine.clone()), checksum: 1 };
     let sync = peer::SyncRequest {

@@ -399,7 +399,7 @@ impl Handle {
     /// Whether a quorum answers this node at present.
     #[must_use]
     pub fn has_quorum(&self) -> bool {
-        self.0.gate.live_since(clock::monotonic()).is_some()
+        !self.0.gate.lease_left().is_zero()
     }
 
     /// `op_timeout` of the configuration.

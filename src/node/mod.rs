@@ -26,6 +26,7 @@ mod handle;
 mod healing;
 mod install;
 mod invalidate;
+mod live_time;
 mod locks;
 mod log_writer;
 mod look;

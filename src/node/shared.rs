@@ -15,6 +15,7 @@ use super::durability::Durability;
 use super::encoding::Traffic;
 use super::fetch::Fetching;
 use super::install::Paused;
+use super::live_time::LiveTime;
 use super::locks::Locks;
 use super::mutations::Mutations;
 use super::observers::Observers;
@@ -294,24 +295,22 @@ impl Received {
 #[derive(Debug)]
 pub(super) struct Gate {
     lease_until: AtomicU64,
-    /// From when on it has been live without a break.
-    live_since: AtomicU64,
     stable: AtomicU64,
     changed: watch::Sender<()>,
 }
+    /// When the lease was live.
+    pub(super) live: LiveTime,
 
 impl Gate {
-    pub(super) fn new() -> Self {
+    /// Closed. Of the time in which the lease was live at most so much is asked for.
+    pub(super) fn new(kept: Duration) -> Self {
         let (changed, _) = watch::channel(());
-        let [lease_until, live_since, stable] = std::array::from_fn(|_| AtomicU64::new(0));
-        Self { lease_until, live_since, stable, changed }
+        let [lease_until, stable] = std::array::from_fn(|_| AtomicU64::new(0));
+        Self { lease_until, stable, live: LiveTime::new(kept), changed }
     }
 
     pub(super) fn set(&self, gate: ReadGate) {
-        let now = clock::monotonic();
-        if self.live_since(now).is_none() && now < gate.lease_until {
-            self.live_since.store(now.0, Ordering::Release);
-        }
+        self.live.lease(clock::monotonic(), gate.lease_until);
         self.lease_until.store(gate.lease_until.0, Ordering::Release);
         self.stable.fetch_max(gate.stable.0, Ordering::AcqRel);
         self.changed.send_replace(());
@@ -344,12 +343,6 @@ impl Gate {
 
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
-    }
-
-    /// From when on a quorum has answered this node without a break; nothing while none does.
-    pub(super) fn live_since(&self, now: Monotonic) -> Option<Monotonic> {
-        let is_live = now.0 < self.lease_until.load(Ordering::Acquire);
-        is_live.then(|| Monotonic(self.live_since.load(Ordering::Acquire)))
     }
 
     pub(super) fn lease_left(&self) -> Duration {

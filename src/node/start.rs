@@ -110,7 +110,7 @@ impl Node {
         let shared = Arc::new(Shared {
             node,
             driver,
-            gate: Gate::new(),
+            gate: Gate::new(config.op_timeout),
             mutations: Mutations::new(node),
             locks,
             observers: Observers::default(),

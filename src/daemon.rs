@@ -187,10 +187,7 @@ async fn give_up(
         tracing::error!("something does not answer: the daemon ends as it is");
         std::process::exit(1);
     });
-    let (handle, own) = (node.handle(), directory.identity().node);
-    let asked = tokio::task::spawn_blocking(move || handle.is_removed(own).unwrap_or(false));
-    let asked = tokio::time::timeout(GIVING_UP, asked).await;
-    let is_removed = asked.is_ok_and(|asked| asked.unwrap_or(false));
+    let is_removed = node.handle().members().is_removed(directory.identity().node);
     if !is_removed {
         end_as_failed(directory, &reason);
     }

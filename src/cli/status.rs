@@ -50,7 +50,8 @@ struct Status {
     sessions: Vec<Session>,
     problems: Vec<String>,
     mounts: Vec<Mount>,
-    missing: Missing,
+    /// Nothing where it cannot be known at present.
+    missing: Option<Missing>,
     plain_bytes: u64,
     sent_bytes: u64,
     has_quorum: bool,
@@ -178,7 +179,9 @@ fn print(status: &Status) {
             session.visible
         );
     }
-    print_missing(&status.missing);
+    if let Some(missing) = &status.missing {
+        print_missing(missing);
+    }
     if status.sent_bytes < status.plain_bytes {
         let (sent, plain) = (size(status.sent_bytes), size(status.plain_bytes));
         println!("{plain} of files were sent to others, compressed to {sent}");
@@ -250,7 +253,7 @@ impl From<StatusReply> for Status {
             sessions: reply.sessions.into_iter().map(Session::from).collect(),
             problems: reply.problems,
             mounts: reply.mounts.into_iter().map(Mount::from).collect(),
-            missing: reply.missing.map(Missing::from).unwrap_or_default(),
+            missing: reply.missing.map(Missing::from),
             plain_bytes: reply.plain_bytes,
             sent_bytes: reply.sent_bytes,
             has_quorum: reply.has_quorum,

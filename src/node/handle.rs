@@ -414,6 +414,8 @@ impl Handle {
     pub fn deliver(&self, from: NodeId, message: ToPeer) {
         match message {
             ToPeer::Core(message) => self.0.input(Input::Peer { from, message }),
+            // What was removed, or is not known here yet, counts nowhere.
+            ToPeer::Disk(..) if !self.members().is_known(from) => {}
             ToPeer::Disk(report, OnDisk { synced, holds }, wall) => {
                 self.0.wall_clocks.heard(from, wall, clock::wall(), clock::monotonic());
                 self.0.space.heard(from, report);

@@ -17,6 +17,7 @@ use super::fetch::Fetching;
 use super::install::Paused;
 use super::live_time::LiveTime;
 use super::locks::Locks;
+use super::member_table::{MemberTable, Members};
 use super::mutations::Mutations;
 use super::observers::Observers;
 use super::snapshots::{Lent, Unattested};
@@ -96,6 +97,7 @@ pub(super) struct Shared {
     pub(super) touched: tokio::sync::Notify,
     /// Asks for more inode numbers.
     pub(super) refill: tokio::sync::Notify,
+    pub(super) members: MemberTable,
     /// Told when the table of members has changed.
     pub(super) members_changed: watch::Sender<()>,
     /// Set once, by what this replica cannot go on with.
@@ -140,46 +142,41 @@ impl Shared {
         self.session.send_replace(None);
     }
 
-    /// Whether a node was a member once, and is none any more. It votes for as long as it has a place in the Raft group:
-    /// who takes that away may need it.
-    pub(super) fn is_removed(&self, node: NodeId) -> Result<bool, StoreError> {
-        Ok(!self.placed().contains(&node) && query::is_removed(&self.state.read(), node)?)
-    }
-
     /// The other nodes that may have bytes: members that have joined, and those that are removed and still have a place.
-    pub(super) fn others(&self) -> Result<BTreeSet<NodeId>, StoreError> {
-        let members = query::members(&self.state.read())?.into_iter();
-        let joined = members.filter(|member| query::suffrage(member).is_some());
-        let mut others = self.placed();
+    pub(super) fn others(&self) -> BTreeSet<NodeId> {
+        let members = self.members.get();
+        let joined = members.list.iter().filter(|member| query::suffrage(member).is_some());
+        let mut others = members.with_a_place();
         others.extend(joined.map(|member| NodeId(member.node)));
         others.remove(&self.node);
-        Ok(others)
-    }
-
-    /// Who has a place in the Raft group.
-    fn placed(&self) -> BTreeSet<NodeId> {
-        let placed = self.state.conf_state();
-        let voters = placed.voters.iter().chain(&placed.voters_outgoing);
-        let all = voters.chain(&placed.learners).chain(&placed.learners_next);
-        all.copied().map(NodeId).collect()
+        others
     }
 
     /// Those who have joined are known by their addresses, those who are removed no more; and this node, where it is
     /// itself, ends.
     pub(super) fn meet_members(&self) -> Result<(), StoreError> {
-        for member in query::members(&self.state.read())? {
+        let members = self.members.read_again(&self.state)?;
+        for member in &members.list {
             self.transport.learn(NodeId(member.node), &member.address);
         }
         for node in self.transport.peers() {
-            if self.is_removed(node)? {
+            if members.is_removed(node) {
                 self.transport.forget(node);
             }
         }
-        if self.is_removed(self.node)? {
+        if members.is_removed(self.node) {
             self.removed();
         }
+        self.forget_strangers(&members);
         self.members_changed.send_replace(());
         Ok(())
+    }
+
+    fn forget_strangers(&self, members: &Members) {
+        let is_known = |node| node == self.node || members.is_known(node);
+        self.wall_clocks.retain(is_known);
+        self.space.retain(is_known);
+        self.durability.retain(is_known);
     }
 
     /// This node is no member any more.
@@ -296,10 +293,10 @@ impl Received {
 pub(super) struct Gate {
     lease_until: AtomicU64,
     stable: AtomicU64,
-    changed: watch::Sender<()>,
-}
     /// When the lease was live.
     pub(super) live: LiveTime,
+    changed: watch::Sender<()>,
+}
 
 impl Gate {
     /// Closed. Of the time in which the lease was live at most so much is asked for.

@@ -15,6 +15,7 @@ use super::durability::{self, Durability};
 use super::encoding::Traffic;
 use super::fetch::{self, Fetching};
 use super::locks::Locks;
+use super::member_table::MemberTable;
 use super::mutations::Mutations;
 use super::observers::Observers;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
@@ -98,7 +99,11 @@ impl Node {
         streams: &tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
         let comparison = Comparison::of(&recovered.state, &config.directory)?;
-        let core = core_over(&config, &recovered, transport.as_ref())?;
+        let members = MemberTable::of(&recovered.state)?;
+        for member in &members.get().list {
+            transport.learn(NodeId(member.node), &member.address);
+        }
+        let core = core_over(&config, &recovered)?;
         // These queues park a thread at once: one that spins first would take the cores from the others.
         let (driver, inbox) = mpsc::unbounded_channel();
         let (log, log_inbox) = mpsc::unbounded_channel();
@@ -122,6 +127,7 @@ impl Node {
             touches: Mutex::default(),
             touched: Notify::new(),
             refill: Notify::new(),
+            members,
             members_changed: watch::channel(()).0,
             fatal: watch::channel(None).0,
             stopping: AtomicBool::new(false),
@@ -231,16 +237,9 @@ impl Node {
     }
 }
 
-/// The core over what was recovered, whose members are known by their addresses from now on.
-fn core_over(
-    config: &NodeConfig,
-    recovered: &Recovered,
-    transport: &dyn Transport,
-) -> Result<Core<RaftLog>, StartError> {
+/// The core over what was recovered.
+fn core_over(config: &NodeConfig, recovered: &Recovered) -> Result<Core<RaftLog>, StartError> {
     let boot = boot(&recovered.state)?;
-    for member in query::members(&recovered.state.read())? {
-        transport.learn(NodeId(member.node), &member.address);
-    }
     let logger = crate::telemetry::raft_logger();
     Ok(Core::new(config.core.clone(), recovered.log.clone(), boot, &logger)?)
 }

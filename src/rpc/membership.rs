@@ -8,7 +8,6 @@ use super::admin::{AddMemberRequest, MemberStatus, RemoveMemberRequest};
 use crate::consensus::Suspicion;
 use crate::fs::{proto, query};
 use crate::node::{Handle, MemberRefusal, NodeError, RaftStatus};
-use crate::store::StoreError;
 use crate::types::{LogIndex, NodeId, Suffrage};
 
 /// How long a removed node may keep its place in the Raft group.
@@ -16,8 +15,9 @@ const PLACE_GOES: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// All members, and whoever has a place in the Raft group still; by id.
-pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Result<Vec<MemberStatus>, StoreError> {
-    let known = query::members(&handle.state())?;
+pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Vec<MemberStatus> {
+    let table = handle.members();
+    let known = &table.list;
     let place = |node: u64| raft.members.iter().find(|(placed, ..)| placed.0 == node);
     let status = |node: u64, address: &str, kind: &str| {
         let matched = place(node).and_then(|(_, _, matched)| *matched);
@@ -43,11 +43,10 @@ pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Result<Vec<MemberStatu
             status(member.node, &member.address, kind(member, votes))
         })
         .collect();
-    let is_known = |node: NodeId| known.iter().any(|member| member.node == node.0);
-    let leaving = raft.members.iter().filter(|(node, ..)| !is_known(*node));
+    let leaving = raft.members.iter().filter(|(node, ..)| table.get(*node).is_none());
     members.extend(leaving.map(|(node, ..)| status(node.0, "", "leaving")));
     members.sort_unstable_by_key(|member| member.node);
-    Ok(members)
+    members
 }
 
 /// What is wrong with the others, as sentences.

@@ -159,8 +159,10 @@ impl Driver {
         // Time alone closes the gate, and lets waiting reads miss their deadline.
         self.shared.gate.look_again();
         self.watch_lease();
-        if self.shared.snapshot_is_due() {
-            // The thread may be at work on one.
+        // The thread may be at work on one.
+        if self.shared.cut_is_due() {
+            let _ = self.due.try_send(Due::Cut);
+        } else if self.shared.snapshot_is_due() {
             let _ = self.due.try_send(Due::Own);
         }
         self.heal();

@@ -28,6 +28,7 @@ mod install;
 mod invalidate;
 mod live_time;
 mod locks;
+mod log_length;
 mod log_writer;
 mod look;
 mod lost;

@@ -17,6 +17,7 @@ use super::fetch::Fetching;
 use super::install::Paused;
 use super::live_time::LiveTime;
 use super::locks::Locks;
+use super::log_length::LogLength;
 use super::member_table::{MemberTable, Members};
 use super::mutations::Mutations;
 use super::observers::Observers;
@@ -75,8 +76,7 @@ pub(super) struct Shared {
     pub(super) received: Received,
     /// Inputs that nobody waits for.
     pub(super) late: Mutex<Vec<Input>>,
-    /// A snapshot is due when the log has this many bytes; 0: not known yet.
-    pub(super) next_snapshot: AtomicU64,
+    pub(super) log_length: LogLength,
     /// A peer wants one that covers this entry; 0: nobody does.
     pub(super) wanted_snapshot: AtomicU64,
     pub(super) lent: Lent,
@@ -129,9 +129,14 @@ impl Shared {
 
     pub(super) fn snapshot_is_due(&self) -> bool {
         self.comparison.is_sound()
-            && (self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
+            && (self.log_length.is_snapshot_due(self.log.used_size())
                 || self.files.held() >= self.config.snapshot_min_log
                 || self.wanted_snapshot.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Whether the log is longer than others may make it.
+    pub(super) fn cut_is_due(&self) -> bool {
+        self.comparison.is_sound() && self.log_length.is_cut_due(self.log.used_size())
     }
 
     /// This node's own session was ended by the others: another is opened in its place.

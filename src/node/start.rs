@@ -15,6 +15,7 @@ use super::durability::{self, Durability};
 use super::encoding::Traffic;
 use super::fetch::{self, Fetching};
 use super::locks::Locks;
+use super::log_length::LogLength;
 use super::member_table::MemberTable;
 use super::mutations::Mutations;
 use super::observers::Observers;
@@ -111,6 +112,10 @@ impl Node {
         let (due, snapshot_due) = mpsc::channel(1);
         let node = config.core.node;
         let (locks, recalled_locks) = Locks::new();
+        let log_length = {
+            let used = recovered.log.used_size();
+            LogLength::new(config.snapshot_min_log, config.max_log, used)
+        };
         let durability = Durability::new(recovered.files.carried_out());
         let shared = Arc::new(Shared {
             node,
@@ -144,7 +149,7 @@ impl Node {
             cuts: Cuts::default(),
             received: Received::default(),
             late: Mutex::default(),
-            next_snapshot: AtomicU64::new(0),
+            log_length,
             wanted_snapshot: AtomicU64::new(0),
             lent: Lent::default(),
             unattested: Unattested::default(),

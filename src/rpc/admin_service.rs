@@ -210,20 +210,10 @@ impl Admin for AdminService {
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderReply>, Status> {
-        let wanted = request.into_inner().node;
-        let mut leader = self.handle.leader();
-        let before = *leader.borrow();
-        if before != self.handle.node() {
-            return Err(Status::failed_precondition(format!(
-                "this node does not lead; node {before} does: ask that one"
-            )));
-        }
-        self.handle.transfer_leader((wanted != 0).then_some(NodeId(wanted)));
-        let handed = leader.wait_for(|now| *now != before && *now != NodeId(0));
-        match tokio::time::timeout(std::time::Duration::from_secs(5), handed).await {
-            Ok(Ok(now)) => Ok(Response::new(TransferLeaderReply { leader: now.0 })),
-            _ => Err(Status::unavailable("leadership was not taken over within 5 s")),
-        }
+        check_caller(&request, "hand leadership over").await?;
+        let wanted = Some(NodeId(request.into_inner().node)).filter(|node| *node != NodeId(0));
+        let leader = membership::transfer(&self.handle, wanted).await?;
+        Ok(Response::new(TransferLeaderReply { leader: leader.0 }))
     }
 
     async fn add_member(

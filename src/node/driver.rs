@@ -159,10 +159,8 @@ impl Driver {
         // Time alone closes the gate, and lets waiting reads miss their deadline.
         self.shared.gate.look_again();
         self.watch_lease();
-        // The thread may be at work on one.
-        if self.shared.cut_is_due() {
-            let _ = self.due.try_send(Due::Cut);
-        } else if self.shared.snapshot_is_due() {
+        if self.shared.snapshot_is_due() || self.shared.cut_is_due() {
+            // The thread may be at work on one.
             let _ = self.due.try_send(Due::Own);
         }
         self.heal();

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::NodeConfig;
 use crate::types::LogIndex;
 
 /// A log that is too long and could not be cut is looked at again when it has grown by this part of `max_log`.
@@ -27,9 +28,13 @@ pub(super) struct LogLength {
 }
 
 impl LogLength {
-    /// `snapshot_min_log` and `max_log` of the configuration, and what the log has now. What earlier processes have written
-    /// of it since the last snapshot is not known: another one comes soon.
-    pub(super) fn new(min: u64, max: u64, used: u64) -> Self {
+    /// Of a log that has so many bytes now. What earlier processes have written of it since the last snapshot is not known:
+    /// another one comes soon.
+    pub(super) fn of(config: &NodeConfig, used: u64) -> Self {
+        Self::new(config.snapshot_min_log, config.max_log, used)
+    }
+
+    fn new(min: u64, max: u64, used: u64) -> Self {
         let [snapshot, growth, next_snapshot, next_cut] =
             [0, min, used + min, max].map(AtomicU64::new);
         Self { min, max, snapshot, growth, next_snapshot, next_cut }

@@ -34,10 +34,8 @@ const TELLING: Duration = Duration::from_secs(30);
 /// What the thread is to do.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Due {
-    /// A snapshot of this node.
+    /// A snapshot of this node, or a shorter log.
     Own,
-    /// The log is cut behind the last one, whoever needs what is before.
-    Cut,
     /// The snapshot of a leader, whose log begins only there.
     Of { leader: NodeId, first_index: LogIndex },
     /// Another state, in the place of this one, which differs.
@@ -112,9 +110,8 @@ pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
     let mut candidate: Option<Candidate> = None;
     while let Some(next) = due.blocking_recv() {
         let done = match next {
-            Due::Own if !shared.snapshot_is_due() => continue,
-            Due::Own => advance(shared, &mut candidate),
-            Due::Cut => cut(shared),
+            Due::Own if !shared.snapshot_is_due() && !shared.cut_is_due() => continue,
+            Due::Own => shorten(shared, &mut candidate),
             Due::Of { leader, first_index } => install(shared, leader, first_index)
                 .map(|done| forget_if(done, shared, &mut candidate)),
             Due::Healing { committed, peer } => {
@@ -155,17 +152,23 @@ fn look_at_newest(shared: &Shared) {
     }
 }
 
-/// Cuts the log behind the last snapshot, whoever needs what is before it.
-fn cut(shared: &Shared) -> Result<(), StoreError> {
-    let before = shared.log.used_size();
-    if !shared.log_length.is_cut_due(before) {
+/// Has the log end at a new snapshot where one is due; or at the last one, whoever needs what is before it, where it is too
+/// long.
+fn shorten(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), StoreError> {
+    if shared.snapshot_is_due() {
+        advance(shared, candidate)?;
+    }
+    if !shared.cut_is_due() {
         return Ok(());
     }
+    let before = shared.log.used_size();
     let log_from = needed(shared).min(shared.log_length.snapshot());
     shared.log.compact_to(log_from)?;
     let now = shared.log.used_size();
     shared.log_length.was_cut(before, now);
-    tracing::info!(log_from = log_from.0, before, now, "the log was too long");
+    if now < before {
+        tracing::info!(log_from = log_from.0, before, now, "the log was too long");
+    }
     Ok(())
 }
 

@@ -100,10 +100,7 @@ impl Node {
         streams: &tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
         let comparison = Comparison::of(&recovered.state, &config.directory)?;
-        let members = MemberTable::of(&recovered.state)?;
-        for member in &members.get().list {
-            transport.learn(NodeId(member.node), &member.address);
-        }
+        let members = meet_members(&recovered.state, transport.as_ref())?;
         let core = core_over(&config, &recovered)?;
         // These queues park a thread at once: one that spins first would take the cores from the others.
         let (driver, inbox) = mpsc::unbounded_channel();
@@ -112,10 +109,6 @@ impl Node {
         let (due, snapshot_due) = mpsc::channel(1);
         let node = config.core.node;
         let (locks, recalled_locks) = Locks::new();
-        let log_length = {
-            let used = recovered.log.used_size();
-            LogLength::new(config.snapshot_min_log, config.max_log, used)
-        };
         let durability = Durability::new(recovered.files.carried_out());
         let shared = Arc::new(Shared {
             node,
@@ -149,7 +142,7 @@ impl Node {
             cuts: Cuts::default(),
             received: Received::default(),
             late: Mutex::default(),
-            log_length,
+            log_length: LogLength::of(&config, recovered.log.used_size()),
             wanted_snapshot: AtomicU64::new(0),
             lent: Lent::default(),
             unattested: Unattested::default(),
@@ -240,6 +233,15 @@ impl Node {
         });
         synced.await.expect("a panic ends the daemon, and nothing cancels this")
     }
+}
+
+/// Who is a member; known by their addresses from now on.
+fn meet_members(state: &State, transport: &dyn Transport) -> Result<MemberTable, StoreError> {
+    let members = MemberTable::of(state)?;
+    for member in &members.get().list {
+        transport.learn(NodeId(member.node), &member.address);
+    }
+    Ok(members)
 }
 
 /// The core over what was recovered.

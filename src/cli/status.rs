@@ -55,6 +55,7 @@ struct Status {
     plain_bytes: u64,
     sent_bytes: u64,
     has_quorum: bool,
+    log_bytes: u64,
 }
 
 /// File bytes that the node lacks; see `proto/admin.proto`.
@@ -126,7 +127,7 @@ fn print(status: &Status) {
     };
     println!("cluster {}: {leader} in term {}", status.cluster, status.term);
     println!(
-        "node {} ({}, pid {}, version {}): commit {}, applied {}, stable {}, log {} to {}",
+        "node {} ({}, pid {}, version {}): commit {}, applied {}, stable {}, log {} to {} ({})",
         status.node,
         status.role,
         status.pid,
@@ -135,7 +136,8 @@ fn print(status: &Status) {
         status.applied,
         status.stable,
         status.first_index,
-        status.last_index
+        status.last_index,
+        size(status.log_bytes)
     );
     println!(
         "session {} with {} ms left, kernel epochs: {}",
@@ -257,6 +259,7 @@ impl From<StatusReply> for Status {
             plain_bytes: reply.plain_bytes,
             sent_bytes: reply.sent_bytes,
             has_quorum: reply.has_quorum,
+            log_bytes: reply.log_bytes,
         }
     }
 }

@@ -494,6 +494,12 @@ impl Handle {
         self.0.log.first_index()
     }
 
+    /// Bytes of the entries that the log holds.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.0.log.used_size()
+    }
+
     /// What this replica cannot go on with, once there is such a thing.
     #[must_use]
     pub fn fatal(&self) -> watch::Receiver<Option<String>> {

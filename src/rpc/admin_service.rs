@@ -117,6 +117,7 @@ impl AdminService {
             plain_bytes,
             sent_bytes,
             has_quorum: handle.has_quorum(),
+            log_bytes: handle.log_bytes(),
         }
     }
 

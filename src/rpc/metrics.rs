@@ -104,6 +104,7 @@ impl Page {
         self.one("raft_applied_index", "The highest index that is applied here", status.applied)?;
         self.one("raft_stable_index", "The highest index that all mounts show", status.stable)?;
         self.one("raft_first_index", "The first index of the log here", status.first_index)?;
+        self.one("raft_log_bytes", "Bytes of the log here", status.log_bytes)?;
         self.one("raft_last_index", "The last index of the log here", status.last_index)?;
         self.one("sessions", "Open sessions of the cluster", len(&status.sessions))?;
         self.one("mounts", "Mounts of this node", len(&status.mounts))?;

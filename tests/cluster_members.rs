@@ -230,7 +230,7 @@ fn the_log_is_bounded_beside_a_member_that_is_away() {
     let mut written = 0..;
     let mut write = |files: usize| {
         for number in written.by_ref().take(files) {
-            let bytes = [number; 60 << 10];
+            let bytes = vec![number; 60 << 10];
             write_and_sync(&dir.join(format!("f{number}")), &bytes).expect("two are a quorum");
         }
     };

@@ -1,6 +1,7 @@
 //! A node that is alive but stuck must not hold up the others for ever, least of all while it leads.
 
 use crate::clock::SECOND;
+use crate::node::Node;
 use crate::trace::Trace;
 use crate::world::World;
 
@@ -24,7 +25,7 @@ fn others_get_on_beside_a_learner(seed: u64, what: What) {
     let learner = world.nodes.iter().position(|node| node.is_learner).expect("there is one");
     world.crash(learner, false);
     assert!(world.run_until(20 * SECOND, World::is_up), "the learner does not come back");
-    let leader = world.nodes.iter().position(|node| node.leads()).expect("one leads");
+    let leader = world.nodes.iter().position(Node::leads).expect("one leads");
     let session = |node: usize| world.nodes[node].daemon.as_ref().and_then(|it| it.mount.session);
     let newest = (0..world.nodes.len()).max_by_key(|node| session(*node));
     assert_eq!(newest, Some(learner), "the learner has the newest session");

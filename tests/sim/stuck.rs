@@ -19,17 +19,40 @@ fn others_get_on(seed: u64, leads: bool, what: What) {
     hold_up(&mut world, stuck, what);
 }
 
-/// The same, with a member that never votes. Its session is the newest: it came last, or came back.
+/// The same, with a member that never votes.
 fn others_get_on_beside_a_learner(seed: u64, what: What) {
+    let mut world = beside_a_learner(seed);
+    let leader = world.nodes.iter().position(Node::leads).expect("one leads");
+    hold_up(&mut world, leader, what);
+}
+
+/// Where all have come equally far, nobody is preferred who cannot take over.
+fn somebody_else_leads(seed: u64) {
+    let mut world = beside_a_learner(seed);
+    world.working = false;
+    world.run_until(10 * SECOND, |_| false);
+    let stuck = world.nodes.iter().position(Node::leads).expect("one leads");
+    let daemon = world.nodes[stuck].daemon.as_mut().expect("it leads");
+    daemon.disk_busy_until = world.now + 60 * SECOND;
+    // Changes nothing, but is to be written.
+    world.add_member(stuck, stuck);
+    let has_moved = |world: &World| {
+        let mut others = world.nodes.iter().enumerate().filter(|(node, _)| *node != stuck);
+        others.any(|(_, node)| node.leads())
+    };
+    assert!(world.run_until(5 * SECOND, has_moved), "a leader whose disk stands still leads on");
+}
+
+/// With a member that never votes, whose session is the newest.
+fn beside_a_learner(seed: u64) -> World {
     let mut world = up(seed, true);
     let learner = world.nodes.iter().position(|node| node.is_learner).expect("there is one");
     world.crash(learner, false);
     assert!(world.run_until(20 * SECOND, World::is_up), "the learner does not come back");
-    let leader = world.nodes.iter().position(Node::leads).expect("one leads");
     let session = |node: usize| world.nodes[node].daemon.as_ref().and_then(|it| it.mount.session);
     let newest = (0..world.nodes.len()).max_by_key(|node| session(*node));
     assert_eq!(newest, Some(learner), "the learner has the newest session");
-    hold_up(&mut world, leader, what);
+    world
 }
 
 fn up(seed: u64, has_learner: bool) -> World {
@@ -81,6 +104,11 @@ fn a_stuck_leader_beside_a_learner_holds_up_nobody_for_long() {
         others_get_on_beside_a_learner(seed, What::Applier);
     }
     more_than_two().for_each(|seed| others_get_on_beside_a_learner(seed, What::Disk));
+}
+
+#[test]
+fn a_leader_whose_disk_stands_still_hands_over_beside_a_learner() {
+    more_than_two().for_each(somebody_else_leads);
 }
 
 fn more_than_two() -> impl Iterator<Item = u64> {

@@ -133,11 +133,7 @@ fn free_port() -> u16 {
 
 /// A cluster whose log is cut after a mebibyte, whoever needs it.
 fn with_short_logs(nodes: u16) -> Cluster {
-    let cluster = Cluster::up(nodes);
-    cluster.down();
-    cluster.configure("snapshot_min_log = \"1MiB\"\nmax_log = \"1MiB\"\n");
-    cluster.up_again();
-    cluster
+    Cluster::up_with(nodes, &["snapshot_min_log = \"1MiB\"", "max_log = \"1MiB\""])
 }
 
 /// Writes through a mount until no other node's log has what a node lacks that knows it up to `known`.
@@ -214,6 +210,47 @@ fn a_node_that_was_away_for_too_long_takes_a_snapshot() {
         assert_eq!(installed, if signal == "KILL" { 1 } else { 2 });
     }
     write_and_close(&cluster.mount(away).join("d/own"), b"own").expect("it serves");
+}
+
+/// The log is kept for a member that is away, but no more of it than `max_log`: then it is cut behind the last snapshot,
+/// without another one.
+#[test]
+fn the_log_is_bounded_beside_a_member_that_is_away() {
+    const MIB: u64 = 1 << 20;
+    let settings = ["snapshot_min_log = \"3MiB\"", "max_log = \"4MiB\""];
+    let cluster = Cluster::up_with(3, &settings);
+    let away = cluster.follower();
+    let others: Vec<_> = (1..=3).filter(|node| *node != away).collect();
+    let lengths = || -> Vec<u64> {
+        let addresses = others.iter().map(|node| cluster.address(*node));
+        addresses.map(|address| field(&address, "log_bytes")).collect()
+    };
+    let dir = cluster.mount(others[0]).join("d");
+    fs::create_dir(&dir).expect("mkdir");
+    cluster.settle();
+    cluster.kill(away, "KILL");
+    let mut written = 0..;
+    let mut write = |files: usize| {
+        for number in written.by_ref().take(files) {
+            let bytes = vec![number; 60 << 10];
+            write_and_sync(&dir.join(format!("f{number}")), &bytes).expect("two are a quorum");
+        }
+    };
+    write(53);
+    let has_snapshot = |node: &u64| {
+        let log = fs::read_to_string(cluster.dir().join(format!("n{node}/log/quorumfs.log")));
+        log.expect("a log").contains("quorumfs::node::snapshots: snapshot ")
+    };
+    wait_until(PATIENCE, "snapshots", || others.iter().all(has_snapshot).then_some(()));
+    assert!(lengths().iter().all(|bytes| *bytes > 3 * MIB), "{:?}: it is kept", lengths());
+    // Less than the next snapshot needs.
+    write(25);
+    wait_until(PATIENCE, "the log to be cut", || {
+        lengths().iter().all(|bytes| *bytes < 2 * MIB).then_some(())
+    });
+    cluster.start(away);
+    cluster.settle();
+    assert!(content(&cluster.mount(away)) == content(&cluster.mount(others[0])));
 }
 
 /// While a program writes: a node joins, the leader is removed, and says so.
@@ -330,8 +367,24 @@ fn a_learner_votes_once_it_is_promoted() {
     assert_eq!(fs::read(daemon.mount().join("file")).expect("read").len(), 1 << 20);
     let refused = refusal(quorumfs().args(["member", "remove", "1", "--addr", &address]));
     assert!(refused.contains("nobody else votes yet"), "{refused}");
+    let transfer = |at: &str, to: &[&str]| {
+        let mut transfer = quorumfs();
+        transfer.args(["leader", "transfer", "--addr", at]).args(to);
+        transfer
+    };
+    for (to, why) in [("2", "it cannot lead"), ("9", "is no member")] {
+        let refused = refusal(&mut transfer(&address, &[to]));
+        assert!(refused.contains(why), "{refused}");
+    }
     member(&address, &["promote", "2"]);
     until_is(&address, 2, "voter");
+    // Whichever daemon is asked: one that follows passes it on.
+    for (at, to, leads) in
+        [(&daemon.address, &["2"][..], 2), (&address, &[], 1), (&address, &["2"], 2)]
+    {
+        let said = text(&succeed(&mut transfer(at, to)).stdout);
+        assert_eq!(said, format!("node {leads} leads\n"), "{to:?} at {at}");
+    }
     let refused = refusal(quorumfs().args(["member", "remove", "9", "--addr", &address]));
     assert!(refused.contains("no such member"), "{refused}");
 }

@@ -1,6 +1,6 @@
 //! The Raft group follows the table of members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::Storage;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
@@ -31,6 +31,18 @@ impl<S: Storage> Core<S> {
     /// A node has all bytes that came up to `index`.
     pub(super) fn note_holds(&mut self, node: NodeId, index: LogIndex) {
         self.moves.holds.insert(node, index);
+    }
+
+    /// Of whoever is no member, and has no place, nothing is kept: a node is what it says it is, and there may be many.
+    pub(super) fn forget_strangers(&mut self) {
+        let placed = self.membership().map(|(node, _)| node);
+        let mut known: BTreeSet<_> = placed.chain(self.members.keys().copied()).collect();
+        known.remove(&self.config.node);
+        self.suspicions.expect(&known, self.now);
+        self.heard.retain(|node, _| known.contains(node));
+        self.told.retain(|node, _| known.contains(node));
+        known.insert(self.config.node);
+        self.moves.holds.retain(|node, _| known.contains(node));
     }
 
     /// Gives every known member a place: a learner first, a voter once it holds everything. Whoever is no member
@@ -98,8 +110,11 @@ impl<S: Storage> Core<S> {
                 continue;
             }
             if node == own {
-                let best = voters.iter().max_by_key(|node| self.matched(**node));
-                self.transfer(best.copied());
+                let stays = self.fit_to_lead().filter(|node| voters.contains(node));
+                let best = stays.max_by_key(|node| self.matched(*node));
+                if best.is_some() {
+                    self.transfer(best);
+                }
             } else {
                 removed.push((ConfChangeType::RemoveNode, node));
             }

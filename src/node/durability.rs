@@ -81,6 +81,11 @@ impl Durability {
         self.loose.lock().retain(|_, index| *index > quorum);
     }
 
+    /// Of other nodes nothing is kept.
+    pub(super) fn retain(&self, is_known: impl Fn(NodeId) -> bool) {
+        self.synced.lock().retain(|node, _| is_known(*node));
+    }
+
     /// Up to which entry bytes of an inode, last changed at `data_version`, have to be brought to disks; nothing
     /// where they are there.
     fn loose(
@@ -227,7 +232,7 @@ impl Handle {
 }
 
 pub(super) fn voters(shared: &Shared) -> Vec<NodeId> {
-    shared.state.conf_state().voters.iter().copied().map(NodeId).collect()
+    shared.members.get().placed.voters.iter().copied().map(NodeId).collect()
 }
 
 /// Brings everything to the disk that has waited for long enough, and what changes of members wait for. Runs for ever.

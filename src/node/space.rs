@@ -68,6 +68,11 @@ impl Space {
         self.known.lock().reports.insert(node, report);
     }
 
+    /// Of other nodes nothing is kept.
+    pub(super) fn retain(&self, is_known: impl Fn(NodeId) -> bool) {
+        self.known.lock().reports.retain(|node, _| is_known(*node));
+    }
+
     pub(super) fn of_quorum(&self) -> SpaceReport {
         self.known.lock().of_quorum
     }

@@ -141,7 +141,7 @@ impl Handle {
             end,
         };
         // Also whoever leaves: it may be the only one that has something.
-        let asking = self.0.others()?.into_iter();
+        let asking = self.0.others().into_iter();
         let asking =
             asking.map(|node| async move { (node, self.ask_what_lacks(node, asked).await) });
         for (node, answer) in join_all(asking).await {

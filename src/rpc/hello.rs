@@ -20,8 +20,7 @@ pub(super) fn admit(own: ClusterId, handle: &Handle, hello: &Hello) -> Result<No
             hello.to, hello.to
         )));
     }
-    let is_removed = handle.is_removed(from);
-    if is_removed.map_err(|error| Status::unavailable(error.to_string()))? {
+    if handle.members().is_removed(from) {
         return Err(removal::refuse(handle, from));
     }
     Ok(from)

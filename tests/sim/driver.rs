@@ -251,8 +251,9 @@ impl World {
     }
 
     /// A node joins: what an RPC to the leader would do.
-    pub fn add_member(&mut self, node: usize, nonce: u64) {
-        let op = Op::AddMember(add_member(nonce));
+    pub fn add_member(&mut self, node: usize, comes: usize) {
+        let (nonce, learner) = (self.nodes[comes].id.0, self.nodes[comes].is_learner);
+        let op = Op::AddMember(add_member(nonce, learner));
         let command =
             proto::Command { volume: 1, seq: nonce, op: Some(op), ..proto::Command::default() };
         let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(nonce) };

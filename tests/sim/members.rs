@@ -39,7 +39,7 @@ impl World {
         self.members().next().expect("somebody stays")
     }
 
-    /// Whether all of them vote, and nobody else does.
+    /// Whether all of them vote that are to, and nobody else has a place.
     pub fn is_membership_settled(&self) -> bool {
         let ids: Vec<NodeId> = self.members().map(|node| node.id).collect();
         let is_settled = |node: &Node| {
@@ -57,6 +57,8 @@ impl World {
         if settled && self.nodes.len() < NODES_MAX {
             let comes = self.nodes.len();
             self.add_node(comes);
+            // So that as many vote as before.
+            self.nodes[comes].is_learner = self.nodes[leaves].is_learner;
             self.replacing = Some(Replacing { leaves, comes, is_noticing: false });
             self.schedule(0, Event::Replace);
         }
@@ -86,8 +88,8 @@ impl World {
         let (has_left, has_come) = (!says(newest, old), says(newest, new));
         // It votes for as long as it has a place.
         let places = &newest.state.membership;
-        let is_placed =
-            places.get_voters().iter().chain(places.get_voters_outgoing()).any(|id| *id == old.0);
+        let voters = places.get_voters().iter().chain(places.get_voters_outgoing());
+        let is_placed = voters.chain(places.get_learners()).any(|id| *id == old.0);
         if has_left && !is_placed && !replacing.is_noticing {
             self.replacing = Some(Replacing { is_noticing: true, ..replacing });
             let delay = self.random.within(MILLI, 5 * SECOND);
@@ -100,7 +102,8 @@ impl World {
         }
         let mut ops = BTreeMap::new();
         if !has_come {
-            ops.insert(0, Op::AddMember(add_member(new.0)));
+            let learner = self.nodes[comes].is_learner;
+            ops.insert(0, Op::AddMember(add_member(new.0, learner)));
         }
         if !has_left {
             ops.insert(1, Op::RemoveMember(proto::RemoveMember { node: old.0 }));

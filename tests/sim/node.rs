@@ -45,6 +45,8 @@ pub struct Node {
     pub applier_stuck_until: Nanos,
     /// It is stuck between changing the state and making sure that the kernel shows it.
     pub kernel_is_stuck: bool,
+    /// It is never to vote.
+    pub is_learner: bool,
     /// It was removed from the cluster, and its daemon knows it.
     pub is_retired: bool,
     /// It was found to differ: up to where its files are to be believed. Durable.
@@ -254,6 +256,7 @@ impl Node {
             slow_disk_until: 0,
             applier_stuck_until: 0,
             kernel_is_stuck: false,
+            is_learner: false,
             is_retired: false,
             diverged: None,
             healed_at: None,

@@ -221,9 +221,8 @@ async fn find_here(
 
 /// Whether these are all that may have what this replica lacks.
 fn is_everybody(handle: &Handle, connected: &[NodeId]) -> bool {
-    let placed = handle.0.state.conf_state();
-    let mut others = placed.voters.iter().chain(&placed.voters_outgoing).chain(&placed.learners);
-    others.all(|id| *id == handle.node().0 || connected.contains(&NodeId(*id)))
+    let all = handle.members().with_a_place();
+    all.iter().all(|node| *node == handle.node() || connected.contains(node))
 }
 
 /// The peers that can be asked. Also those that are removed and still have a place: they keep it until most of the others hold

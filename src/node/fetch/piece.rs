@@ -82,7 +82,9 @@ async fn fetch_apart(
             Came::NoRoom => break,
             Came::Nothing { .. } => {
                 let asked = connected(handle);
-                if fetching.asked.lacked_by_all(&asked, What::of(&wanted)) {
+                // What this replica asks for it may have from a state that is wrong, or old.
+                if handle.has_replayed() && fetching.asked.lacked_by_all(&asked, What::of(&wanted))
+                {
                     if find_here(handle, claim.key, range, is_everybody(handle, &asked)).await? {
                         came = true;
                     } else {

@@ -214,7 +214,7 @@ fn follow(
 }
 
 /// Whether this replica was the only member from its snapshot on.
-fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
+pub(super) fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
     if !is_of_one(&state.conf_state()) {
         return Ok(false);
     }
@@ -231,7 +231,7 @@ fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-pub(super) fn is_of_one(members: &ConfState) -> bool {
+fn is_of_one(members: &ConfState) -> bool {
     let others = [&members.voters_outgoing, &members.learners, &members.learners_next];
     members.voters.len() == 1 && others.iter().all(|others| others.is_empty())
 }

@@ -56,13 +56,13 @@ mod transport;
 mod wall_clocks;
 
 pub use apply::{answers_here, without_answering};
-pub use blocks::{Block, Examined};
+pub use blocks::{Block, Examined, says_it_lacks};
 pub use clock::{monotonic, wall};
 pub use deadline::{Caller, Deadline, Left};
 pub use durability::Synced;
 pub use encoding::{DecodeError, Encoded, Encoder, Encoding};
 pub use fatal::{Fatal, FatalKind};
-pub use fetch::{Fetched, Missing, Wanted};
+pub use fetch::{Fetched, Given, Missing, Wanted};
 pub use handle::{Handle, NodeError, Pending};
 pub use locks::Locked;
 pub use look::Look;

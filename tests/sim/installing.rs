@@ -130,19 +130,29 @@ impl Node {
             2 => {
                 let (carried_out, applied) = (self.files.carried_out(), self.state.applied.index);
                 let knows_all = carried_out.max(self.files.begun()) <= applied;
-                let under = knows_all.then_some(&self.state);
+                // Otherwise the state is not the one that they were changed under.
+                let is_theirs = self
+                    .diverged
+                    .is_none_or(|since| since > LogIndex(0) && !self.files.are_behind(applied));
+                let under = (knows_all && is_theirs).then_some(&self.state);
                 let until = match self.diverged {
-                    Some(since) if knows_all => since,
+                    Some(since) if under.is_some() => since,
                     Some(_) => LogIndex(0),
                     None => carried_out,
                 };
+                self.trusted = until;
                 let is_ahead = until >= carried_out || state.applied.index >= carried_out;
                 assert!(is_ahead, "files of {carried_out} follow a state of {:?}", state.applied);
                 self.files.adopt(state, until, under);
             }
             3 => {
-                let ledger =
-                    if own { state.ledger.clone() } else { self.state.ledger.of_replaced_state() };
+                let ledger = if own {
+                    let mut ledger = state.ledger.clone();
+                    ledger.keep_equal(&self.state.ledger, self.trusted);
+                    ledger
+                } else {
+                    self.state.ledger.of_replaced_state()
+                };
                 self.state = State { ledger, ..state.clone() };
                 self.kept = self.state.clone();
             }

@@ -153,8 +153,10 @@ pub(super) fn recover_over(
     check_log_has_what_was_carried_out(dir, &log, files.carried_out())?;
     files.forget(covered)?;
     forget_stages(&files, &state)?;
-    // What has reached the files was in the log before, and a power loss takes with it how far that was.
-    let reached = if same_boot && is_known { files.begun() } else { log.last_index() };
+    // What has reached the files was in the log before, and a power loss takes with it how far that was: also where that was
+    // some starts ago, and this replica has not healed since.
+    let knows_all = same_boot && is_known && dir.diverged()? != Some(LogIndex(0));
+    let reached = if knows_all { files.begun() } else { log.last_index() };
     // From here on it may vote.
     log.promise()?;
     dir.record_start()?;

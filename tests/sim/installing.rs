@@ -167,7 +167,8 @@ impl Node {
         self.disk.fit(self.snapshot.applied);
         let applied = self.state.applied.index;
         let is_of_no_use = self.diverged.is_some() && applied < self.files.begun();
-        self.reached = if self.is_state_lost { self.disk.end() } else { self.files.begun() };
+        let knows_all = !self.is_state_lost && self.diverged != Some(LogIndex(0));
+        self.reached = if knows_all { self.files.begun() } else { self.disk.end() };
         if applied < self.snapshot.applied.index || is_of_no_use {
             self.is_state_lost = true;
         }

@@ -9,8 +9,7 @@ use std::time::Duration;
 use super::fetch::{Fetched, Given, Wanted};
 use super::handle::{Handle, NodeError};
 use crate::fs::{proto, query};
-use crate::mutants::{self, Mutant};
-use crate::store::{self, PAGE_BLOCKS, Steady, StoreError, blocks_of};
+use crate::store::{self, PAGE_BLOCKS, Steady, StoreError, blocks_of, says_it_lacks};
 use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
 /// How often a file that changes is looked at again before it is left alone.
@@ -67,14 +66,6 @@ pub(super) enum Look {
     /// It changes at this moment.
     Changing,
     Steady(Steady),
-}
-
-/// Whether a replica that does not find bytes of a version says that it lacks them: whoever believes that gives up what
-/// others have told it, and may take a copy in doubt for the only one. It does not while its state may be wrong or is not
-/// that of its files yet (`is_ready`), nor before it has applied that version.
-#[must_use]
-pub fn says_it_lacks(is_ready: bool, applied: LogIndex, version: LogIndex) -> bool {
-    mutants::is(Mutant::TakeNotNowForLacking) || (is_ready && applied >= version)
 }
 
 impl Handle {

@@ -87,7 +87,7 @@ pub enum Given {
     Bytes(Fetched),
     /// It lacks them, or some of them where all are wanted.
     Lacks,
-    /// It cannot say now: see [`says_it_lacks`](super::says_it_lacks); or the file changes all the time, or the bytes are on
+    /// It cannot say now: see [`says_it_lacks`](crate::store::says_it_lacks); or the file changes all the time, or the bytes are on
     /// their way to it.
     NotNow,
 }

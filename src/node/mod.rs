@@ -56,7 +56,7 @@ mod transport;
 mod wall_clocks;
 
 pub use apply::{answers_here, without_answering};
-pub use blocks::{Block, Examined, says_it_lacks};
+pub use blocks::{Block, Examined};
 pub use clock::{monotonic, wall};
 pub use deadline::{Caller, Deadline, Left};
 pub use durability::Synced;

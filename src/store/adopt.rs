@@ -83,6 +83,14 @@ pub fn belief(inode: &proto::Inode, known: Known<'_>, until: LogIndex, is_alone:
     }
 }
 
+/// Whether a replica that does not find bytes of a version says that it lacks them: whoever believes that gives up what
+/// others have told it, and may take a copy in doubt for the only one. It does not while its state may be wrong or is not
+/// that of its files yet (`is_ready`), nor before it has applied that version.
+#[must_use]
+pub fn says_it_lacks(is_ready: bool, applied: LogIndex, version: LogIndex) -> bool {
+    mutants::is(Mutant::TakeNotNowForLacking) || (is_ready && applied >= version)
+}
+
 /// The first state under which all of a replica's files can be, where its own is at `applied`, effects are carried out up to
 /// `carried_out`, and those of earlier processes up to `reached` at most. Under an older one a replay would take what is there
 /// for what it has done itself.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use quorumfs::fs::query;
-use quorumfs::node::says_it_lacks;
+use quorumfs::store::says_it_lacks;
 use quorumfs::types::{ByteRange, LogIndex};
 
 use crate::clock::{MICRO, MILLI, SECOND};

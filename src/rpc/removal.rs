@@ -29,7 +29,7 @@ pub(super) fn refuse(handle: &Handle, node: NodeId) -> Status {
     )
 }
 
-/// What a refusal says, where it is that of [`refuse`].
+/// What a refusal says, where it is that of `refuse`.
 #[must_use]
 pub fn removal(refusal: &Status) -> Option<Removal> {
     if refusal.code() != Code::PermissionDenied {

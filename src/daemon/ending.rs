@@ -163,8 +163,8 @@ fn in_time(record: impl FnOnce() -> Result<(), StoreError> + Send + 'static) {
 #[cfg(test)]
 mod tests {
     use super::{DataDir, Fatal, StaysDown, StoreError, ended, look_back, not_started, was_full};
-    use crate::store::{Identity, LOOP};
-    use crate::types::{ClusterId, NodeId};
+    use crate::store::LOOP;
+    use crate::store::test_replica::Author;
 
     fn error(errno: i32) -> StoreError {
         let source = std::io::Error::from_raw_os_error(errno);
@@ -173,14 +173,8 @@ mod tests {
 
     /// Whether a daemon stays down after so many ends as make a loop, and whether the next one would wait for room.
     fn after_ends(errno: i32, end: impl Fn(&DataDir, StoreError)) -> (bool, bool) {
-        let dir = tempfile::tempdir().unwrap();
-        let identity = Identity {
-            cluster: ClusterId([1; 16]),
-            node: NodeId(1),
-            nonce: 1,
-            address: "a:1".to_owned(),
-        };
-        let data = DataDir::create(dir.path(), identity).unwrap();
+        let author = Author::new();
+        let data = author.open("boot");
         (0..LOOP).for_each(|_| end(&data, error(errno)));
         let stays_down = look_back(&data, false).is_err_and(|error| error.is::<StaysDown>());
         (stays_down, was_full(&data))

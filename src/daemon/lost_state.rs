@@ -94,12 +94,10 @@ async fn take(
                 Taken::Usable => return Ok(true),
                 Taken::Nothing => {}
                 Taken::Refused(removal) => {
-                    if removals.hear(monotonic(), &removal) == Heard::Certain {
+                    let heard = removals.hear_of_asked(monotonic(), removal, &mut peers);
+                    if heard == Heard::Certain {
                         return Ok(false);
                     }
-                    // They must know, too.
-                    let named = removal.voters.into_iter().map(|(_, address)| address);
-                    peers.extend(named.filter(|named| !peers.contains(named)).collect::<Vec<_>>());
                 }
             }
         }

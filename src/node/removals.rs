@@ -55,6 +55,22 @@ impl Removals {
         }
     }
 
+    /// The same, of one of the peers that are asked in turn: those who must know are asked from now on, too.
+    pub fn hear_of_asked(
+        &mut self,
+        now: Monotonic,
+        removal: Removal,
+        asked: &mut Vec<String>,
+    ) -> Heard {
+        let heard = self.hear(now, &removal);
+        for (_, address) in removal.voters {
+            if !asked.contains(&address) {
+                asked.push(address);
+            }
+        }
+        heard
+    }
+
     /// Who says so now.
     fn by(&self, now: Monotonic) -> Vec<NodeId> {
         let lately = self.0.iter().filter(|(_, (said, _))| now.since(*said) < COUNTS);
@@ -96,15 +112,13 @@ impl Handle {
         })
     }
 
-    /// Who votes, and where they listen: what [`Removal::voters`] has.
-    ///
-    /// # Errors
-    /// When this replica cannot read its own state.
-    pub fn voters(&self) -> Result<Vec<(NodeId, String)>, super::NodeError> {
-        let voters = self.0.state.conf_state().voters;
-        let members = crate::fs::query::members(&self.state())?.into_iter();
-        let known = members.filter(|member| voters.contains(&member.node));
-        Ok(known.map(|member| (NodeId(member.node), member.address)).collect())
+    /// Who votes, and where they listen: what [`Removal::voters`] has. Waits for nothing.
+    #[must_use]
+    pub fn voters(&self) -> Vec<(NodeId, String)> {
+        let members = self.members();
+        let votes = |node: &u64| members.placed.voters.contains(node);
+        let known = members.list.iter().filter(|member| votes(&member.node));
+        known.map(|member| (NodeId(member.node), member.address.clone())).collect()
     }
 }
 
@@ -141,6 +155,16 @@ mod tests {
         assert_eq!(removals.hear(at(0), &word(2, &[2, 4, 5])), Heard::First);
         assert_eq!(removals.hear(at(0), &word(9, &[2, 4, 5])), Heard::First, "it has no vote");
         assert_eq!(removals.hear(at(0), &word(5, &[2, 4, 5])), Heard::Certain);
+    }
+
+    #[test]
+    fn those_who_must_know_are_asked_once() {
+        let mut asked = vec!["n2:1".to_owned()];
+        let mut removals = Removals::default();
+        let mut hear = |word| removals.hear_of_asked(at(0), word, &mut asked);
+        assert_eq!(hear(word(2, &[2, 4, 5])), Heard::First);
+        assert_eq!(hear(word(4, &[2, 4, 5])), Heard::Certain);
+        assert_eq!(asked, ["n2:1", "n4:1", "n5:1"]);
     }
 
     #[test]

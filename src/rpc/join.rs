@@ -70,14 +70,10 @@ pub async fn join(
                 Err(status) => {
                     tracing::debug!(peer, "cannot join yet: {}", status.message());
                     if let (Some(node), Some(removal)) = (moved, removal::removal(&status)) {
-                        if removals.hear(monotonic(), &removal) == Heard::Certain {
+                        let heard = removals.hear_of_asked(monotonic(), removal, &mut peers);
+                        if heard == Heard::Certain {
                             return Err(JoinError::Removed(node));
                         }
-                        // They must know, too.
-                        let named = removal.voters.into_iter().map(|(_, address)| address);
-                        peers.extend(
-                            named.filter(|named| !peers.contains(named)).collect::<Vec<_>>(),
-                        );
                     }
                 }
             }

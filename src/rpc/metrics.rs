@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_shown_twice_and_an_empty_status_is_a_page() {
+    fn an_empty_status_is_a_page() {
         let text = page(&StatusReply::default()).expect("a page");
         assert!(text.contains("quorumfs_leader 0\n"), "{text}");
         assert!(!text.contains("quorumfs_member"), "{text}");

@@ -15,13 +15,9 @@ pub(super) fn refuse(handle: &Handle, node: NodeId) -> Status {
             "node {node} is not known here, but the state of this node may be wrong: ask another one"
         ));
     }
-    let voters = match handle.voters() {
-        Ok(voters) => voters,
-        Err(error) => return Status::unavailable(error.to_string()),
-    };
     let address = |(node, address): (NodeId, String)| MemberAddress { node: node.0, address };
     let removed =
-        Removed { by: handle.node().0, voters: voters.into_iter().map(address).collect() };
+        Removed { by: handle.node().0, voters: handle.voters().into_iter().map(address).collect() };
     Status::with_details(
         Code::PermissionDenied,
         format!("node {node} was removed from this cluster"),

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use prost::Message;
 use quorumfs::fs::{Batch, keys, proto, query};
-use quorumfs::store::{AppliedPoint, DataDir, State};
+use quorumfs::store::{AppliedPoint, DataDir, State, write_snapshot};
 use quorumfs::types::Ino;
 use serde_json::Value;
 use support::{Cluster, PATIENCE, quorumfs, succeed, wait_until, write_and_sync};
@@ -18,8 +18,17 @@ use support::{Cluster, PATIENCE, quorumfs, succeed, wait_until, write_and_sync};
 /// Bytes that do not fit into a command.
 const LARGE: usize = 100_000;
 
-/// Of a node whose daemon has stopped: the record of a file says that it has more bytes, and the digest does not know.
-fn lengthen(cluster: &Cluster, node: u64, name: &str, by: u64) {
+/// How the state of a node becomes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    /// The digest does not know.
+    Rotten,
+    /// The digest does, and so does the snapshot file: as where a version does something else than the others.
+    Misapplied,
+}
+
+/// Of a node whose daemon has stopped: the record of a file says that it has more bytes.
+fn lengthen(cluster: &Cluster, node: u64, name: &str, by: u64, wrong: Wrong) {
     let path = cluster.dir().join(format!("n{node}/data"));
     let dir = wait_until(PATIENCE, "the data directory", || DataDir::open(&path).ok());
     let state = State::open(&dir.current_state().expect("readable").expect("there is one"));
@@ -30,12 +39,24 @@ fn lengthen(cluster: &Cluster, node: u64, name: &str, by: u64) {
         let ino = Ino(dentry.expect("the file").ino);
         (ino, query::inode(&read, ino).expect("readable").expect("the inode"))
     };
+    let key = keys::inode(ino);
+    let before = proto::Inode::encode_to_vec(&inode);
     inode.size += by;
+    let after = proto::Inode::encode_to_vec(&inode);
     let mut batch = Batch::default();
-    batch.writes.insert(keys::inode(ino), Some(proto::Inode::encode_to_vec(&inode)));
+    if wrong == Wrong::Misapplied {
+        batch.digest.remove(&key, &before);
+        batch.digest.add(&key, &after);
+    }
+    batch.writes.insert(key, Some(after));
     let at = AppliedPoint { index: state.applied(), term: state.term(), conf_state: None };
     state.commit(batch, at).expect("commit");
     state.flush().expect("flush");
+    if wrong == Wrong::Misapplied {
+        let export = state.export();
+        let header = export.header(dir.identity().cluster);
+        write_snapshot(&dir.snapshots_dir(), &header, export).expect("a snapshot");
+    }
 }
 
 fn append(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -74,7 +95,7 @@ fn spoilt(nodes: u16, node: u64, settings: &[&str]) -> Cluster {
     write_and_sync(&mount.join("other"), &vec![b'o'; LARGE]).expect("write");
     cluster.settle();
     cluster.kill(node, "TERM");
-    lengthen(&cluster, node, "log", 8192);
+    lengthen(&cluster, node, "log", 8192, Wrong::Rotten);
     cluster.start(node);
     cluster.settle_mounts();
     cluster
@@ -126,6 +147,32 @@ fn of_two_that_differ_the_wrong_one_finds_out_and_heals() {
     assert!(one == other && one.starts_with(&vec![b'a'; LARGE]), "{} bytes", one.len());
     assert!(one[LARGE..].iter().all(|byte| *byte == b'b'), "nothing else was appended");
     assert!(!is_marked(&cluster, wrong));
+}
+
+/// Where both look at themselves and find nothing, a person finds out who is wrong, and removes that one. Then the other
+/// one goes on.
+#[test]
+fn of_two_that_differ_for_good_the_wrong_one_can_be_removed() {
+    let (right, wrong) = (1, 2);
+    let cluster = Cluster::up(2);
+    let log = cluster.mount(right).join("log");
+    write_and_sync(&log, &vec![b'a'; LARGE]).expect("write");
+    cluster.settle();
+    cluster.kill(wrong, "TERM");
+    lengthen(&cluster, wrong, "log", 8192, Wrong::Misapplied);
+    cluster.start(wrong);
+    for node in [right, wrong] {
+        has_logged(&cluster, node, "the voters differ");
+        has_logged(&cluster, node, "the state is built a second time");
+    }
+    assert!(problems(&cluster, right).iter().any(|problem| problem.contains("the voters differ")));
+    let address = cluster.address(right);
+    succeed(quorumfs().args(["member", "remove", &wrong.to_string(), "--addr", &address]));
+    has_logged(&cluster, right, "this replica is one of the majority, and serves again");
+    let found = wait_until(PATIENCE, "the right one to serve", || fs::read(&log).ok());
+    assert!(found == vec![b'a'; LARGE], "{} bytes", found.len());
+    append(&log, b"more").expect("append");
+    assert!(!is_marked(&cluster, right));
 }
 
 /// Nobody could give it a state, nor bytes: what was in no doubt it has.

@@ -45,7 +45,7 @@ impl<S: Storage> Core<S> {
         self.moves.holds.retain(|node, _| known.contains(node));
     }
 
-    /// Gives every known member a place: a learner first, a voter once it holds everything. Whoever is no member
+    /// Gives every known member a place: a learner first, a voter once it holds everything and has the same state. Whoever is no member
     /// loses its place. The members are replicated state, so that nothing is lost with a leader. All that is to be
     /// changed changes at once, by joint consensus.
     pub(super) fn reconcile_membership(&mut self) {
@@ -79,14 +79,23 @@ impl<S: Storage> Core<S> {
         new.map(|node| (ConfChangeType::AddLearnerNode, *node)).collect()
     }
 
+    pub(super) fn is_to_vote(&self, node: NodeId) -> bool {
+        self.members.get(&node) == Some(&Suffrage::Voter)
+    }
+
+    /// A learner whose state is another one is a harmless one; as a voter it would be half of a quorum. In doubt nobody knows
+    /// whose is.
     fn promotions(&mut self) -> Vec<(ConfChangeType, NodeId)> {
-        let is_to_vote = |node: &NodeId| self.members.get(node) == Some(&Suffrage::Voter);
+        if !self.digests.is_sound() {
+            return Vec::new();
+        }
         let learners = self.membership().filter(|(_, votes)| !votes).map(|(node, _)| node);
-        let waiting: Vec<_> = learners.filter(is_to_vote).collect();
+        let waiting: Vec<_> = learners.filter(|node| self.is_to_vote(*node)).collect();
         let last = self.last_index().0;
         let ready = waiting.into_iter().filter(|node| {
             let target = self.target(*node);
             self.moves.holds(*node, target)
+                && self.digests.has_agreed(*node)
                 && self.raft.raft.prs().get(node.0).is_some_and(|progress| {
                     progress.recent_active && progress.matched + PROMOTION_LAG >= last
                 })

@@ -6,18 +6,19 @@
 //! does it where this one is cut short.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::healing::{is_useless, put_off, room_for_another};
 use super::pace::Pace;
 use super::shared::{Shared, ToDriver};
 use super::start::boot;
 use crate::consensus::{Boot, Input};
-use crate::store::{Received, StoreError};
+use crate::store::{Received, StoreError, first_state_of_files};
 use crate::types::{LogIndex, NodeId, SessionId};
 
 /// Pieces of a snapshot that have come and are not on the disk.
@@ -35,10 +36,19 @@ pub(super) fn install(
     leader: NodeId,
     first_index: LogIndex,
 ) -> Result<bool, StoreError> {
-    if shared.state.applied().next() >= first_index {
+    let applied = shared.state.applied();
+    if applied.next() >= first_index || shared.comparison.is_hindered() {
         return Ok(false);
     }
-    install_newer(shared, leader, LogIndex(first_index.0 - 1))
+    let (carried_out, last) = (shared.files.carried_out(), shared.log.last_index());
+    let at_least = LogIndex(first_index.0 - 1);
+    // One that differs takes no state that is older than its files.
+    let at_least = if shared.comparison.is_diverged() {
+        at_least.max(first_state_of_files(applied, carried_out, shared.reached, last))
+    } else {
+        at_least
+    };
+    install_newer(shared, leader, at_least)
 }
 
 /// The same where it covers `at_least`.
@@ -91,18 +101,42 @@ pub(super) fn put_in_place(
     Ok(is_switched)
 }
 
-/// Nothing where the peer cannot send it, or what came is of no use: it is asked for again.
+/// Nothing where the peer cannot send it, what came is of no use, or there is no room for it: it is asked for again.
 fn receive(
     shared: &Shared,
     leader: NodeId,
     at_least: LogIndex,
 ) -> Result<Option<Received>, StoreError> {
-    let dir = &shared.config.directory;
-    let path = dir.snapshots_dir().join("snap-of-a-peer");
+    let path = shared.config.directory.snapshots_dir().join("snap-of-a-peer");
+    let received =
+        room_for_another(shared).and_then(|()| receive_into(shared, &path, leader, at_least));
+    match received {
+        Err(error @ StoreError::Sled { .. }) => put_off(shared, &error),
+        Err(error) if error.is_full() => put_off(shared, &error),
+        received => {
+            shared.comparison.can_again();
+            return received;
+        }
+    }
+    // It may be what fills the disk.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(StoreError::io("remove", &path)(error))
+        }
+        Ok(()) | Err(_) => Ok(None),
+    }
+}
+
+fn receive_into(
+    shared: &Shared,
+    path: &Path,
+    leader: NodeId,
+    at_least: LogIndex,
+) -> Result<Option<Received>, StoreError> {
     let (pieces, coming) = mpsc::channel(PIECES);
     let sending = shared.transport.fetch_snapshot(leader, at_least, pieces);
     let sent = shared.runtime.spawn(sending);
-    let written = write(&path, coming, &shared.runtime, shared.config.op_timeout)?;
+    let written = write(path, coming, &shared.runtime, shared.config.op_timeout)?;
     // It may have come to an end because nothing more came.
     let patience = shared.config.op_timeout;
     let ended = shared.runtime.block_on(async { tokio::time::timeout(patience, sent).await });
@@ -115,9 +149,9 @@ fn receive(
         );
         return Ok(None);
     }
-    match Received::prepare(dir, &path) {
+    match Received::prepare(&shared.config.directory, path) {
         Ok(received) => Ok(Some(received)),
-        Err(error @ StoreError::Corrupt { .. }) => {
+        Err(error) if is_useless(&error) => {
             tracing::error!(peer = leader.0, "the snapshot of a peer cannot be used: {error}");
             Ok(None)
         }

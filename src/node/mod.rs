@@ -62,7 +62,7 @@ pub use deadline::{Caller, Deadline, Left};
 pub use durability::Synced;
 pub use encoding::{DecodeError, Encoded, Encoder, Encoding};
 pub use fatal::{Fatal, FatalKind};
-pub use fetch::{Fetched, Missing, Wanted};
+pub use fetch::{Fetched, Given, Missing, Wanted};
 pub use handle::{Handle, NodeError, Pending};
 pub use locks::Locked;
 pub use look::Look;

@@ -195,6 +195,7 @@ fn advance(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), Sto
                 is_wanted,
                 "no majority of the voters has said that this snapshot is right: it counts all the same"
             );
+            shared.config.directory.set_unattested(candidate.index)?;
         }
         put_in_force(shared, &candidate)?;
     }
@@ -264,7 +265,8 @@ fn needed(shared: &Shared) -> LogIndex {
 
 impl Handle {
     /// The newest snapshot file of this node, for a peer whose log position was cut off, or whose state differs: the log
-    /// from there on is kept for it for a while. Nothing before there is one that covers `at_least`; one is made then.
+    /// from there on is kept for it for a while. Nothing before there is one that covers `at_least`; one is made then. Nor
+    /// where this node may be wrong, and nobody has compared it.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -284,6 +286,13 @@ impl Handle {
             }
             return Ok(None);
         };
+        let comparison = &self.0.comparison;
+        if !comparison.is_sound()
+            && self.0.config.directory.unattested()? == Some(header.index)
+            && !comparison.was_equal_at(header.index, header.digest)
+        {
+            return Ok(None);
+        }
         tracing::info!(peer = to.0, index = header.index.0, "a snapshot goes to a peer");
         self.0.lent.lend(to, header.index);
         Ok(Some(file))

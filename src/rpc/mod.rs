@@ -54,7 +54,7 @@ pub use server::{ServeError, bind, serve};
 pub use starting::Starting;
 
 /// The format of the peer protocol. A peer with another one is refused.
-pub const FORMAT: u32 = 7;
+pub const FORMAT: u32 = 8;
 
 /// The largest message that a peer accepts.
 const MAX_MESSAGE: usize = 64 << 20;

@@ -59,7 +59,9 @@ mod sys;
 pub(crate) mod test_replica;
 mod unfinished;
 
-pub use adopt::{Adopted, Belief, Known, belief, first_state_of_files, still_doubted};
+pub use adopt::{
+    Adopted, Belief, Known, belief, first_state_of_files, says_it_lacks, still_doubted,
+};
 pub use blocks::{BlockReader, Steady, blocks_of, parted};
 pub use checksums::PAGE_BLOCKS;
 pub use contained::is_contained;

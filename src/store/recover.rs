@@ -153,8 +153,10 @@ pub(super) fn recover_over(
     check_log_has_what_was_carried_out(dir, &log, files.carried_out())?;
     files.forget(covered)?;
     forget_stages(&files, &state)?;
-    // What has reached the files was in the log before, and a power loss takes with it how far that was.
-    let reached = if same_boot && is_known { files.begun() } else { log.last_index() };
+    // What has reached the files was in the log before, and a power loss takes with it how far that was: also where that was
+    // some starts ago, and this replica has not healed since.
+    let knows_all = same_boot && is_known && dir.diverged()? != Some(LogIndex(0));
+    let reached = if knows_all { files.begun() } else { log.last_index() };
     // From here on it may vote.
     log.promise()?;
     dir.record_start()?;
@@ -214,7 +216,7 @@ fn follow(
 }
 
 /// Whether this replica was the only member from its snapshot on.
-fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
+pub(super) fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
     if !is_of_one(&state.conf_state()) {
         return Ok(false);
     }
@@ -231,7 +233,7 @@ fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-pub(super) fn is_of_one(members: &ConfState) -> bool {
+fn is_of_one(members: &ConfState) -> bool {
     let others = [&members.voters_outgoing, &members.learners, &members.learners_next];
     members.voters.len() == 1 && others.iter().all(|others| others.is_empty())
 }

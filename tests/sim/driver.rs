@@ -100,6 +100,7 @@ impl World {
             NodeEvent::ReturnLocks { ino } => self.return_locks(node, ino),
             NodeEvent::Snapshot => self.snapshot(node),
             NodeEvent::Heal => self.heal(node),
+            NodeEvent::FoundWrong => self.found_wrong(node),
             NodeEvent::Keep => self.keep(node),
             NodeEvent::Die => {
                 let power_lost = self.random.chance(300);

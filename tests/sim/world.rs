@@ -339,9 +339,9 @@ impl World {
         let Some(daemon) = self.nodes[node].daemon.take() else { return };
         // Bytes that only a wrong replica has beside one that loses power go with it: they were closed, and not fsynced. And
         // one that has healed has them from the others.
-        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
-        let power_lost = power_lost
-            && others.map(|(_, node)| node).all(|node| !node.is_off() && !node.is_healing());
+        let id = self.nodes[node].id;
+        let may_go = |other: &Node| other.id == id || !(other.is_off() || other.is_healing());
+        let power_lost = power_lost && self.members().all(may_go);
         let power_lost = self.lose_state(node, power_lost);
         self.coverage.add("retries", daemon.core.retries());
         let target = &mut self.nodes[node];

@@ -144,6 +144,9 @@ impl Files {
             .filter_map(FileEffect::changes)
             .for_each(|ino| self.checksums.changing(ino, index));
         if effects.is_empty() || !self.layouts.begin(index)? {
+            // A session whose end is replayed was open when this process started: stages may have come for it since.
+            let mut ends = effects.iter().filter(|e| matches!(e, FileEffect::EndStages { .. }));
+            ends.try_for_each(|end| self.carry_out(index, end))?;
             self.layouts.pass(index);
             return Ok(());
         }

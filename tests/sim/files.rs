@@ -141,6 +141,10 @@ impl Files {
             return;
         }
         if effects.is_empty() || index < self.resume {
+            // Stages may have come for a session whose end is replayed.
+            let ends =
+                effects.iter().filter(|effect| matches!(effect, FileEffect::EndStages { .. }));
+            ends.for_each(|end| self.carry_out(end));
             return self.pass(index);
         }
         self.begun = index;

@@ -62,8 +62,10 @@ impl<S: Storage> Core<S> {
             self.hard_state = Some(hard_state.clone());
         }
         // A hard state in which only the commit index is new goes with the next write: after a restart
-        // an older one only means learning it again.
-        let write = ready.must_sync() || !entries.is_empty();
+        // an older one only means learning it again. Not so where members changed: whoever is left alone by that, and forgets
+        // it, needs a vote that is gone.
+        let members_change = committed.iter().any(changes_members);
+        let write = ready.must_sync() || !entries.is_empty() || members_change;
         self.raft.mut_store().append(&entries);
         let invalidate = self.invalidate(&entries);
         self.raft.advance_append_async(ready);
@@ -86,8 +88,7 @@ impl<S: Storage> Core<S> {
     /// Has the mount forget what these entries will change once they are committed.
     pub(super) fn invalidate(&mut self, entries: &[Entry]) -> Option<Effect> {
         let before = LogIndex(entries.first()?.index - 1);
-        let changes_members = |entry: &&Entry| entry.get_entry_type() != EntryType::EntryNormal;
-        if let Some(entry) = entries.iter().rev().find(changes_members) {
+        if let Some(entry) = entries.iter().rev().find(|entry| changes_members(entry)) {
             self.last_membership_change = self.last_membership_change.max(LogIndex(entry.index));
         }
         self.invalidated = self.invalidated.min(before);
@@ -265,4 +266,8 @@ impl<S: Storage> Core<S> {
             self.effects.push_back(Effect::Send { to, message });
         }
     }
+}
+
+fn changes_members(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal
 }

@@ -107,14 +107,10 @@ impl World {
         let is_placed = voters.chain(places.get_learners()).any(|id| *id == old.0);
         let is_gone = has_left && !is_placed;
         let gone_at = replacing.gone_at.or(is_gone.then_some(newest.state.applied.index));
-        // Who is to vote alone from then on, and does not remember it after a crash, needs the vote that is gone.
-        let voters = places.get_voters();
-        let all_know = gone_at.is_some_and(|at| {
-            let knows = |node: &Node| node.disk.commit() >= at;
-            self.members().all(|node| !voters.contains(&node.id.0) || knows(node))
-        });
+        // Whoever says so is not to forget it in a crash.
+        let remembers = gone_at.is_some_and(|at| newest.disk.commit() >= at);
         self.replacing = Some(Replacing { gone_at, ..replacing });
-        if is_gone && all_know && !replacing.is_noticing {
+        if is_gone && remembers && !replacing.is_noticing {
             self.replacing = Some(Replacing { gone_at, is_noticing: true, ..replacing });
             let delay = self.random.within(MILLI, 5 * SECOND);
             self.schedule(delay, Event::Retire { node: leaves });
@@ -133,8 +129,11 @@ impl World {
             ops.insert(1, Op::RemoveMember(proto::RemoveMember { node: old.0 }));
         }
         for op in ops.into_values().filter(|_| self.random.chance(700)).collect::<Vec<_>>() {
-            let at = self.random.index(self.nodes.len());
-            if at != comes && !self.nodes[at].is_retired {
+            let places = 0..self.nodes.len();
+            let old: Vec<_> =
+                places.filter(|at| *at != comes && !self.nodes[*at].is_retired).collect();
+            if !old.is_empty() {
+                let at = self.random.pick(&old);
                 self.propose_for_cluster(at, op);
             }
         }

@@ -18,7 +18,7 @@ pub struct CoreConfig {
     pub heartbeat_ticks: usize,
     /// How long a session lives without being renewed.
     pub session_ttl: Duration,
-    /// The replicas' states are compared so often while they change.
+    /// The replicas' states are compared so often while they change. A newcomer gets no vote before it has been.
     pub digest_period: Duration,
     /// A proposal without an outcome is proposed again after this long.
     pub retry_after: Duration,
@@ -39,7 +39,7 @@ impl CoreConfig {
             election_ticks: (12, 20),
             heartbeat_ticks: 2,
             session_ttl,
-            digest_period: Duration::from_secs(1),
+            digest_period: Duration::from_millis(250),
             retry_after: Duration::from_secs(1),
             max_in_flight_bytes: 32 << 20,
             kept_log_bytes: 8 << 20,

@@ -2,7 +2,7 @@
 //! the log say what most have. Each replica compares by itself when it applies that.
 //!
 //! What the log says of an entry is itself the next entry that replicas say their digests of, so there is one such entry
-//! a second while the state changes, and none while it does not.
+//! in each period while the state changes, and none while it does not.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use crate::types::{LogIndex, Monotonic, NodeId};
 const REPEAT_TICKS: u64 = 10;
 /// How long, in ticks, a leader that differs waits for one voter to take over before it asks another.
 const LEAVE_TICKS: u64 = 20;
-/// For so many periods a leader waits for voters that have not said theirs, where others differ without a majority.
-const PATIENCE: u32 = 3;
+/// So long a leader waits for voters that have not said theirs, where others differ without a majority.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is known of this replica's state and those of the others.
 #[derive(Debug)]
@@ -233,7 +233,7 @@ impl<S: Storage> Core<S> {
             return;
         }
         let listened = self.digests.listened(taken, self.now);
-        let is_late = listened >= PATIENCE * period;
+        let is_late = listened >= PATIENCE;
         let cannot_say = listened >= period && self.somebody_cannot_say(own.index);
         if !has_changed && !cannot_say && standing != Standing::Doubtful {
             return;

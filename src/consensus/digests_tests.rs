@@ -62,7 +62,8 @@ impl Leader {
         let conf_state = ConfState::from((voters.to_vec(), learners.to_vec()));
         let members = members.iter().map(|node| (*node, Suffrage::Voter)).collect();
         let boot = Boot { conf_state, members, ..Boot::default() };
-        let config = CoreConfig::new(OWN, Duration::from_secs(2));
+        let config =
+            CoreConfig { digest_period: PERIOD, ..CoreConfig::new(OWN, Duration::from_secs(2)) };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let core = Core::new(config, log.clone(), boot, &logger).unwrap();
         let (now, attested, samples) = (Monotonic::default(), Vec::new(), BTreeMap::new());
@@ -266,6 +267,18 @@ fn in_doubt_a_member_can_be_removed() {
     let (judged, digest) = *leader.attested.last().expect("it goes on alone");
     assert_eq!(digest, leader.samples.get(&judged).copied());
     assert!(leader.log.last_index().is_ok_and(|last| last > judged.0));
+}
+
+/// Otherwise a crash before the next write would have it look for the vote of the one that is gone.
+#[test]
+fn who_is_left_alone_remembers_it() {
+    let mut leader = Leader::new(&[1, 2], &[], &[OWN]);
+    leader.input(Input::Holds { node: OWN, index: LogIndex(1000) });
+    while leader.voters() != [OWN] {
+        leader.run(Duration::from_millis(50));
+    }
+    let remembered = leader.log.initial_state().unwrap().hard_state;
+    assert_eq!(LogIndex(remembered.commit), leader.core.commit_index());
 }
 
 #[test]

@@ -282,6 +282,8 @@ impl Node {
             election_ticks: (ticks, ticks + 1),
             // Little, so that peers that lag are sent what is on the disk.
             kept_log_bytes: usize::try_from(random.pick(&[0, 2000, 1 << 20])).expect("small"),
+            // Seldom, so that what is wrong has time to do harm.
+            digest_period: std::time::Duration::from_millis(random.pick(&[250, 1000])),
             ..CoreConfig::new(self.id, SESSION_TTL)
         };
         let boot = self.boot_point();

@@ -10,7 +10,7 @@ use quorumfs::types::{Ino, LogIndex, Position, Term};
 use raft::Storage;
 
 use crate::clock::{MILLI, SECOND};
-use crate::node::{Node, NodeEvent};
+use crate::node::{Daemon, Node, NodeEvent};
 use crate::random::Random;
 use crate::state::{Effect, State};
 use crate::world::World;
@@ -173,7 +173,11 @@ impl World {
         // It is not to be the last one that has some bytes.
         let all_right = self.are_all_sound() && self.members().all(|n| n.files.lacks_nothing());
         let target = &mut self.nodes[node];
-        let runs = target.daemon.is_some() && !target.is_retired && target.state.wrong.is_none();
+        // Where it comes again at once, the next state is to be another's.
+        let may_come = |daemon: &Daemon| voters > VOTERS_MIN || !daemon.retracing.is_untried;
+        let runs = target.daemon.as_ref().is_some_and(may_come)
+            && !target.is_retired
+            && target.state.wrong.is_none();
         if runs && all_right && voters >= VOTERS_MIN && self.is_membership_settled() {
             let target = &mut self.nodes[node];
             target.state.spoil(how, &mut self.random);
@@ -322,9 +326,8 @@ impl World {
             if at_least > daemon.core.commit_index() {
                 return;
             }
-            // As where what was wrong comes again. In doubt nobody gives a state.
-            let is_doubted = self.members().any(|node| node.standing() == Standing::Doubtful);
-            let fails = !(voters == 2 && is_doubted) && self.random.chance(300);
+            // As where what was wrong comes again. Of two voters the other may be in doubt then, and gives no state.
+            let fails = voters > 2 && self.random.chance(300);
             match self.nodes[node].retrace(at_least).filter(|_| !fails) {
                 None => {
                     let daemon = self.nodes[node].daemon.as_mut().expect("it runs");

@@ -166,7 +166,8 @@ fn run(seed: u64, trace: Trace) -> Report {
         world.replacing.is_none()
             && world.clients.iter().zip(&before).all(|(client, before)| client.answered > *before)
     };
-    assert!(world.run_until(20 * SECOND, all_get_on), "a client does not get on after the faults");
+    let get_on = world.run_until(20 * SECOND, all_get_on);
+    assert!(get_on, "a client does not get on after the faults: {}", what_is_left(&world));
 
     world.working = false;
     // A record that nobody reads is found only when a snapshot is written.

@@ -40,7 +40,10 @@ fn somebody_else_leads(seed: u64) {
         let mut others = world.nodes.iter().enumerate().filter(|(node, _)| *node != stuck);
         others.any(|(_, node)| node.leads())
     };
-    assert!(world.run_until(5 * SECOND, has_moved), "a leader whose disk stands still leads on");
+    assert!(
+        world.run_until(5 * SECOND, has_moved),
+        "a leader whose disk stands still leads on, seed {seed}"
+    );
 }
 
 /// With a member that never votes, whose session is the newest.

@@ -246,10 +246,12 @@ impl World {
     pub fn run_until(&mut self, limit: Nanos, done: impl Fn(&Self) -> bool) -> bool {
         let end = self.now + limit;
         while !done(self) {
-            let Some(((at, _), event)) = self.queue.pop_first() else { return false };
+            let Some(next) = self.queue.first_entry() else { return false };
+            let (at, _) = *next.key();
             if at > end {
                 return false;
             }
+            let event = next.remove();
             self.now = at;
             self.happen(event);
         }

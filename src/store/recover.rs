@@ -154,8 +154,9 @@ pub(super) fn recover_over(
     files.forget(covered)?;
     forget_stages(&files, &state)?;
     // What has reached the files was in the log before, and a power loss takes with it how far that was: also where that was
-    // some starts ago, and this replica has not healed since.
-    let knows_all = same_boot && is_known && dir.diverged()? != Some(LogIndex(0));
+    // some starts ago, and this replica has not healed since. Nor does a state that was built anew say how far the lost one was.
+    let knows_all =
+        same_boot && is_known && rebuilt.is_none() && dir.diverged()? != Some(LogIndex(0));
     let reached = if knows_all { files.begun() } else { log.last_index() };
     // From here on it may vote.
     log.promise()?;

@@ -9,7 +9,7 @@
 //! they are: what nobody else has, and checksums prove, is found in them again ([`Files::find_here`]).
 
 use super::files::{Files, Key};
-use super::layout::{Away, Layout};
+use super::layout::Away;
 use super::lent::was_lent;
 use super::state::State;
 use crate::fs::{Records, keys, proto, query};
@@ -203,10 +203,12 @@ impl Files {
         let is_lost = self.layouts().is_lost();
         let is_gone = (is_seen || staged == Some(true)) && !is_lost;
         let kept = if is_gone { 0 } else { found.min(inode.size) };
-        let before: Vec<_> = layouts.get(key).into_iter().flat_map(Layout::away).collect();
-        layouts.clear(key, ByteRange::from(0))?;
+        let before: Vec<_> =
+            layouts.get(key).map_or_else(Vec::new, |layout| layout.away().collect());
+        // At no moment is any of it in place.
         let all = ByteRange { start: 0, end: inode.size };
         layouts.set(key, all, Away::Missing { version })?;
+        layouts.clear(key, ByteRange::from(inode.size))?;
         let is_agreed = belief == Belief::Agreed;
         layouts.set(key, ByteRange::at(0, kept), Away::Doubted { version, is_agreed })?;
         for (part, away) in before {

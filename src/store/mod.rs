@@ -69,6 +69,7 @@ pub use files::Files;
 pub use genesis::{found_cluster, join_cluster, joining_nonce};
 pub use identity::Identity;
 pub use layout::{Away, Layout};
+pub use lent::Lending;
 pub use log::{LogOptions, RaftLog};
 pub use mount_list::{record_mounts, recorded_mounts};
 pub use peer_list::{record_peers, recorded_peers};

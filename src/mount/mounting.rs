@@ -19,15 +19,13 @@ use super::names::Place;
 use super::notify::Kernel;
 use super::options::MountFlags;
 use super::root::Root;
-use super::{mount_point, sys};
+use super::{mount_point, session_threads, sys};
 use crate::fs::proto::Kind;
 use crate::fs::query;
 use crate::guardian::{Guardian, Watched};
 use crate::node::{Deadline, Handle, Observer};
 use crate::store::StateRead;
 
-/// Two threads are best on two cores, and more gain nothing: no operation blocks one.
-const SESSION_THREADS: usize = 2;
 /// A mount that nobody uses ends within this after it was unmounted.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -366,7 +364,7 @@ fn config(source: &str, flags: MountFlags) -> Config {
         config.mount_options.push(either(no_dev, MountOption::NoDev, MountOption::Dev));
     }
     config.acl = SessionACL::All;
-    config.n_threads = Some(SESSION_THREADS);
+    config.n_threads = Some(session_threads::ALL);
     config
 }
 

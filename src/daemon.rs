@@ -12,10 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rand::Rng;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::config::{Config, OnQuorumLoss, ReadMode};
 use crate::consensus::CoreConfig;
-use crate::node::{Node, NodeConfig};
+use crate::node::{Fatal, Node, NodeConfig};
 use crate::rpc::{self, AdminService, BulkService, PeerService, Peers};
 use crate::store::{self, DataDir, Identity, StoreError};
 use crate::telemetry;
@@ -28,9 +29,9 @@ use self::mounts::MountTable;
 const LOOK: Duration = Duration::from_millis(500);
 /// Less room than this is a full disk: nothing can be started on it.
 const ROOM_TO_START: u64 = 4 << 20;
-/// With less than this left, a replica that has failed has failed for want of room: a batch of the log is given back where it
-/// has none.
-const FULL_BELOW: u64 = 16 << 20;
+/// The same where the last daemon has ended on a full disk: a batch of the log, another file of it, and some more. What is
+/// kept for log and snapshots is enough, too.
+const ROOM_AFTER_FULL: u64 = 64 << 20;
 /// Between two looks at a disk that is full.
 const FULL: Duration = Duration::from_secs(1);
 /// How long a replica that cannot go on waits for somebody else to lead, and then for its mounts to be gone. What is
@@ -106,7 +107,9 @@ async fn serve(
     };
     ending::look_back(&directory, after_crash_loop)?;
     tokio::select! {
-        waited = until_there_is_room(&directory) => waited?,
+        waited = until_there_is_room(&directory, config.reserve) => {
+            waited.map_err(|error| ending::not_started(&directory, error))?;
+        }
         () = &mut stopping => return Ok(()),
     }
     let identity = directory.identity().clone();
@@ -129,6 +132,7 @@ async fn serve(
     let handle = node.handle();
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
+    streams.spawn(end_what_hangs(handle.fatal()));
 
     let guardian = guarding::start(config, &identity, &handle)?;
     let mounts = MountTable::new(handle.clone(), guardian.clone(), config);
@@ -145,7 +149,10 @@ async fn serve(
     }));
 
     // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
-    mounts.mount_configured().await?;
+    tokio::select! {
+        mounted = mounts.mount_configured() => mounted?,
+        _ = fatal.wait_for(Option::is_some) => {}
+    }
     tokio::select! {
         () = report(&node, config.on_quorum_loss) => {}
         () = &mut stopping => {}
@@ -154,19 +161,7 @@ async fn serve(
 
     telemetry::notify_stopping();
     tracing::info!("stopping");
-    // It may fail while it stops, too: then it ends in the other way after all.
-    let stopped = if fatal.borrow().is_none() { mounts.stop().await } else { Ok(()) };
-    let reason = fatal.borrow().clone();
-    if let Some(reason) = reason {
-        return Err(give_up(&directory, &node, &mounts, reason).await);
-    }
-    stopped?;
-    let ended = node.stop().await.map_err(|error| error.to_string());
-    let failed = fatal.borrow().clone().or(ended.err());
-    if let Some(reason) = failed {
-        end_as_failed(&directory, &reason);
-        bail!("{reason}");
-    }
+    stop(&directory, node, &mounts).await?;
     guarding::stop(guardian).await;
     let _ = stop_server.send(());
     // Streams of peers end with the process.
@@ -174,34 +169,53 @@ async fn serve(
     Ok(())
 }
 
+/// Ends in good order. It may fail while it stops, too: then it ends in the other way after all.
+async fn stop(directory: &DataDir, node: Node, mounts: &MountTable) -> Result<()> {
+    let fatal = node.handle().fatal();
+    let stopped = if fatal.borrow().is_none() { mounts.stop().await } else { Ok(()) };
+    let failed = fatal.borrow().clone();
+    if let Some(failed) = failed {
+        return Err(give_up(directory, &node, mounts, failed).await);
+    }
+    stopped?;
+    let ended = node.stop().await.map_err(|error| Fatal::from(&error));
+    let failed = fatal.borrow().clone().or(ended.err());
+    if let Some(failed) = failed {
+        ending::failed(directory, &failed);
+        bail!(failed.reason);
+    }
+    Ok(())
+}
+
+/// Once the replica has failed, also while it stops, a disk that does not answer is not waited for: whoever waits for this
+/// daemon is not to.
+async fn end_what_hangs(mut fatal: watch::Receiver<Option<Fatal>>) {
+    if fatal.wait_for(Option::is_some).await.is_ok() {
+        std::thread::spawn(|| {
+            std::thread::sleep(GIVEN_UP);
+            tracing::error!("something does not answer: the daemon ends as it is");
+            std::process::exit(1);
+        });
+    }
+}
+
 /// The replica cannot go on. Nothing can be committed through it, so nobody is to wait for it.
 async fn give_up(
     directory: &DataDir,
     node: &Node,
     mounts: &MountTable,
-    reason: String,
+    why: Fatal,
 ) -> anyhow::Error {
-    // A disk that does not answer is not waited for: whoever waits for this daemon is not to.
-    std::thread::spawn(|| {
-        std::thread::sleep(GIVEN_UP);
-        tracing::error!("something does not answer: the daemon ends as it is");
-        std::process::exit(1);
-    });
     let (handle, own) = (node.handle(), directory.identity().node);
     let asked = tokio::task::spawn_blocking(move || handle.is_removed(own).unwrap_or(false));
     let asked = tokio::time::timeout(GIVING_UP, asked).await;
     let is_removed = asked.is_ok_and(|asked| asked.unwrap_or(false));
     if !is_removed {
-        end_as_failed(directory, &reason);
+        ending::failed(directory, &why);
     }
     node.give_leadership_away(GIVING_UP).await;
     let _ = tokio::time::timeout(GIVING_UP, mounts.stop()).await;
-    if is_removed { StaysDown(reason).into() } else { anyhow::Error::msg(reason) }
-}
-
-fn end_as_failed(directory: &DataDir, reason: &str) {
-    let is_full = directory.available().is_ok_and(|left| left < FULL_BELOW);
-    ending::failed(directory, reason, is_full);
+    if is_removed { StaysDown(why.reason).into() } else { anyhow::Error::msg(why.reason) }
 }
 
 /// The record that newcomers start from. A node whose own is damaged serves all the same: they ask another one.
@@ -217,20 +231,27 @@ fn genesis(directory: &DataDir) -> Result<bytes::Bytes> {
 }
 
 /// Whoever filled the disk may make room again. A start in between would end where the last one did.
-async fn until_there_is_room(directory: &DataDir) -> Result<()> {
+async fn until_there_is_room(directory: &DataDir, reserve: u64) -> Result<(), StoreError> {
     if let Err(error) = directory.remove_leftovers() {
         tracing::warn!("{error}");
     }
+    let wanted = ending::was_full(directory).then(|| ROOM_AFTER_FULL.min(reserve));
     let mut is_told = false;
     loop {
         let left = directory.available()?;
-        if left >= ROOM_TO_START {
+        let is_enough = match wanted {
+            Some(wanted) => directory.takes_in(wanted)?,
+            None => left >= ROOM_TO_START,
+        };
+        if is_enough {
             return Ok(());
         }
         if !std::mem::replace(&mut is_told, true) {
             let path = directory.path().display();
+            let wanted = wanted.unwrap_or(ROOM_TO_START);
             let line = format!(
-                "the disk under {path} is full ({left} bytes are left): free some space; waiting"
+                "the disk under {path} is full ({left} bytes are left, {wanted} are wanted, and some inodes; a quota may \
+                 leave less): free some space; waiting"
             );
             telemetry::notify_status(&line);
             tracing::error!("{line}");

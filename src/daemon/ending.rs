@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::node::StartError;
+use crate::node::{Fatal, StartError};
 use crate::store::{self, DataDir, EndKind, StoreError};
 
 /// A disk that does not answer must not keep a daemon from ending.
@@ -77,15 +77,21 @@ pub(super) fn not_started(directory: &DataDir, error: impl Into<anyhow::Error>) 
     let error = not_opened(error);
     if !error.is::<StaysDown>() {
         let is_full = error.downcast_ref().is_some_and(StoreError::is_full);
-        failed(directory, &error.to_string(), is_full);
+        failed(directory, &Fatal { reason: error.to_string(), is_full });
     }
     error
 }
 
 /// The replica could not go on: an fsync may have failed, and then the kernel gives back what is not on the disk.
-pub(super) fn failed(directory: &DataDir, reason: &str, is_full: bool) {
-    let kind = if is_full { EndKind::Full } else { EndKind::Failed };
-    distrust_and_record(directory.path().to_owned(), kind, reason.to_owned());
+pub(super) fn failed(directory: &DataDir, why: &Fatal) {
+    let kind = if why.is_full { EndKind::Full } else { EndKind::Failed };
+    distrust_and_record(directory.path().to_owned(), kind, why.reason.clone());
+}
+
+/// Whether the last daemon that ended by itself did so for want of room.
+pub(super) fn was_full(directory: &DataDir) -> bool {
+    let ends = store::recorded_ends(directory.path()).unwrap_or_default();
+    ends.last().is_some_and(|last| last.kind == EndKind::Full)
 }
 
 /// Has every panic end this process.
@@ -134,4 +140,46 @@ fn distrust_and_record(data: PathBuf, kind: EndKind, reason: String) {
         let _ = done.send(());
     });
     let _ = recorded.recv_timeout(RECORDING);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DataDir, Fatal, StaysDown, StoreError, failed, look_back, not_started, was_full};
+    use crate::store::{Identity, LOOP};
+    use crate::types::{ClusterId, NodeId};
+
+    fn error(errno: i32) -> StoreError {
+        let source = std::io::Error::from_raw_os_error(errno);
+        StoreError::Io { action: "create", path: "image.tmp".into(), source }
+    }
+
+    /// Whether a daemon stays down after so many ends as make a loop, and whether the next one would wait for room.
+    fn after_ends(errno: i32, end: impl Fn(&DataDir, StoreError)) -> (bool, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity {
+            cluster: ClusterId([1; 16]),
+            node: NodeId(1),
+            nonce: 1,
+            address: "a:1".to_owned(),
+        };
+        let data = DataDir::create(dir.path(), identity).unwrap();
+        (0..LOOP).for_each(|_| end(&data, error(errno)));
+        let stays_down = look_back(&data, false).is_err_and(|error| error.is::<StaysDown>());
+        (stays_down, was_full(&data))
+    }
+
+    /// There is room on the disk of this test, so nothing but the error says that there was none.
+    #[test]
+    fn ends_for_want_of_room_are_no_loop() {
+        let running = |data: &DataDir, error| failed(data, &Fatal::from(&error));
+        let starting = |data: &DataDir, error: StoreError| drop(not_started(data, error));
+        for errno in [libc::EDQUOT, libc::ENOSPC] {
+            assert_eq!(after_ends(errno, running), (false, true));
+            assert_eq!(after_ends(errno, starting), (false, true));
+        }
+        for errno in [libc::EIO, libc::EMFILE] {
+            assert_eq!(after_ends(errno, running), (true, false));
+            assert_eq!(after_ends(errno, starting), (true, false));
+        }
+    }
 }

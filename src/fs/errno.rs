@@ -68,7 +68,8 @@ errnos! {
     /// Not an outcome: the session is unknown or has ended, or the command is below its window of
     /// outcomes, so that it was answered before. It was not applied now and leaves no outcome.
     ESTALE = 116,
-    /// The bytes to be copied are not those that the proposer saw. Nothing was changed; look again.
+    /// The bytes that were to be copied, replaced or given up are not those that the proposer saw. Nothing was changed; look
+    /// again.
     ECANCELED = 125,
 }
 

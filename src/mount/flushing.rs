@@ -14,7 +14,7 @@ use super::times;
 use crate::fs::proto::command::Op;
 use crate::fs::{proto, query};
 use crate::node::{Deadline, NodeError, OpenStage, Pending};
-use crate::types::{ByteRange, Ino, LogIndex, SessionId};
+use crate::types::{ByteRange, Ino, LogIndex, SessionId, StageId};
 
 /// An inode with this many buffered bytes is committed in the background.
 const START_BYTES: usize = 1 << 20;
@@ -350,14 +350,9 @@ impl Core {
             debug_assert!(false, "bytes of {ino} are in a stage that is not here");
             return Err(libc::EIO);
         }
-        if let Some(stage) = stage {
-            self.fill_in(&mut batch, ino, stage).await.map_err(|error| {
-                report(&error);
-                libc::EIO
-            })?;
-        }
-        let Some(ctime) = batch.ctime.take() else { return self.propose_writes(ino, batch).await };
-        let only_in = batch.only_in;
+        let ctime = batch.ctime.take();
+        let Some(ctime) = ctime else { return self.propose_bytes(ino, batch, stage).await };
+        let only_in = batch.only_in.or(stage.as_ref().map(|(stage, _)| stage.id().session));
         let mut set = proto::SetAttr { ino: ino.0, raise_ctime: true, ..<_>::default() };
         let mut written = LogIndex(0);
         debug_assert!(
@@ -367,18 +362,41 @@ impl Core {
         if batch.is_portable() {
             batch.put_into(&mut set);
         } else {
-            written = self.propose_writes(ino, batch).await?;
+            written = self.propose_bytes(ino, batch, stage).await?;
         }
         let outcome = outcome_of(self.node.mutate_here(only_in, Op::SetAttr(set), ctime)).await?;
         Ok(written.max(mod_index(&outcome)))
+    }
+
+    /// Proposes what was written, without what came after it.
+    async fn propose_bytes(
+        &self,
+        ino: Ino,
+        batch: Batch,
+        stage: Option<(OpenStage, Disks)>,
+    ) -> Result<LogIndex, i32> {
+        let Some((mut stage, disks)) = stage else { return self.propose_writes(ino, batch).await };
+        let eio = |error: NodeError| {
+            report(&error);
+            libc::EIO
+        };
+        let mut disks = if self.overwrites(ino, &stage).map_err(eio)? { Disks::Now } else { disks };
+        loop {
+            let mut filled = batch.clone();
+            self.fill_in(&mut filled, &mut stage, disks).await.map_err(eio)?;
+            let proposed = self.propose_writes(ino, filled).await;
+            let Some(wanted) = asked_for(&proposed, disks) else { return proposed };
+            stage.refused();
+            disks = wanted;
+        }
     }
 
     /// Says what the stage has, once a quorum has it.
     async fn fill_in(
         &self,
         batch: &mut Batch,
-        ino: Ino,
-        (mut stage, disks): (OpenStage, Disks),
+        stage: &mut OpenStage,
+        disks: Disks,
     ) -> Result<(), NodeError> {
         let id = stage.id();
         let is_over = id.session != self.node.session();
@@ -386,31 +404,16 @@ impl Core {
             return Err(NodeError::SessionLost);
         }
         batch.only_in = Some(id.session);
-        let mut durable = disks == Disks::Now || self.overwrites(ino, &stage)?;
-        loop {
-            stage.hold(durable).await?;
-            // Others may have written there meanwhile.
-            if durable || !self.overwrites(ino, &stage)? {
-                break;
-            }
-            durable = true;
-        }
+        stage.hold(disks == Disks::Now).await?;
         let pieces = stage.pieces().await?;
         let [write] = &mut batch.writes[..] else { unreachable!("one command takes a stage") };
-        let (stage_number, loose) = (id.number, !durable);
-        *write = proto::Write {
-            ino: ino.0,
-            pieces,
-            stage: stage_number,
-            loose,
-            ..std::mem::take(write)
-        };
+        put_stage(write, id, pieces, disks);
         stage.written();
         Ok(())
     }
 
-    /// Whether a stage takes the place of bytes that the file has. They may have been synced, so no power loss may leave
-    /// neither them nor these.
+    /// Whether a stage takes the place of bytes that the file has here. They may have been synced, so no power loss may leave
+    /// neither them nor these. The command asks again, of the state that it is applied to.
     fn overwrites(&self, ino: Ino, stage: &OpenStage) -> Result<bool, NodeError> {
         let inode = query::inode(&self.node.state(), ino)?;
         let first = stage.ranges().first().map(|range| range.start);
@@ -456,6 +459,21 @@ impl Core {
     }
 }
 
+/// The command writes a stage that a quorum holds like this.
+fn put_stage(write: &mut proto::Write, id: StageId, pieces: Vec<proto::Piece>, disks: Disks) {
+    (write.stage, write.pieces) = (id.number, pieces);
+    write.loose = disks == Disks::Later;
+    // What is replaced may be on disks.
+    write.adds_only = write.loose;
+}
+
+/// Where a stage has to be before it is proposed once more: it would have taken the place of bytes that were not known here,
+/// and so it was not written.
+fn asked_for(proposed: &Result<LogIndex, i32>, disks: Disks) -> Option<Disks> {
+    let is_canceled = *proposed == Err(libc::ECANCELED);
+    (is_canceled && disks == Disks::Later).then_some(Disks::Now)
+}
+
 async fn outcome_of(pending: Pending) -> Result<proto::Outcome, i32> {
     match pending.await {
         Ok(outcome) if outcome.errno == 0 => Ok(outcome),
@@ -473,4 +491,34 @@ fn report(error: &NodeError) {
 
 fn mod_index(outcome: &proto::Outcome) -> LogIndex {
     outcome.inode.as_ref().map_or(LogIndex(0), |inode| inode.mod_index.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Disks, StageId, asked_for, proto, put_stage};
+    use crate::types::{LogIndex, SessionId};
+
+    /// What was told to be in memory only, and would have replaced bytes, is brought to disks and written then, whatever there
+    /// is. Nothing else is tried again.
+    #[test]
+    fn a_stage_that_would_replace_bytes_goes_to_disks_first() {
+        let id = StageId { session: SessionId(3), number: 7 };
+        let write = |disks| {
+            let mut write = proto::Write { ino: 5, ..proto::Write::default() };
+            put_stage(&mut write, id, vec![proto::Piece::default()], disks);
+            write
+        };
+        let loose = write(Disks::Later);
+        assert!(loose.loose && loose.adds_only, "{loose:?}");
+        assert_eq!((loose.ino, loose.stage, loose.pieces.len()), (5, 7, 1));
+        let refused = Err(libc::ECANCELED);
+        assert_eq!(asked_for(&refused, Disks::Later), Some(Disks::Now));
+        let durable = write(Disks::Now);
+        assert_eq!(durable, proto::Write { loose: false, adds_only: false, ..loose });
+        for disks in [Disks::Now, Disks::Later] {
+            assert_eq!(asked_for(&Ok(LogIndex(9)), disks), None);
+            assert_eq!(asked_for(&Err(libc::EIO), disks), None);
+        }
+        assert_eq!(asked_for(&refused, Disks::Now), None, "nothing would come of it");
+    }
 }

@@ -1,13 +1,13 @@
 //! The thread that applies committed entries: state, backing files, and the mount's caches.
 
 use std::cell::Cell;
-use std::io::ErrorKind;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
 use tokio::sync::oneshot;
 
 use super::divergence::compare;
+use super::fatal::Fatal;
 use super::invalidate::invalidate;
 use super::shared::Shared;
 use super::snapshots::Due;
@@ -36,12 +36,18 @@ pub(super) enum ApplyError {
 
 impl ApplyError {
     fn of_effect(error: StoreError) -> Self {
-        match &error {
-            StoreError::Io { source, .. } if source.kind() == ErrorKind::StorageFull => {
-                Self::Full(error)
-            }
-            _ => Self::Store(error),
-        }
+        if error.is_full() { Self::Full(error) } else { Self::Store(error) }
+    }
+}
+
+impl From<&ApplyError> for Fatal {
+    fn from(error: &ApplyError) -> Self {
+        let is_full = match error {
+            ApplyError::Store(error) => error.is_full(),
+            ApplyError::Full(_) => true,
+            ApplyError::NoCommand { .. } => false,
+        };
+        Self { reason: error.to_string(), is_full }
     }
 }
 
@@ -277,7 +283,9 @@ fn apply_entry(
     {
         super::lost::note(index, &command, lost);
     }
-    shared.durability.applied(index, &command);
+    if outcome.errno == 0 {
+        shared.durability.applied(index, &command);
+    }
     round.verdict = Verdict::of(&command);
     let key = key_of(&command);
     let proposer = shared.mutations.applied(key, &outcome);

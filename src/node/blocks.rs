@@ -54,6 +54,8 @@ pub(super) enum Taken {
     NoRoom,
     /// They are not what is known of the file here.
     Wrong,
+    /// They complete this block, which is not what is known of it then: all of it is missing now.
+    Misfit(ByteRange),
 }
 
 /// What is to be said of a file now.
@@ -245,14 +247,28 @@ impl Handle {
         fetched: &Fetched,
     ) -> Result<Taken, StoreError> {
         let (offset, version) = (fetched.start, fetched.version);
+        let mut completing = None;
         if let Look::Steady(file) = self.look_at(wanted.ino)?
             && (file.key.1, file.version) == (wanted.generation, version)
-            && !self.files().rotten(&file, offset, &fetched.data).is_empty()
         {
-            return Ok(Taken::Wrong);
+            if !self.files().rotten(&file, offset, &fetched.data).is_empty() {
+                return Ok(Taken::Wrong);
+            }
+            if !store::parted(&file, fetched.range()).is_empty() {
+                // Two parts of a block that come at once would each find that the other one is missing.
+                completing = Some(self.0.fetching.completing.lock());
+                let misfits = self.files().misfits(&file, offset, &fetched.data)?;
+                let why = "a block is not what its checksum says, with the rest that a peer has";
+                if let [first, ..] = misfits[..]
+                    && self.condemn(&file, &misfits, why)?
+                {
+                    return Ok(Taken::Misfit(file.block(first)));
+                }
+            }
         }
         let key = (wanted.ino, wanted.generation);
         let kept = self.files().install(key, offset, &fetched.data, version)?;
+        drop(completing);
         Ok(if kept { Taken::Kept } else { Taken::NoRoom })
     }
 

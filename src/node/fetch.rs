@@ -81,7 +81,7 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    fn range(&self) -> ByteRange {
+    pub(super) fn range(&self) -> ByteRange {
         ByteRange::at(self.start, self.data.len() as u64)
     }
 
@@ -108,6 +108,8 @@ pub(super) struct Fetching {
     waited_for: AtomicUsize,
     meter: Mutex<Meter>,
     nowhere: Nowhere,
+    /// By whoever installs parts of blocks. Before the lock of a layout.
+    pub(super) completing: Mutex<()>,
     /// Told when something that was missing may be here, or is not being fetched any more.
     pub(super) changed: Notify,
 }
@@ -141,13 +143,14 @@ impl Fetching {
             waited_for: AtomicUsize::new(0),
             meter: Mutex::default(),
             nowhere: Nowhere::default(),
+            completing: Mutex::default(),
             changed: Notify::new(),
         }
     }
 
-    /// There is one more peer to be asked: what no other one has it may have.
-    pub(super) fn lane_opened(&self) {
-        self.nowhere.clear();
+    /// A peer can be asked: what it has not refused before it may have, whoever else lacks it.
+    pub(super) fn lane_opened(&self, node: NodeId) {
+        self.nowhere.ask(node);
     }
 
     /// The connection for bulk data to a peer is lost.

@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 use super::clock;
 use super::deadline::Deadline;
 use super::durability::voters;
+use super::fatal::Fatal;
 use super::look::Look;
 use super::mutations::{Answer, Number, Submission};
 use super::observers::Observer;
@@ -222,20 +223,20 @@ impl Handle {
                     return Ok(ino);
                 }
                 // It comes with some.
-                None if self.session() == SessionId::CLUSTER => drop(self.until_session().await?),
+                None if !self.0.mutations.is_open() => drop(self.until_session().await?),
                 None => self.grant_inodes().await?,
             }
         }
     }
 
-    /// Waits until this node has had a session: before, nobody can change anything through it, and its state may be
-    /// older than its files.
+    /// Waits until this node has a session that is not known to have ended: without, nobody can change anything through it, and
+    /// before the first one its state may be older than its files.
     ///
     /// # Errors
     /// [`NodeError::Deadline`] where no quorum opens one in time.
     pub async fn until_session(&self) -> Result<SessionId, NodeError> {
         let mut sessions = self.0.session.subscribe();
-        while self.session() == SessionId::CLUSTER {
+        while !self.0.mutations.is_open() {
             let opened = self.within(sessions.changed()).await?;
             opened.map_err(|_| NodeError::Stopping)?;
         }
@@ -494,7 +495,7 @@ impl Handle {
 
     /// What this replica cannot go on with, once there is such a thing.
     #[must_use]
-    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+    pub fn fatal(&self) -> watch::Receiver<Option<Fatal>> {
         self.0.fatal.subscribe()
     }
 

@@ -29,6 +29,8 @@ const ATTEMPTS: usize = 5;
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long a peer may be behind who asks it.
 const BEHIND: Duration = Duration::from_secs(1);
+/// Why nothing can be said of a file.
+const CHANGES: &str = "it changes all the time: ask again when nobody writes it";
 /// Reports that nobody has taken yet.
 const REPORTS: usize = 16;
 
@@ -226,8 +228,7 @@ impl Handle {
                 };
                 (from, attempts) = (end, 0);
             } else {
-                report.refusal =
-                    Some("it changes all the time: ask again when nobody writes it".to_owned());
+                report.refusal = Some(CHANGES.to_owned());
             }
             let is_over = report.refusal.is_some();
             let lacks =
@@ -270,6 +271,17 @@ impl Handle {
         };
         if options.accept && !lost.is_empty() {
             report.refusal = self.refusal(&survey, options).await?;
+            let is_first = range.start == options.within.map_or(0, |within| within.start);
+            if is_first && report.refusal.is_none() {
+                // The first command gives the file another version, and whoever is away throws away what it has of this one.
+                let rest = ByteRange { start: end, ..range };
+                let refused = self.first_of(report.ino, rest, |survey| match survey {
+                    Some(survey) if survey.lost.is_empty() => None,
+                    Some(survey) => refusal(survey, options),
+                    None => Some(CHANGES.to_owned()),
+                });
+                report.refusal = refused.await?;
+            }
             if report.refusal.is_none() {
                 match self.give_up(&survey, &lost).await? {
                     Answer::Accepted => report.accepted = std::mem::take(&mut lost),
@@ -396,23 +408,40 @@ impl Handle {
         within: ByteRange,
     ) -> Result<Option<ByteRange>, NodeError> {
         let before = ByteRange { start: 0, end: within.start };
-        for mut rest in [before, ByteRange::from(within.end)] {
-            let mut attempts = 0;
-            while rest.start < rest.end {
-                match self.survey(ino, rest).await? {
-                    Surveyed::Whole => break,
-                    Surveyed::Changing if attempts < ATTEMPTS => {
-                        attempts += 1;
-                        tokio::time::sleep(AGAIN).await;
+        for rest in [before, ByteRange::from(within.end)] {
+            let lost = self.first_of(ino, rest, |survey| match survey {
+                Some(survey) => ranges(&survey.lost).next(),
+                None => Some(rest),
+            });
+            if let Some(lost) = lost.await? {
+                return Ok(Some(lost));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is found first in what a file lacks of a range, survey by survey; there is none where the file changes all the time.
+    async fn first_of<T>(
+        &self,
+        ino: Ino,
+        mut rest: ByteRange,
+        find: impl Fn(Option<&Survey>) -> Option<T>,
+    ) -> Result<Option<T>, NodeError> {
+        let mut attempts = 0;
+        while rest.start < rest.end {
+            match self.survey(ino, rest).await? {
+                Surveyed::Whole => break,
+                Surveyed::Changing if attempts < ATTEMPTS => {
+                    attempts += 1;
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Surveyed::Changing => return Ok(find(None)),
+                Surveyed::Lacks(survey) => {
+                    let found = find(Some(&survey));
+                    if found.is_some() {
+                        return Ok(found);
                     }
-                    // Nothing is known of it.
-                    Surveyed::Changing => return Ok(Some(rest)),
-                    Surveyed::Lacks(survey) => {
-                        if let Some(lost) = ranges(&survey.lost).next() {
-                            return Ok(Some(lost));
-                        }
-                        rest.start = survey.end;
-                    }
+                    rest.start = survey.end;
                 }
             }
         }

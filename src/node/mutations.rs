@@ -50,6 +50,8 @@ pub(super) struct Mutations {
 #[derive(Debug, Default)]
 struct Inner {
     session: SessionId,
+    /// It is known to have ended: nothing is proposed in it any more.
+    is_over: bool,
     last_seq: u64,
     unanswered: BTreeSet<u64>,
     /// Given up, and not known to be refused by all: each with the first command that said so.
@@ -99,8 +101,13 @@ impl Mutations {
         self.inner.lock().session
     }
 
+    /// Whether there is a session in which something can be proposed.
+    pub(super) fn is_open(&self) -> bool {
+        self.inner.lock().is_open()
+    }
+
     /// A new session: numbers start again, and what was granted to the last one is gone. Answers what has waited for
-    /// the first one, to be given to the core.
+    /// it, to be given to the core.
     pub(super) fn begin(
         &self,
         session: SessionId,
@@ -108,15 +115,31 @@ impl Mutations {
         hlc: impl Fn() -> u64,
     ) -> Vec<Input> {
         let mut inner = self.inner.lock();
-        if inner.session != SessionId::CLUSTER {
+        if inner.is_open() {
             inner.queue.clear();
         }
         inner.session = session;
+        inner.is_over = false;
         inner.last_seq = 0;
         inner.unanswered.clear();
         inner.given_up.clear();
         inner.inos = granted.into_iter().collect();
         inner.propose_queued(self.node, hlc)
+    }
+
+    /// A session is known to have ended. What is proposed is refused, and so is what waits for room in its window; what comes from
+    /// now on waits for the next one.
+    pub(super) fn end(&self, session: SessionId) {
+        let mut inner = self.inner.lock();
+        if inner.session != session || inner.is_over {
+            return;
+        }
+        inner.is_over = true;
+        inner.inos.clear();
+        let queue = std::mem::take(&mut inner.queue);
+        // Whoever is answered may go on at once, on this thread, and submit more.
+        drop(inner);
+        drop(queue);
     }
 
     /// The session is given up: whoever waits under it is told that it is lost, and what comes from now on waits for
@@ -127,6 +150,7 @@ impl Mutations {
             inner.waiting.extract_if(|key, _| key.session != SessionId::CLUSTER).collect();
         let queue = std::mem::take(&mut inner.queue);
         inner.session = SessionId::CLUSTER;
+        inner.is_over = false;
         inner.unanswered.clear();
         inner.inos.clear();
         // Whoever is answered may go on at once, on this thread, and submit more.
@@ -136,7 +160,10 @@ impl Mutations {
     }
 
     pub(super) fn grant(&self, first: u64, end: u64) {
-        self.inner.lock().inos.insert(first, end);
+        let mut inner = self.inner.lock();
+        if inner.is_open() {
+            inner.inos.insert(first, end);
+        }
     }
 
     /// A granted number, and whether it is time to ask for more.
@@ -152,7 +179,7 @@ impl Mutations {
 
     /// Numbers a mutation of the session, to be proposed now or once the window has room. The second
     /// value is to be given to the core. It is answered that the session is lost where that is no longer
-    /// the one `only_in` names. Before the first session it waits for that.
+    /// the one `only_in` names. Where there is none, or it is known to have ended, it waits for the next one.
     pub(super) fn submit(
         &self,
         only_in: Option<SessionId>,
@@ -162,8 +189,10 @@ impl Mutations {
         let (answer, receiver) = oneshot::channel();
         let number = Number::default();
         let mut inner = self.inner.lock();
-        let is_another = |session| session != inner.session || session == SessionId::CLUSTER;
-        if only_in.is_some_and(is_another) {
+        let is_another = |session| session != inner.session || !inner.is_open();
+        // The number of what is made was granted to the session that has ended.
+        let is_of_ended = inner.is_over && matches!(submission.op, Op::Make(_));
+        if only_in.is_some_and(is_another) || is_of_ended {
             // Dropped, which says it.
             return (receiver, number, None);
         }
@@ -258,8 +287,12 @@ impl Mutations {
 }
 
 impl Inner {
+    fn is_open(&self) -> bool {
+        self.session != SessionId::CLUSTER && !self.is_over
+    }
+
     fn has_room(&self) -> bool {
-        self.session != SessionId::CLUSTER
+        self.is_open()
             && self.unanswered.first().is_none_or(|lowest| self.last_seq + 1 - lowest < WINDOW)
     }
 
@@ -352,13 +385,13 @@ mod tests {
     use std::task::{Context, Poll, Wake, Waker};
 
     use super::{
-        Deadline, MountId, Mutations, NodeError, NodeId, Op, Outcome, ProposalKey, Seq, SessionId,
-        Submission, Wait,
+        Deadline, MountId, Mutations, NodeError, NodeId, Op, Outcome, ProposalKey, REFUSED, Seq,
+        SessionId, Submission, Wait,
     };
     use prost::Message;
 
     use crate::consensus::Input;
-    use crate::fs::proto::{Command, Touch};
+    use crate::fs::proto::{Command, Make, Touch};
 
     struct SubmitsMore(Arc<Mutations>);
 
@@ -405,6 +438,42 @@ mod tests {
         assert_eq!(mutations.begin(SessionId(7), None, || 0).len(), 1);
         assert_eq!(mutations.give_up(|_| Err(NodeError::Deadline)).len(), 1);
         assert!(matches!(first.blocking_recv(), Ok(Err(NodeError::Deadline))));
+    }
+
+    /// A session that is known to have ended takes nothing more; what depends on it is told, and all else goes into the next one.
+    #[test]
+    fn what_comes_after_the_end_of_a_session_waits_for_the_next() {
+        let mutations = Mutations::new(NodeId(1));
+        mutations.begin(SessionId(7), Some((100, 200)), || 0);
+        let (mut proposed, _, input) = mutations.submit(None, touch(None), 0);
+        assert!(input.is_some());
+        mutations.end(SessionId(6));
+        assert!(mutations.is_open(), "another one has ended");
+        mutations.end(SessionId(7));
+        assert_eq!((mutations.session(), mutations.is_open()), (SessionId(7), false));
+
+        let (mut waits, _, input) = mutations.submit(None, touch(None), 0);
+        assert!(input.is_none(), "it would be refused");
+        let (of_it, _, _) = mutations.submit(Some(SessionId(7)), touch(None), 0);
+        assert!(of_it.blocking_recv().is_err());
+        let make = Submission { op: Op::Make(Make::default()), ..touch(None) };
+        let (made, _, _) = mutations.submit(None, make, 0);
+        assert!(made.blocking_recv().is_err(), "its number belongs to nobody");
+        mutations.grant(200, 300);
+        assert_eq!(mutations.take_ino(), (None, true));
+        assert!(proposed.try_recv().is_err() && waits.try_recv().is_err(), "nobody is told yet");
+
+        let inputs = mutations.begin(SessionId(8), None, || 0);
+        let [Input::Propose { key, .. }] = &inputs[..] else { panic!("{inputs:?}") };
+        assert_eq!(*key, ProposalKey { session: SessionId(8), seq: Seq(1) });
+        mutations.applied(*key, &Outcome::default());
+        mutations.acknowledge(*key, || 0);
+        assert!(matches!(waits.try_recv(), Ok(Ok(_))));
+        // The log says what became of the one that had been proposed.
+        let key = ProposalKey { session: SessionId(7), seq: Seq(1) };
+        mutations.applied(key, &Outcome { errno: REFUSED, ..Outcome::default() });
+        mutations.acknowledge(key, || 0);
+        assert!(matches!(proposed.try_recv(), Ok(Err(NodeError::SessionLost))));
     }
 
     /// Each is answered why it is given up, wherever it waits; others go on waiting.

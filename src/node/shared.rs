@@ -13,6 +13,7 @@ use super::clock::{self, HybridClock};
 use super::divergence::Comparison;
 use super::durability::Durability;
 use super::encoding::Traffic;
+use super::fatal::Fatal;
 use super::fetch::Fetching;
 use super::install::Paused;
 use super::locks::Locks;
@@ -98,7 +99,7 @@ pub(super) struct Shared {
     /// Told when the table of members has changed.
     pub(super) members_changed: watch::Sender<()>,
     /// Set once, by what this replica cannot go on with.
-    pub(super) fatal: watch::Sender<Option<String>>,
+    pub(super) fatal: watch::Sender<Option<Fatal>>,
     /// The daemon is about to end: nobody is to wait for a quorum that may never be back.
     pub(super) stopping: AtomicBool,
 }
@@ -134,6 +135,7 @@ impl Shared {
     /// This node's own session was ended by the others: another is opened in its place.
     pub(super) fn session_ended(&self, session: SessionId) {
         tracing::warn!(session = session.0, "this node's session has ended");
+        self.mutations.end(session);
         self.input(Input::OwnSession { session: None });
         self.locks.begin(SessionId::CLUSTER);
         self.session.send_replace(None);
@@ -183,7 +185,7 @@ impl Shared {
 
     /// This node is no member any more.
     pub(super) fn removed(&self) {
-        self.fail(&format!(
+        self.fail(format!(
             "node {} was removed from the cluster: it serves nothing any more; to use this machine again, empty the \
              data directory and let it join as a new member",
             self.node
@@ -210,12 +212,13 @@ impl Shared {
 
     /// This replica cannot go on: it stops acknowledging, and the daemon ends. What could not be written is lost, and no
     /// later sync would say so: the next start is to believe only what is durable, whatever ends this process.
-    pub(super) fn fail(&self, reason: &dyn std::fmt::Display) {
+    pub(super) fn fail(&self, why: impl Into<Fatal>) {
+        let why = why.into();
         self.distrust_state();
-        tracing::error!(node = self.node.0, "this replica stops: {reason}");
+        tracing::error!(node = self.node.0, "this replica stops: {}", why.reason);
         self.fatal.send_if_modified(|fatal| {
             let first = fatal.is_none();
-            fatal.get_or_insert_with(|| reason.to_string());
+            fatal.get_or_insert(why);
             first
         });
     }

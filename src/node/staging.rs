@@ -150,8 +150,8 @@ impl Handle {
     }
 
     /// There is a connection for bulk data to a peer.
-    pub fn stage_lane_opened(&self) {
-        self.0.fetching.lane_opened();
+    pub fn stage_lane_opened(&self, node: NodeId) {
+        self.0.fetching.lane_opened(node);
     }
 
     /// The connection for stages to a peer is lost.
@@ -311,13 +311,18 @@ impl OpenStage {
         Ok(bytes)
     }
 
-    /// The command that writes it is on its way: it belongs to the file from now on.
-    pub fn written(mut self) {
+    /// The command that writes it is on its way: it belongs to the file from now on, unless it is [`refused`](Self::refused).
+    pub fn written(&mut self) {
         self.is_written = true;
         if !self.is_kept_here() {
             // What this disk had no room for does not come by itself.
             self.handle.files().give_up_stage(self.id);
         }
+    }
+
+    /// The command was answered, and has written nothing: another one may.
+    pub fn refused(&mut self) {
+        self.is_written = false;
     }
 
     /// Asks everybody who has been sent all of it; whether a quorum holds it.

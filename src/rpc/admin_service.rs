@@ -92,8 +92,8 @@ impl AdminService {
 
     fn problems(&self, raft: &RaftStatus) -> Vec<String> {
         let mut problems = Vec::new();
-        if let Some(reason) = &*self.handle.fatal().borrow() {
-            problems.push(format!("this replica has stopped: {reason}"));
+        if let Some(fatal) = &*self.handle.fatal().borrow() {
+            problems.push(format!("this replica has stopped: {}", fatal.reason));
         }
         problems.extend(self.handle.divergence());
         problems.extend(self.handle.waits_for_comparison());

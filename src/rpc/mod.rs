@@ -50,7 +50,7 @@ pub use peers::Peers;
 pub use server::{ServeError, bind, serve};
 
 /// The format of the peer protocol. A peer with another one is refused.
-pub const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 6;
 
 /// The largest message that a peer accepts.
 const MAX_MESSAGE: usize = 64 << 20;

@@ -218,7 +218,7 @@ impl Kept {
         connection.client = Some(client);
         drop(connection);
         if let Some(handle) = self.handle.get() {
-            handle.stage_lane_opened();
+            handle.stage_lane_opened(self.node);
         }
     }
 

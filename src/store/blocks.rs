@@ -70,6 +70,21 @@ pub fn blocks_of(range: ByteRange) -> Range<u64> {
     range.start / CHECKSUM_BLOCK..range.end.div_ceil(CHECKSUM_BLOCK)
 }
 
+/// The blocks of which a range has some bytes, and not all that the file has.
+#[must_use]
+pub fn parted(file: &Steady, range: ByteRange) -> Vec<u64> {
+    let all = blocks_of(range);
+    let is_parted = |block: &u64| {
+        let whole = file.block(*block);
+        range.start > whole.start || range.end < whole.end
+    };
+    let ends = [all.start, all.end.saturating_sub(1)];
+    let mut parted: Vec<_> =
+        ends.into_iter().filter(|block| *block < file.blocks() && is_parted(block)).collect();
+    parted.dedup();
+    parted
+}
+
 impl Files {
     /// A file that has this version and size in the state at `applied`; nothing where a later entry is at work on
     /// it already.
@@ -169,6 +184,57 @@ impl Files {
             }
         }
         rotten
+    }
+
+    /// The blocks that bytes from `offset` on of a file complete, all else of them being here, and that are not what they should
+    /// be then: either what is here or what has come is wrong.
+    ///
+    /// # Errors
+    /// When the local file system has trouble, but what it cannot read.
+    pub fn misfits(&self, file: &Steady, offset: u64, data: &[u8]) -> Result<Vec<u64>, StoreError> {
+        let given = ByteRange::at(offset, data.len() as u64);
+        let mut misfits = Vec::new();
+        for block in parted(file, given) {
+            let sums = self.checksums_of(file, block / PAGE_BLOCKS);
+            let Some(sum) = sums.map(|sums| sums[index(block % PAGE_BLOCKS)]) else { continue };
+            let completed = self.completed(file.key, file.block(block), (given, data))?;
+            if completed.is_some_and(|completed| completed != sum) {
+                misfits.push(block);
+            }
+        }
+        Ok(misfits)
+    }
+
+    /// The CRC-32C of a range with bytes that have come where some are missing; nothing where that is not all that is missing.
+    fn completed(
+        &self,
+        key: Key,
+        range: ByteRange,
+        (given, data): (ByteRange, &[u8]),
+    ) -> Result<Option<u32>, StoreError> {
+        let missing = self.missing(key, range);
+        let comes = |part: &ByteRange| given.start <= part.start && part.end <= given.end;
+        if missing.is_empty() || !missing.iter().all(|(part, _)| comes(part)) {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; index(range.len())];
+        let at = |part: ByteRange, from: u64| index(part.start - from)..index(part.end - from);
+        let mut read_from = range.start;
+        let gaps = missing.iter().map(|(part, _)| *part).chain([ByteRange::at(range.end, 0)]);
+        for gap in gaps {
+            let here = ByteRange { start: read_from, end: gap.start };
+            match self.read(key.0, key.1, here.start, &mut bytes[at(here, range.start)]) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(StoreError::Io { source, .. }) if is_broken(&source) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+            if !gap.is_empty() {
+                bytes[at(gap, range.start)].copy_from_slice(&data[at(gap, given.start)]);
+            }
+            read_from = gap.end;
+        }
+        Ok(Some(crc32c::crc32c(&bytes)))
     }
 
     /// Blocks of a file are not what its version says: they are missing from now on, where the file is still of

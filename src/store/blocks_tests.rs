@@ -152,3 +152,50 @@ fn a_removed_file_has_no_checksums() {
     let kept = std::fs::read_dir(dir.path().join("checksums/00")).unwrap();
     assert_eq!(kept.count(), 0);
 }
+
+/// Bytes that peers have between them are believed where they make up the block that is known, and not otherwise.
+#[test]
+fn what_is_put_together_is_judged_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (files, file, bytes) = with_file(dir.path());
+    let at = |range: ByteRange| {
+        &bytes[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
+    };
+    let range = |start, end| ByteRange { start: CHECKSUM_BLOCK + start, end: CHECKSUM_BLOCK + end };
+    let [one, other] = [range(0, 50_000), range(50_000, CHECKSUM_BLOCK)];
+    let misfits = |range: ByteRange, data: &[u8]| files.misfits(&file, range.start, data).unwrap();
+    assert!(files.condemn(&file, &[1]).unwrap());
+    assert_eq!(misfits(one, b"whatever"), [0_u64; 0], "nothing is known");
+    files.install(KEY, CHECKSUM_BLOCK, at(file.block(1)), VERSION).unwrap();
+    files.keep_checksums(&file, 0, &sums(&files, &file)).unwrap();
+
+    assert!(files.condemn(&file, &[1]).unwrap());
+    assert_eq!(misfits(one, &vec![0; 50_000]), [0_u64; 0], "the rest of it is not here");
+    let mut rotten = at(one).to_vec();
+    rotten[77] ^= 1;
+    files.install(KEY, one.start, &rotten, VERSION).unwrap();
+    assert_eq!(misfits(other, at(other)), [1], "the part that came before is wrong");
+    assert_eq!(misfits(range(50_000, 60_000), at(range(50_000, 60_000))), [0_u64; 0]);
+    let behind = range(50_000, CHECKSUM_BLOCK + 9);
+    assert_eq!(misfits(behind, at(behind)), [1], "also with more behind it");
+
+    assert!(files.condemn(&file, &[1]).unwrap());
+    files.install(KEY, other.start, at(other), VERSION).unwrap();
+    assert_eq!(misfits(one, at(one)), [0_u64; 0]);
+    assert_eq!(misfits(one, &rotten), [1]);
+    let before = ByteRange { start: 5, ..one };
+    assert_eq!(misfits(before, at(before)), [0_u64; 0], "what is here already is left alone");
+    files.install(KEY, one.start, at(one), VERSION).unwrap();
+    assert_eq!(misfits(one, &rotten), [0_u64; 0], "it takes the place of nothing");
+
+    // The last block ends with the file; what lies behind it comes as zeros.
+    assert!(files.condemn(&file, &[3]).unwrap());
+    let tail = ByteRange { start: file.block(3).start + 700, end: file.size + 1000 };
+    let head = ByteRange { end: tail.start, ..file.block(3) };
+    files.install(KEY, head.start, at(head), VERSION).unwrap();
+    let mut data = at(ByteRange { end: file.size, ..tail }).to_vec();
+    data.resize(1077, 0);
+    assert_eq!(misfits(tail, &data), [0_u64; 0]);
+    data[3] ^= 1;
+    assert_eq!(misfits(tail, &data), [3]);
+}

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::identity::{Identity, read_identity, write_identity};
-use super::{durable, sys};
+use super::{durable, headroom, sys};
 use crate::store::StoreError;
 use crate::types::ClusterId;
 
@@ -236,11 +236,16 @@ impl DataDir {
     /// # Errors
     /// When the disk refuses.
     pub fn remove_leftovers(&self) -> Result<(), StoreError> {
-        self.remove_other_states()?;
+        if self.same_boot() || !self.has_started() {
+            self.remove_other_states()?;
+        } else {
+            // Nobody believes the current one either.
+            self.remove_states(false)?;
+        }
         for (dir, is_left) in [
             (self.snapshots_dir(), is_half_a_snapshot as fn(&str) -> bool),
             (self.stages_dir(), |name| Path::new(name).extension().is_some_and(|end| end == "tmp")),
-            (self.path.clone(), |name| name.starts_with("log.mending")),
+            (self.path.clone(), |name| name.starts_with("log.mending") || name == headroom::TRIAL),
         ] {
             let Ok(entries) = std::fs::read_dir(&dir) else { continue };
             for path in entries.flatten().map(|entry| entry.path()) {
@@ -256,20 +261,6 @@ impl DataDir {
             }
         }
         Ok(())
-    }
-
-    /// Bytes that its disk still takes in, from this process.
-    ///
-    /// # Errors
-    /// When the local file system cannot say.
-    pub fn available(&self) -> Result<u64, StoreError> {
-        let asked = rustix::fs::statvfs(&self.path);
-        let space =
-            asked.map_err(|errno| StoreError::io("ask the space of", &self.path)(errno.into()))?;
-        // The reserve of the file system is root's.
-        let blocks =
-            if rustix::process::geteuid().is_root() { space.f_bfree } else { space.f_bavail };
-        Ok(blocks * space.f_frsize)
     }
 
     /// Where the directory is.
@@ -336,6 +327,24 @@ impl DataDir {
     pub fn switch_state(&self, dir: &Path) -> Result<(), StoreError> {
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         durable::replace(&self.path.join("current"), format!("{name}\n").as_bytes())
+    }
+
+    /// No state is the current one, and none takes any room: whoever builds one anew has no use for them. Where the replica
+    /// has a log, from then on nothing but `identity` says so, should that be gone. A start that finds no state builds one: it
+    /// does not matter where this is cut short.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn remove_states(&self, has_log: bool) -> Result<(), StoreError> {
+        if has_log && !self.state_dirs()?.is_empty() {
+            self.record_start()?;
+        }
+        // First: what is left of a state must not be taken for one.
+        self.forget_state()?;
+        if let Err(error) = self.remove_other_states() {
+            tracing::info!(%error, "an old state stays for now");
+        }
+        Ok(())
     }
 
     /// No state is the current one: it is built anew. Durable on return.

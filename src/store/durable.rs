@@ -61,27 +61,51 @@ impl Syncs {
         path: &Path,
         sync: impl FnOnce(&File) -> io::Result<()>,
     ) -> Result<(), StoreError> {
-        self.unless_failed(path, || {
-            #[cfg(test)]
-            if self.0.is_to_fail.swap(false, Ordering::SeqCst) {
-                return Err(StoreError::io("sync", path)(rustix::io::Errno::IO.into()));
-            }
-            sync(file).map_err(StoreError::io("sync", path))
-        })
+        self.refuse_after_failure(path)?;
+        #[cfg(test)]
+        let sync = |file: &File| {
+            let is_to_fail = self.0.is_to_fail.swap(false, Ordering::SeqCst);
+            if is_to_fail { Err(rustix::io::Errno::IO.into()) } else { sync(file) }
+        };
+        sync(file)
+            .inspect_err(|_| self.0.have_failed.store(true, Ordering::SeqCst))
+            .map_err(StoreError::io("sync", path))
     }
 
-    /// Does something that ends with a sync.
-    pub(super) fn unless_failed(
-        &self,
-        path: &Path,
-        sync: impl FnOnce() -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+    /// Makes the names in a directory durable. Where it cannot be opened nothing is lost.
+    fn sync_dir(&self, dir: &Path) -> Result<(), StoreError> {
+        let opened = File::open(dir).map_err(StoreError::io("open", dir))?;
+        self.sync_alone(&opened, dir, File::sync_all)
+    }
+
+    /// As [`replace`]. Where there is no room for the new file nothing is lost.
+    pub(super) fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let beside = path.with_extension("tmp");
+        let written =
+            write(&beside, bytes).and_then(|file| self.sync_alone(&file, &beside, File::sync_all));
+        written.inspect_err(|_| drop(std::fs::remove_file(&beside)))?;
+        self.put_in_place(&beside, path)
+    }
+
+    /// Renames an fsynced file to its final name, durably.
+    pub(super) fn put_in_place(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
+        self.refuse_after_failure(to)?;
+        std::fs::rename(from, to).map_err(StoreError::io("rename into place", to))?;
+        self.sync_parent(to)
+    }
+
+    /// Makes names created in, or removed from, the directory of `path` durable.
+    pub(super) fn sync_parent(&self, path: &Path) -> Result<(), StoreError> {
+        self.sync_dir(parent_of(path))
+    }
+
+    fn refuse_after_failure(&self, path: &Path) -> Result<(), StoreError> {
         if self.0.have_failed.load(Ordering::SeqCst) {
             let failed =
                 io::Error::other("an earlier sync has failed, and what it lost is not known");
             return Err(StoreError::io("sync", path)(failed));
         }
-        sync().inspect_err(|_| self.0.have_failed.store(true, Ordering::SeqCst))
+        Ok(())
     }
 
     /// For tests: the next one fails, as where the disk could not write.
@@ -99,9 +123,13 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    write(path, bytes)?.sync_all().map_err(StoreError::io("fsync", path))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<File, StoreError> {
     let mut file = File::create(path).map_err(StoreError::io("create", path))?;
     file.write_all(bytes).map_err(StoreError::io("write", path))?;
-    file.sync_all().map_err(StoreError::io("fsync", path))
+    Ok(file)
 }
 
 /// Renames an fsynced file to its final name, durably.
@@ -112,11 +140,45 @@ pub(super) fn put_in_place(from: &Path, to: &Path) -> Result<(), StoreError> {
 
 /// Makes names created in, or removed from, the directory of `path` durable.
 pub(super) fn sync_parent(path: &Path) -> Result<(), StoreError> {
-    let parent = path.parent().expect("every path that the store writes is in its directory");
-    sync_dir(parent)
+    sync_dir(parent_of(path))
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().expect("every path that the store writes is in its directory")
 }
 
 /// Makes the names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::io("fsync", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Syncs;
+
+    /// A passing lack of descriptors, or of room for another file, is no reason to believe no disk any more.
+    #[test]
+    fn only_a_failed_sync_is_the_last_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (syncs, image) = (Syncs::default(), dir.path().join("image"));
+        syncs.sync_dir(&dir.path().join("absent")).unwrap_err();
+        std::fs::create_dir(dir.path().join("image.tmp")).unwrap();
+        syncs.replace(&image, b"no room").unwrap_err();
+        std::fs::remove_dir(dir.path().join("image.tmp")).unwrap();
+        syncs.put_in_place(&dir.path().join("absent"), &image).unwrap_err();
+        syncs.replace(&image, b"first").unwrap();
+        syncs.sync_dir(dir.path()).unwrap();
+
+        syncs.fail_next();
+        syncs.replace(&image, b"lost").unwrap_err();
+        assert!(!dir.path().join("image.tmp").exists());
+        for refused in [
+            syncs.replace(&image, b"second"),
+            syncs.sync_dir(dir.path()),
+            syncs.put_in_place(&image, &dir.path().join("moved")),
+        ] {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains("an earlier sync has failed"), "{refused}");
+        }
+    }
 }

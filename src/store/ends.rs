@@ -64,7 +64,8 @@ pub fn recorded_ends(data: &Path) -> Result<Vec<End>, StoreError> {
     }
 }
 
-/// Records that the daemon on `data` ends.
+/// Records that the daemon on `data` ends: in the file itself where there is no room for another one, which costs at most some of
+/// the older lines.
 ///
 /// # Errors
 /// When the disk refuses, which may be why it ends.
@@ -78,7 +79,13 @@ pub fn record_end(data: &Path, kind: EndKind, reason: &str) -> Result<(), StoreE
     };
     let from = ends.len().saturating_sub(KEPT);
     let text: String = ends[from..].iter().map(line).collect();
-    durable::replace(&data.join(FILE), text.as_bytes())
+    let path = data.join(FILE);
+    match durable::replace(&path, text.as_bytes()) {
+        Err(error) if error.is_full() => {
+            std::fs::write(&path, text).map_err(StoreError::io("write", &path))
+        }
+        replaced => replaced,
+    }
 }
 
 /// Forgets all ends.

@@ -14,6 +14,10 @@ pub(crate) const REJOIN: &str = "move this data directory away and join the clus
 pub(crate) const TAKE_ANOTHER: &str = "start the daemon: it writes it anew from its state, or takes another one from the \
      other nodes; if none of them can be reached, correct `peers` in its configuration";
 
+/// What a person does about a state whose records are not what was written.
+pub(crate) const REBUILD: &str = "remove the file `boot` of the data directory and restart the daemon: the state is then \
+     rebuilt from the snapshot file and the log";
+
 /// Why the store could not do something. Never an outcome of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -99,10 +103,7 @@ pub enum StoreError {
         from: LogIndex,
     },
     /// A record of the state that is not what the commands made it.
-    #[error(
-        "{source}; remove the file `boot` of the data directory and restart the daemon: the state is \
-             then rebuilt from the snapshot file and the log"
-    )]
+    #[error("{source}; {advice}", advice = REBUILD)]
     CorruptRecord {
         /// Which, and what is wrong with it.
         #[source]
@@ -236,4 +237,32 @@ impl StoreError {
 
 fn at(offset: Option<u64>) -> String {
     offset.map(|offset| format!(" at byte {offset}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{PathBuf, StoreError};
+
+    /// Engines hand on the kind of an error, and not its number.
+    #[test]
+    fn engines_say_that_there_is_no_room() {
+        let is_full = |errno| {
+            let error = || io::Error::new(io::Error::from_raw_os_error(errno).kind(), "pwrite");
+            let (action, path) = ("write", PathBuf::new);
+            let log = raft_engine::Error::Io(error());
+            let state = sled::Error::Io(error());
+            [
+                StoreError::Io { action, path: path(), source: error() }.is_full(),
+                StoreError::Log { action, path: path(), source: log }.is_full(),
+                StoreError::Sled { action, path: path(), source: state.clone() }.is_full(),
+            ]
+        };
+        assert_eq!(is_full(libc::ENOSPC), [true; 3]);
+        assert_eq!(is_full(libc::EDQUOT), [true; 3]);
+        assert_eq!(is_full(libc::EIO), [false; 3]);
+        let source = raft_engine::Error::TryAgain("twice".to_owned());
+        assert!(StoreError::Log { action: "write", path: PathBuf::new(), source }.is_full());
+    }
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::beneath::Beneath;
 use super::checksums::Checksums;
-use super::durable::{self, Syncs};
+use super::durable::Syncs;
 use super::layout::Away;
 use super::layout_notes;
 use super::layouts::{Believed, Layouts, Locked};
@@ -410,8 +410,8 @@ impl Files {
         let is_arriving = |index| self.stages.any_written(|target| target.index == index);
         let image = self.layouts.image(is_arriving)?;
         self.syncs.sync_alone(&self.dir, &self.path, sys::syncfs)?;
-        // A sync of a stage may have failed since.
-        self.syncs.unless_failed(&self.path, || self.layouts.keep(&image))?;
+        // Not where a sync of a stage has failed since.
+        self.layouts.keep(&image, &self.syncs)?;
         self.stages.remove_written(&image.retired)
     }
 
@@ -434,7 +434,7 @@ impl Files {
         let Some(file) = self.file(key.0, key.1)? else { return Ok(()) };
         let path = self.path_of(key.0, key.1);
         self.syncs.sync(&file, &path, File::sync_data)?;
-        self.syncs.unless_failed(&path, || durable::sync_parent(&path))
+        self.syncs.sync_parent(&path)
     }
 
     /// All bytes up to here are on this disk: what is missing is not.

@@ -7,6 +7,7 @@ use prost::Message;
 
 use super::checksums::Checksums;
 use super::datadir::DataDir;
+use super::durable::Syncs;
 use super::identity::Identity;
 use super::layouts::{Believed, Layouts};
 use super::mount_list::{record_mounts, recorded_mounts};
@@ -75,7 +76,7 @@ fn a_newer_image_of_layouts() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     let layouts = Layouts::open(dir.path(), Believed::Image).unwrap();
-    layouts.keep(&layouts.image(|_| false).unwrap()).unwrap();
+    layouts.keep(&layouts.image(|_| false).unwrap(), &Syncs::default()).unwrap();
     drop(layouts);
     Layouts::open(dir.path(), Believed::Image).unwrap();
     let mut bytes = fs::read(&path).unwrap();

@@ -16,11 +16,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
-use super::durable;
+use super::durable::{self, Syncs};
 use super::files::Key;
 use super::layout::{Away, Layout, Part};
 use super::layout_notes::{
@@ -58,8 +58,8 @@ pub(super) struct Layouts {
     held: AtomicU64,
     /// The index of the newest image that counts.
     synced: AtomicU64,
-    /// Nothing was known of the files at the start.
-    is_lost: bool,
+    /// Nothing was known of the files at the start, and no image counts yet.
+    is_lost: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -163,7 +163,7 @@ impl Layouts {
             done: AtomicU64::new(resume.0.saturating_sub(1).max(imaged)),
             held: AtomicU64::new(held),
             synced: AtomicU64::new(imaged),
-            is_lost: believed == Believed::Nothing,
+            is_lost: AtomicBool::new(believed == Believed::Nothing),
         };
         for (key, layout) in files {
             if !layout.is_in_place() {
@@ -236,9 +236,10 @@ impl Layouts {
         parts(&self.known[shard(key.0)], key, range)
     }
 
-    /// Whether nothing was known of the files at the start.
+    /// Whether nothing is known of the files but what was found out since the start. Once an image says so much, they are as
+    /// any others.
     pub(super) fn is_lost(&self) -> bool {
-        self.is_lost
+        self.is_lost.load(Ordering::Acquire)
     }
 
     /// Some file of this file system.
@@ -388,9 +389,10 @@ impl Layouts {
         Ok(Image { number, synced, held, bytes, retired })
     }
 
-    /// The file system has been synced: the image counts from now on.
-    pub(super) fn keep(&self, image: &Image) -> Result<(), StoreError> {
-        durable::replace(&self.dir.join("image"), &image.bytes)?;
+    /// The file system has been synced: the image counts from now on, unless something else could not be.
+    pub(super) fn keep(&self, image: &Image, syncs: &Syncs) -> Result<(), StoreError> {
+        syncs.replace(&self.dir.join("image"), &image.bytes)?;
+        self.is_lost.store(false, Ordering::Release);
         self.held.store(image.held, Ordering::Release);
         self.synced.store(image.synced, Ordering::Release);
         self.notes.lock().regained.retain(|_, number| *number >= image.number);

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use prost::Message;
 use raft::eraftpb::ConfState;
 
-use crate::fs::{Batch, query};
+use crate::fs::{Batch, Overlay, ViewMut, keys, query};
+use crate::store::adopt::Trust;
 use crate::store::layouts::Believed;
 use crate::store::recover::{Recovered, recover};
 use crate::store::test_replica::{Author, OPTIONS, append, last, snapshot};
-use crate::store::{AppliedPoint, BootIdentity, DataDir, Files, StoreError};
+use crate::store::{AppliedPoint, BootIdentity, DataDir, Files, State, StoreError};
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 const BYTES: &[u8] = b"some bytes that two nodes hold";
@@ -102,6 +104,41 @@ fn what_is_not_known_to_be_here_is_missing_and_found_again() {
             assert_eq!(recovered.files.missing(proven, ByteRange::from(0)), [], "{what}");
         }
     }
+}
+
+/// What is known once an image counts is known as well as after any other start: what a peer's snapshot says of a file that a
+/// kernel reads by itself holds for that file, too.
+#[test]
+fn files_are_known_again_once_there_is_an_image() {
+    let (author, [proven, _]) = replica(3);
+    flip_a_bit(&author.data().join("stages/image"));
+    let (files, stages) = (author.data().join("files"), author.data().join("stages"));
+    {
+        let files = Files::open_over(&files, &stages, Believed::Nothing, None).unwrap();
+        assert!(files.layouts().is_lost());
+        files.sync().unwrap();
+        assert!(!files.layouts().is_lost());
+    }
+    flip_a_bit(&author.data().join("stages/image"));
+    let recovered = open(&author, "boot").unwrap();
+    recovered.replay(recovered.committed()).unwrap();
+    let Recovered { state, files, .. } = &recovered;
+    let all = ByteRange::from(0);
+    assert!(files.find_here(&steady(&recovered, proven), all).unwrap());
+    assert!(files.lend(proven, BYTES.len() as u64).unwrap().is_some());
+    // As in a snapshot from a peer: it has other bytes.
+    let newer = State::open(&author.dir.path().join("newer")).unwrap();
+    let mut inode = query::inode(&state.read(), proven.0).unwrap().unwrap();
+    inode.data_version = state.applied().0 + 1;
+    let mut overlay = Overlay::new(&newer);
+    overlay.put(keys::inode(proven.0), inode.encode_to_vec());
+    let index = state.applied().next().next();
+    let at = AppliedPoint { index, term: state.term(), conf_state: None };
+    newer.commit(overlay.finish().unwrap(), at).unwrap();
+    let trust = Trust { until: files.carried_out(), under: None, is_alone: false };
+    files.adopt(&newer, trust).unwrap();
+    let left = std::fs::metadata(files.path_of(proven.0, proven.1)).unwrap().len();
+    assert_eq!(left, 0, "the kernel would go on reading what was there");
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Files {
         let target = {
             let mut state = stage.state.lock();
             let Some(target) = state.target.clone() else {
-                if state.is_closed {
+                if stage.is_closed() {
                     return Ok(());
                 }
                 let file = self.stages().file_of(id, &stage)?;
@@ -307,7 +307,7 @@ impl Files {
         let Target { key, index, .. } = *target;
         let mut layouts = self.layouts().lock(key.0);
         // Nobody closes it and finds out, before this is done, that nothing needs it.
-        if stage.state.lock().is_closed {
+        if stage.is_closed() {
             return Ok(());
         }
         for (range, shift) in target.places(came) {

@@ -120,7 +120,7 @@ fn a_stage_stays_while_bytes_may_come() {
     let arriving = files.stages().arriving(id(2)).unwrap();
     merge_all(&files);
     files.give_up_stage(id(2));
-    assert!(arriving.state.lock().is_closed);
+    assert!(arriving.is_closed());
     files.sync().unwrap();
     assert_eq!(count(dir.path(), "written"), 0, "nothing comes for it any more");
     assert_eq!(files.missing(key(1), ByteRange::at(0, 100)).len(), 1);

@@ -22,6 +22,7 @@ mod files;
 #[cfg(test)]
 mod formats_tests;
 mod genesis;
+mod headroom;
 mod identity;
 mod layout;
 mod layout_notes;
@@ -57,7 +58,7 @@ pub(crate) mod test_replica;
 mod unfinished;
 
 pub use adopt::{Adopted, Belief, Known, belief, first_state_of_files, still_doubted};
-pub use blocks::{BlockReader, Steady, blocks_of};
+pub use blocks::{BlockReader, Steady, blocks_of, parted};
 pub use checksums::PAGE_BLOCKS;
 pub use contained::is_contained;
 pub use datadir::{BootIdentity, DataDir, distrust_state};
@@ -75,7 +76,7 @@ pub use mount_list::{record_mounts, recorded_mounts};
 pub use peer_list::{record_peers, recorded_peers};
 pub use point::AppliedPoint;
 pub use received::Received;
-pub use recover::{Rebuilt, Recovered, rebuild_state, recover, replace_snapshot};
+pub use recover::{Rebuilt, Recovered, recover, replace_snapshot};
 pub use refound::{Leaving, is_refounded, refound};
 pub use refused::is_broken;
 pub use retrace::{Following, Retraced};

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::durable::{self, Syncs};
+use super::durable::Syncs;
 use super::files::Key;
 use super::marks::{checked, records};
 use super::refused::is_lost;
@@ -258,7 +258,7 @@ impl Pins {
         }
         self.syncs.sync(&stage, &beside, File::sync_all)?;
         self.held.fetch_add(pin.len(), Ordering::Relaxed);
-        self.syncs.unless_failed(&path, || durable::put_in_place(&beside, &path))
+        self.syncs.put_in_place(&beside, &path)
     }
 }
 

@@ -130,7 +130,7 @@ pub(super) fn recover_over(
         Ok(state) => (state, None),
         Err(why) => {
             tracing::info!(?why, "building the state anew from the snapshot file and the log");
-            (rebuild_state(dir)?, Some(why))
+            (rebuild_state(dir, &log)?, Some(why))
         }
     };
     if let Err(error) = dir.remove_other_states() {
@@ -141,7 +141,7 @@ pub(super) fn recover_over(
     let (state, rebuilt) = match rebuilt {
         None if dir.diverged()?.is_some() && !(is_known && state.applied() >= files.begun()) => {
             drop(state);
-            (rebuild_state(dir)?, Some(Rebuilt::Differed))
+            (rebuild_state(dir, &log)?, Some(Rebuilt::Differed))
         }
         _ => (state, rebuilt),
     };
@@ -385,12 +385,12 @@ pub fn replace_snapshot(dir: &DataDir, file: &Path, from: LogIndex) -> Result<bo
 }
 
 /// Builds a state from the newest snapshot file (an empty one where there is none) in a new directory
-/// and switches to it. Used at start, and when a peer's snapshot has been written to the directory.
-///
-/// # Errors
-/// When the snapshot file is damaged or the disk refuses; the state that was there before stays.
-pub fn rebuild_state(dir: &DataDir) -> Result<State, StoreError> {
+/// and switches to it. Those that were there are removed first: nobody believes them any more, and beside them there may be no
+/// room.
+fn rebuild_state(dir: &DataDir, log: &RaftLog) -> Result<State, StoreError> {
+    // Not one that was there: whoever had it open in this process may still write there.
     let path = dir.new_state_dir()?;
+    dir.remove_states(log.last_index() > LogIndex(0))?;
     let state = match latest_snapshot(&dir.snapshots_dir())? {
         Some(file) => build_from(&file, &path)?,
         None => State::open(&path)?,

@@ -1,12 +1,12 @@
 //! Tests of the start: which of the stores is believed, and that they agree afterwards.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::{ConfState, Entry, HardState};
 
-use super::{LogOptions, Rebuilt, Recovered, recover};
+use super::{LogOptions, Rebuilt, Recovered, rebuild_state, recover};
 use crate::fs::{FileEffect, Overlay, View, ViewMut, keys, proto};
 use crate::store::snapshot::write_snapshot;
 use crate::store::{AppliedPoint, BootIdentity, DataDir, Identity, RaftLog, State, StoreError};
@@ -285,6 +285,125 @@ fn a_snapshot_of_ones_own_leaves_no_file_behind() {
     assert_eq!(recovered.rebuilt, Some(Rebuilt::BehindTheSnapshot));
     let missing = recovered.files.missing((Ino(7), Generation(3)), ByteRange::from(0));
     assert_eq!(missing, []);
+}
+
+fn states(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let is_state =
+        |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("state-");
+    entries.filter(is_state).collect()
+}
+
+/// A replica with a state, a snapshot at 20, and a log.
+fn with_snapshot() -> tempfile::TempDir {
+    let dir = replica();
+    let started = start(dir.path(), "boot").unwrap();
+    apply_up_to(&started.state, 20);
+    snapshot(dir.path(), &started.state);
+    dir
+}
+
+/// Tries to build a state anew, and dies over it.
+fn die_building(dir: &Path) {
+    let path = dir.join("snapshots/snap-20");
+    let whole = std::fs::read(&path).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() - 60] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let data = DataDir::open_under(dir, BootIdentity::named("another boot")).unwrap();
+    let log = RaftLog::open_with(&data.log_dir(), OPTIONS).unwrap();
+    rebuild_state(&data, &log).unwrap_err();
+    std::fs::write(&path, &whole).unwrap();
+}
+
+/// Where the disk has room for one state and not for two, a start has to do with that.
+#[test]
+fn a_state_that_is_built_anew_has_the_room_of_the_old_one() {
+    let dir = with_snapshot();
+    let old = states(dir.path());
+    die_building(dir.path());
+    assert!(
+        old.iter().all(|state| !state.exists()),
+        "{old:?} was there while another one was built"
+    );
+    assert_at(&start(dir.path(), "boot").unwrap(), 20);
+    assert_eq!(states(dir.path()).len(), 1);
+    // Nor does one that nobody will believe keep a start from beginning.
+    let data = DataDir::open_under(dir.path(), BootIdentity::named("boot")).unwrap();
+    data.remove_leftovers().unwrap();
+    assert_eq!(states(dir.path()).len(), 1);
+    drop(data);
+    let data = DataDir::open_under(dir.path(), BootIdentity::named("another boot")).unwrap();
+    data.remove_leftovers().unwrap();
+    assert_eq!(states(dir.path()), Vec::<PathBuf>::new());
+    drop(data);
+    assert_at(&start(dir.path(), "another boot").unwrap(), 20);
+}
+
+/// Wherever a start dies that removes a state and builds another, the next one finds what the log says; or, where that is gone,
+/// that it is no new replica.
+#[test]
+fn a_start_may_die_while_it_replaces_a_state() {
+    type Death = fn(&Path);
+    let deaths: [Death; 5] = [
+        |dir| std::fs::remove_file(dir.join("current")).unwrap(),
+        |dir| {
+            std::fs::remove_file(dir.join("current")).unwrap();
+            std::fs::remove_file(states(dir)[0].join("db")).unwrap();
+        },
+        die_building,
+        |dir| {
+            die_building(dir);
+            std::fs::remove_dir_all(&states(dir)[0]).unwrap();
+        },
+        // The next one is about to be the current one.
+        |dir| {
+            let data = DataDir::open_under(dir, BootIdentity::named("boot")).unwrap();
+            let log = RaftLog::open_with(&data.log_dir(), OPTIONS).unwrap();
+            drop(rebuild_state(&data, &log).unwrap());
+            std::fs::remove_file(dir.join("current")).unwrap();
+        },
+    ];
+    for (number, death) in deaths.iter().enumerate() {
+        for boot in ["boot", "another boot"] {
+            let dir = with_snapshot();
+            death(dir.path());
+            let started = start(dir.path(), boot).unwrap();
+            assert_eq!(started.rebuilt, Some(Rebuilt::Absent), "{number}, {boot}");
+            assert_at(&started, 20);
+            assert_eq!(started.log.last_index(), LogIndex(30));
+            drop(started);
+            assert_eq!(states(dir.path()).len(), 1, "{number}, {boot}");
+
+            let dir = with_snapshot();
+            death(dir.path());
+            std::fs::remove_dir_all(dir.path().join("log")).unwrap();
+            let _ = std::fs::remove_file(dir.path().join("logged"));
+            let error = start(dir.path(), boot).unwrap_err().to_string();
+            assert!(error.contains("this replica had one"), "{number}, {boot}: {error}");
+        }
+    }
+}
+
+/// Of a replica that an early version has left, the state may be all that says that it has run.
+#[test]
+fn a_state_of_an_early_version_is_not_the_last_trace() {
+    let dir = with_snapshot();
+    let path = dir.path().join("identity");
+    let text = std::fs::read_to_string(&path).unwrap().replace("format = 2", "format = 1");
+    let is_old = |line: &&str| !line.starts_with("started") && !line.starts_with("checksum");
+    let old: Vec<_> = text.lines().filter(is_old).collect();
+    std::fs::write(&path, old.join("\n")).unwrap();
+    assert!(!DataDir::open(dir.path()).unwrap().has_started());
+    die_building(dir.path());
+    for name in ["log", "logged", "boot", "peers", "stages", "files"] {
+        let path = dir.path().join(name);
+        let _ = std::fs::remove_file(&path);
+        let _ = std::fs::remove_dir_all(&path);
+        assert!(!path.exists());
+    }
+    let error = start(dir.path(), "another boot").unwrap_err().to_string();
+    assert!(error.contains("this replica had one"), "{error}");
 }
 
 fn copy_dir(from: &Path, to: &Path) {

@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 
-use super::durable::{self, Syncs};
+use super::durable::Syncs;
 use super::merge::Target;
 use super::recent::Recent;
 use super::refused::is_lost;
@@ -36,6 +36,10 @@ pub(super) struct Stages {
     /// The same, open.
     dir: File,
     written: PathBuf,
+    /// The same, open.
+    written_dir: File,
+    /// For syncs of the whole file system, which take long.
+    disk: File,
     arriving: Mutex<HashMap<StageId, Arc<Stage>>>,
     /// Numbers of stages that are written, of sessions that go on: what is sent once more is of no use.
     done: Mutex<HashMap<SessionId, RangeSet<u64>>>,
@@ -62,6 +66,8 @@ pub(super) struct Stage {
     moved: OnceLock<Arc<File>>,
     /// It was not open all the time since its first byte came: nothing tells a descriptor what could not be written before it.
     was_closed: AtomicBool,
+    /// Whatever still comes is not taken: the stage may be gone. Set while `state` is locked.
+    is_closed: AtomicBool,
     pub(super) state: Mutex<Arrived>,
 }
 
@@ -77,8 +83,19 @@ pub(super) struct Arrived {
     pub(super) target: Option<Arc<Target>>,
     /// The connection by which it came is lost: unless it is sent again, nothing more comes.
     pub(super) is_over: bool,
-    /// Whatever still comes is not taken: the stage may be gone.
-    pub(super) is_closed: bool,
+}
+
+impl Stage {
+    /// Whether whatever still comes is not taken: the stage may be gone.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::SeqCst)
+    }
+
+    /// Whoever has its state locked meanwhile takes what comes.
+    fn close(&self) {
+        let _state = self.state.lock();
+        self.is_closed.store(true, Ordering::SeqCst);
+    }
 }
 
 impl Stages {
@@ -87,11 +104,12 @@ impl Stages {
         for dir in [&fresh, &written] {
             std::fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         }
-        let dir = File::open(&fresh).map_err(StoreError::io("open", &fresh))?;
+        let opened = |dir: &PathBuf| File::open(dir).map_err(StoreError::io("open", dir));
+        let (dir, written_dir, disk) = (opened(&fresh)?, opened(&written)?, opened(&fresh)?);
         let open = Mutex::new(Recent::new(DESCRIPTORS));
         let open_fresh = Mutex::new(Recent::new(FRESH_DESCRIPTORS));
         let (arriving, done) = (Mutex::default(), Mutex::default());
-        Ok(Self { fresh, dir, written, arriving, done, open, syncs, open_fresh })
+        Ok(Self { fresh, dir, written, written_dir, disk, arriving, done, open, syncs, open_fresh })
     }
 
     /// Reads bytes that have come, and zeros where none have; false where the stage is not fresh.
@@ -118,9 +136,9 @@ impl Stages {
         self.syncs.sync(&file, &self.fresh_path(id), File::sync_data)?;
         if stage.was_closed.load(Ordering::Relaxed) {
             // The file system knows.
-            self.syncs.sync(&self.dir, &self.fresh, sys::syncfs)?;
+            self.syncs.sync(&self.disk, &self.fresh, sys::syncfs)?;
         }
-        self.syncs.unless_failed(&self.fresh, || durable::sync_dir(&self.fresh))?;
+        self.syncs.sync(&self.dir, &self.fresh, File::sync_all)?;
         stage.state.lock().synced = received;
         Ok(true)
     }
@@ -196,7 +214,7 @@ impl Stages {
     /// Nothing where it has gone meanwhile.
     fn unless_closed(&self, id: StageId, stage: &Stage) -> Result<Option<Arc<File>>, StoreError> {
         match self.file_of(id, stage) {
-            Err(_) if stage.state.lock().is_closed => Ok(None),
+            Err(_) if stage.is_closed() => Ok(None),
             file => file.map(Some),
         }
     }
@@ -211,7 +229,12 @@ impl Stages {
             return Ok(file.clone());
         }
         let path = self.fresh_path(id);
-        let file = OpenOptions::new().read(true).write(true).open(&path);
+        // Whoever closes a stage takes it out of here afterwards, and then its file away: nobody would close that.
+        let file = if stage.is_closed() {
+            Err(ErrorKind::NotFound.into())
+        } else {
+            OpenOptions::new().read(true).write(true).open(&path)
+        };
         let file = Arc::new(file.map_err(StoreError::io("open", &path))?);
         stage.was_closed.store(true, Ordering::Relaxed);
         open.insert(id, file.clone());
@@ -248,8 +271,10 @@ impl Stages {
         let is_written = {
             let mut state = stage.state.lock();
             state.is_over = true;
-            state.is_closed |= state.target.is_some();
-            state.is_closed
+            if state.target.is_some() {
+                stage.is_closed.store(true, Ordering::SeqCst);
+            }
+            stage.is_closed()
         };
         if is_written {
             arriving.remove(&id);
@@ -303,7 +328,7 @@ impl Stages {
         if stages.is_empty() {
             return Ok(());
         }
-        self.syncs.unless_failed(&self.written, || durable::sync_dir(&self.written))
+        self.syncs.sync(&self.written_dir, &self.written, File::sync_all)
     }
 
     /// Makes the bytes of a written stage durable.
@@ -327,7 +352,7 @@ impl Stages {
         self.arriving.lock().retain(|id, stage| {
             let stays = id.session != session;
             if !stays {
-                stage.state.lock().is_closed = true;
+                stage.close();
                 self.open_fresh.lock().remove(id);
             }
             stays
@@ -350,7 +375,7 @@ impl Stages {
     /// Deletes a stage that its session will not write.
     pub(super) fn abandon(&self, id: StageId) -> Result<(), StoreError> {
         if let Some(stage) = self.arriving.lock().remove(&id) {
-            stage.state.lock().is_closed = true;
+            stage.close();
         }
         self.open_fresh.lock().remove(&id);
         remove(&self.fresh_path(id))
@@ -456,4 +481,30 @@ fn list<T>(
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SessionId, StageId, Stages, Syncs};
+
+    const ID: StageId = StageId { session: SessionId(5), number: 1 };
+
+    /// Somebody who reads or syncs it has found it before: its descriptor would stay, and with it the space of what is removed.
+    #[test]
+    fn a_stage_that_is_abandoned_is_not_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let stages = Stages::open(dir.path(), Syncs::default()).unwrap();
+        let found = stages.arriving(ID).unwrap();
+        // As `abandon` does, before the file is gone.
+        stages.arriving.lock().remove(&ID).unwrap().close();
+        stages.open_fresh.lock().remove(&ID);
+        assert!(stages.fresh_path(ID).exists());
+        assert!(stages.unless_closed(ID, &found).unwrap().is_none());
+        assert!(stages.open_fresh.lock().get(&ID).is_none());
+        stages.abandon(ID).unwrap();
+        assert!(!stages.fresh_path(ID).exists());
+        // The next one of that name is another.
+        stages.arriving(ID).unwrap();
+        assert!(stages.sync(ID).unwrap());
+    }
 }

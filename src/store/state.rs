@@ -15,6 +15,7 @@ use super::point::{AppliedPoint, Point};
 use super::records::{Pace, Records};
 use crate::fs::{Batch, CorruptRecord, Digest, Pair, View};
 use crate::store::StoreError;
+use crate::store::error::REBUILD;
 use crate::types::{LogIndex, Term};
 
 /// sled's page cache, in bytes.
@@ -33,9 +34,6 @@ const CLOSING: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_millis(20);
 /// Pairs in one batch when a state is built from a snapshot.
 const BUILD_CHUNK: usize = 1000;
-/// A state's directory can always be built again.
-const REBUILD: &str = "remove the file `boot` of the data directory and restart the daemon: the state \
-     is then rebuilt from the snapshot file and the log";
 
 /// The state, written by the apply loop alone and read by queries.
 ///

@@ -7,6 +7,7 @@ mod appends;
 mod direct;
 mod execution;
 mod healing;
+mod loose;
 mod lost;
 mod mappings;
 mod overlapping;

@@ -4,7 +4,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
+use quorumfs::store::{DataDir, EndKind, Identity, record_end, recorded_ends};
+use quorumfs::types::{ClusterId, NodeId};
+
 use super::daemon::{data, ends, pid_of, until_gone};
+use super::lost::Memory;
 use super::pattern;
 use super::support::disk::SmallDisk;
 use super::support::{Cluster, PATIENCE, wait_until, write_and_sync};
@@ -15,6 +19,40 @@ fn fill(path: &Path) {
     let block = vec![7; 1 << 16];
     while file.write_all(&block).is_ok() {}
     while file.write_all(&[7; 512]).is_ok() {}
+}
+
+/// Bytes are left, and no inodes: that the last daemon has ended for want of room is recorded all the same, and the next one
+/// waits.
+#[test]
+fn no_inodes_are_no_room() {
+    const ROOM: u64 = 1 << 20;
+    let dir = tempfile::tempdir().expect("a directory");
+    let memory = Memory::mount(&dir.path().join("memory"), "size=16m,nr_inodes=100");
+    let path = dir.path().join("memory/data");
+    let identity = Identity {
+        cluster: ClusterId([1; 16]),
+        node: NodeId(1),
+        nonce: 1,
+        address: "a:1".to_owned(),
+    };
+    let data = DataDir::create(&path, identity).expect("create");
+    record_end(&path, EndKind::Failed, "of something else").expect("record");
+    assert!(data.takes_in(ROOM).expect("look"));
+    let stuffing = dir.path().join("memory/stuffing");
+    fs::create_dir(&stuffing).expect("a directory");
+    let made = (0..).take_while(|number| File::create(stuffing.join(number.to_string())).is_ok());
+    assert!(made.count() > 10);
+    assert!(data.available().expect("look") > ROOM);
+    assert!(!data.takes_in(ROOM).expect("look"));
+    record_end(&path, EndKind::Full, "of no inodes").expect("record");
+    let ends = recorded_ends(&path).expect("read");
+    assert_eq!(
+        ends.iter().map(|end| end.kind).collect::<Vec<_>>(),
+        [EndKind::Failed, EndKind::Full]
+    );
+    fs::remove_dir_all(&stuffing).expect("remove");
+    assert!(data.takes_in(ROOM).expect("look"));
+    drop((data, memory));
 }
 
 /// The replica on it may stop; started meanwhile it waits for room and says so, and when there is room again it goes on.

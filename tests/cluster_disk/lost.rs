@@ -19,13 +19,12 @@ const DISK: u64 = 256 << 20;
 const MARGIN: u64 = 64 << 10;
 
 /// Memory that a disk is in, until this is dropped.
-struct Memory(PathBuf);
+pub(super) struct Memory(PathBuf);
 
 impl Memory {
-    fn mount(at: &Path, bytes: u64) -> Self {
+    pub(super) fn mount(at: &Path, options: &str) -> Self {
         fs::create_dir_all(at).expect("a directory");
-        let size = format!("size={bytes}");
-        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(at));
+        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(at));
         Self(at.to_owned())
     }
 }
@@ -77,7 +76,7 @@ fn last_log_file(log: &Path) -> PathBuf {
 fn a_start_believes_only_what_is_on_the_disk() {
     let mut disk = None;
     let cluster = Cluster::up_in(3, |dir| {
-        let memory = Memory::mount(&dir.join("memory"), DISK + (1 << 20));
+        let memory = Memory::mount(&dir.join("memory"), &format!("size={}", DISK + (1 << 20)));
         let small = SmallDisk::mount(&dir.join("memory/disk"), DISK);
         fs::create_dir_all(dir.join("n3")).expect("a directory");
         symlink(small.path(), dir.join("n3/data")).expect("a link");

@@ -56,11 +56,13 @@ fn operations() -> Vec<Op> {
         Op::Write(some_write()),
         Op::Write(proto::Write {
             ino: 1,
-            pieces: vec![staged],
+            pieces: vec![staged.clone()],
             append: false,
             kill_suid_sgid: false,
             stage: 2,
             loose: true,
+            // As builds wrote it that did not know of it.
+            adds_only: false,
         }),
         Op::ReleaseOrphans(proto::ReleaseOrphans { inos: vec![1, 300] }),
         Op::GrantInodes(proto::GrantInodes { count: 1 }),
@@ -111,6 +113,15 @@ fn operations() -> Vec<Op> {
         Op::RemoveMember(proto::RemoveMember { node: 1 }),
         Op::PromoteMember(proto::PromoteMember { node: 1 }),
         Op::Attest(proto::Attest { index: 1, digest: vec![2; 16].into() }),
+        Op::Write(proto::Write {
+            ino: 5,
+            pieces: vec![proto::Piece { checksums: vec![7], ..staged }],
+            append: false,
+            kill_suid_sgid: true,
+            stage: 3,
+            loose: true,
+            adds_only: true,
+        }),
     ]
 }
 
@@ -126,6 +137,7 @@ fn name(op: &Op) -> &'static str {
         Op::SetAttr(_) => "SetAttr",
         Op::SetXattr(_) => "SetXattr",
         Op::RemoveXattr(_) => "RemoveXattr",
+        Op::Write(write) if write.adds_only => "Write.adds_only",
         Op::Write(write) if write.stage != 0 => "Write.staged",
         Op::Write(_) => "Write",
         Op::ReleaseOrphans(_) => "ReleaseOrphans",
@@ -173,7 +185,7 @@ fn commands_are_encoded_as_ever() {
 }
 
 /// What [`name`] knows, in order.
-const OPERATIONS: [&str; 26] = [
+const OPERATIONS: [&str; 27] = [
     "AcceptLost",
     "AddMember",
     "Allocate",
@@ -199,6 +211,7 @@ const OPERATIONS: [&str; 26] = [
     "Unlink",
     "Unlock",
     "Write",
+    "Write.adds_only",
     "Write.staged",
 ];
 

@@ -68,6 +68,7 @@ fn some_write() -> proto::Write {
         kill_suid_sgid: true,
         stage: 0,
         loose: false,
+        adds_only: false,
     }
 }
 

@@ -158,16 +158,14 @@ fn write() -> impl Strategy<Value = proto::Write> {
         data: data.into(),
         ..Default::default()
     });
-    (vec(piece, 0..4), any::<bool>(), any::<bool>(), 0..6_u64).prop_map(
-        |(pieces, append, kill_suid_sgid, stage)| match stage {
-            0..4 => proto::Write { pieces, append, kill_suid_sgid, ..Default::default() },
-            _ => proto::Write {
-                pieces: staged(&pieces),
-                append,
-                kill_suid_sgid,
-                stage,
-                ..Default::default()
-            },
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (vec(piece, 0..4), flags, 0..6_u64).prop_map(
+        |(pieces, (append, kill_suid_sgid, adds_only), stage)| {
+            let write = proto::Write { append, kill_suid_sgid, adds_only, ..Default::default() };
+            match stage {
+                0..4 => proto::Write { pieces, ..write },
+                _ => proto::Write { pieces: staged(&pieces), stage, loose: adds_only, ..write },
+            }
         },
     )
 }

@@ -97,6 +97,12 @@ impl Node {
     /// Writes at `time`, and says whether there was anything to write.
     fn write(&mut self, op: &proto::Write, time: i64, index: u64) -> Result<bool> {
         let bytes = self.bytes()?;
+        let size = bytes.len() as u64;
+        let has_bytes = |piece: &&proto::Piece| piece.length + piece.data.len() as u64 > 0;
+        let mut given = op.pieces.iter().filter(has_bytes);
+        if op.adds_only && !op.append && given.any(|piece| piece.offset < size) {
+            return Err(Errno::ECANCELED);
+        }
         let mut wrote = false;
         for piece in &op.pieces {
             let data = match op.stage {

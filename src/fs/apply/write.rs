@@ -46,6 +46,10 @@ pub(super) fn plan<'a>(inode: &Inode, op: &'a proto::Write) -> Result<Plan<'a>, 
     check_pieces(op)?;
     let appended_at = op.append.then_some(inode.record.size);
     let placed = place(&op.pieces, appended_at)?;
+    let replaces = placed.iter().any(|placed| placed.range.start < inode.record.size);
+    if op.adds_only && replaces {
+        return Err(Errno::ECANCELED);
+    }
     Ok(Plan { op, placed, appended_at })
 }
 

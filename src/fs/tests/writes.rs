@@ -1,7 +1,7 @@
 //! Write: bytes that travel in the log.
 
 use super::proto::{Kind, Piece};
-use super::{Errno, Ino, Op, ROOT, World, bytes, proto, time, write};
+use super::{Errno, Ino, Op, ROOT, World, bytes, proto, resize, time, write};
 use crate::fs::limits::SIZE_MAX;
 use crate::fs::{Change, FileEffect};
 use crate::types::{ByteRange, Generation};
@@ -106,4 +106,93 @@ fn bytes_belong_in_files_of_possible_sizes() {
     world.refused(Errno::EFBIG, write(file, u64::MAX, "x"));
     world.ok(write(file, max - 1, "x"));
     world.refused(Errno::EFBIG, Op::Write(pieces(file, &[(0, "x")], true)));
+}
+
+/// Bytes of a stage that a quorum has in memory only, for the end of a file.
+fn loose(ino: u64, ranges: &[ByteRange]) -> proto::Write {
+    let piece = |range: &ByteRange| {
+        let (offset, length) = (range.start, range.len());
+        Piece { offset, length, checksums: vec![0], ..Default::default() }
+    };
+    let pieces = ranges.iter().map(piece).collect();
+    proto::Write { ino, pieces, stage: 9, loose: true, adds_only: true, ..Default::default() }
+}
+
+fn staged(ino: u64, ranges: &[ByteRange], is_loose: bool) -> Op {
+    Op::Write(proto::Write { loose: is_loose, adds_only: is_loose, ..loose(ino, ranges) })
+}
+
+/// What a power loss may take must not have taken the place of anything. Logs of earlier builds have loose writes that did.
+#[test]
+fn what_is_to_add_only_replaces_nothing() {
+    let mut world = World::new();
+    let file = world.file(ROOT, "f");
+    let range = |(start, end)| ByteRange { start, end };
+    world.ok(staged(file, &[(0, 10), (20, 24)].map(range), true));
+    let before = world.inode(file);
+    assert_eq!(before.size, 24);
+    for at in [&[(0, 10)][..], &[(23, 24)], &[(10, 12)], &[(23, 32), (50, 51)]] {
+        let ranges: Vec<_> = at.iter().copied().map(range).collect();
+        world.refused(Errno::ECANCELED, staged(file, &ranges, true));
+    }
+    assert_eq!(world.inode(file), before);
+    let append = proto::Write { adds_only: true, ..pieces(file, &[(0, "end")], true) };
+    world.ok(Op::Write(append));
+    world.ok(staged(file, &[(27, 30), (40, 41)].map(range), true));
+    let old = proto::Write { adds_only: false, ..loose(file, &[range((0, 30))]) };
+    world.ok(Op::Write(old));
+    // What is cut off is not there any more.
+    world.ok(resize(file, 5));
+    world.ok(staged(file, &[range((5, 100))], true));
+}
+
+/// Two mounts, each of which may be behind, write over each other: what is on disks is replaced only by what is.
+#[test]
+fn no_loose_bytes_take_the_place_of_durable_ones() {
+    const SLOTS: u64 = 12;
+    let mut seed = 1_u64;
+    let mut below = |end: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % end
+    };
+    let slot = |at: u64| usize::try_from(at).expect("few");
+    let mut refused = 0;
+    for _ in 0..200 {
+        let mut world = World::new();
+        let file = world.file(ROOT, "f");
+        // Whether a power loss would leave each slot of the file; and the size that each mount knows of.
+        let mut durable: Vec<bool> = Vec::new();
+        let mut known = [0_u64; 2];
+        for _ in 0..40 {
+            let (mount, size) = (slot(below(2)), durable.len() as u64);
+            match below(10) {
+                // An fsync, a truncation; somebody hears of what the others did.
+                0 => durable.fill(true),
+                1 => {
+                    durable.truncate(slot(below(size + 1)));
+                    world.ok(resize(file, durable.len() as u64));
+                }
+                2..5 => known[mount] = size,
+                _ => {
+                    let start = below(SLOTS);
+                    let range = ByteRange::at(start, 1 + below(SLOTS - start));
+                    let mut loose = start >= known[mount];
+                    let applied = world.run(staged(file, &[range], loose));
+                    if applied.outcome.errno != 0 {
+                        assert_eq!(applied.outcome.errno, Errno::ECANCELED.number());
+                        assert!(loose, "what is on disks may go anywhere");
+                        (refused, loose) = (refused + 1, false);
+                        world.ok(staged(file, &[range], loose));
+                    }
+                    let is_lost = |old: u64| loose && old < size && durable[slot(old)];
+                    let lost = (range.start..range.end).find(|old| is_lost(*old));
+                    assert_eq!(lost, None, "durable bytes of {size} are replaced by loose ones");
+                    // A hole needs no disk.
+                    durable.resize(slot(size.max(range.end)), true);
+                    durable[slot(range.start)..slot(range.end)].fill(!loose);
+                }
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
 }

@@ -31,6 +31,8 @@ enum Came {
     /// These bytes are here now.
     Kept(ByteRange),
     NoRoom,
+    /// They would have completed this block, and are not what goes with the rest of it.
+    Misfit(ByteRange),
     /// Nobody gave any; `lacked` where somebody said that it lacks them.
     Nothing {
         lacked: bool,
@@ -55,7 +57,43 @@ async fn fetch_claimed(
         Came::Kept(_) => Ok(true),
         Came::NoRoom | Came::Nothing { lacked: false } => Ok(false),
         Came::Nothing { lacked: true } => fetch_apart(handle, claim, patience, silent).await,
+        Came::Misfit(block) => {
+            let lacked = lacking(handle, claim);
+            fetch_block(handle, claim.key, block, patience, &mut silent).await?;
+            Ok(lacking(handle, claim) < lacked)
+        }
     }
+}
+
+/// How many bytes of a claimed range are missing.
+fn lacking(handle: &Handle, claim: &Claim) -> u64 {
+    let missing = handle.files().missing(claim.key, claim.range);
+    missing.into_iter().map(|(part, _)| part.len()).sum()
+}
+
+/// What there was of a block, and what came of it, are not of the same bytes: only who has all of it can prove what it has.
+async fn fetch_block(
+    handle: &Handle,
+    key: Key,
+    block: ByteRange,
+    patience: Duration,
+    silent: &mut Vec<NodeId>,
+) -> Result<(), StoreError> {
+    let missing = handle.files().missing(key, block);
+    let Some(version) = missing.into_iter().map(|(_, version)| version).max() else {
+        return Ok(());
+    };
+    let wanted = Wanted { ino: key.0, generation: key.1, range: block, version, apart: false };
+    match ask(handle, wanted, patience, silent).await? {
+        Came::Kept(_) | Came::NoRoom => {}
+        Came::Misfit(_) | Came::Nothing { .. } => {
+            let (fetching, asked) = (&handle.0.fetching, connected(handle));
+            if fetching.asked.lacked_by_all(&asked, What::of(&wanted)) {
+                fetching.nobody_has(key, block, &asked);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Nobody has all of a claimed range: one has this part, another one that. What is missing in the end that all have said
@@ -68,7 +106,8 @@ async fn fetch_apart(
 ) -> Result<bool, StoreError> {
     let fetching = &handle.0.fetching;
     let (ino, generation) = claim.key;
-    let (mut came, mut from) = (false, claim.range.start);
+    // What came may be condemned again with what it completed.
+    let (lacked, mut from) = (lacking(handle, claim), claim.range.start);
     while let Some((range, version)) = handle
         .files()
         .missing(claim.key, ByteRange { start: from, ..claim.range })
@@ -78,22 +117,24 @@ async fn fetch_apart(
         let wanted = Wanted { ino, generation, range, version, apart: true };
         match ask(handle, wanted, patience, &mut silent).await? {
             // What lies before it somebody else may have.
-            Came::Kept(_) => came = true,
+            Came::Kept(_) => {}
             Came::NoRoom => break,
+            Came::Misfit(block) => {
+                fetch_block(handle, claim.key, block, patience, &mut silent).await?;
+                from = block.end.clamp(range.end, claim.range.end);
+            }
             Came::Nothing { .. } => {
                 let asked = connected(handle);
-                if fetching.asked.lacked_by_all(&asked, What::of(&wanted)) {
-                    if find_here(handle, claim.key, range, is_everybody(handle, &asked)).await? {
-                        came = true;
-                    } else {
-                        fetching.nobody_has(claim.key, range);
-                    }
+                if fetching.asked.lacked_by_all(&asked, What::of(&wanted))
+                    && !find_here(handle, claim.key, range, is_everybody(handle, &asked)).await?
+                {
+                    fetching.nobody_has(claim.key, range, &asked);
                 }
                 from = range.end;
             }
         }
     }
-    Ok(came)
+    Ok(lacking(handle, claim) < lacked)
 }
 
 /// Asks one peer after the other, until one has given something: none of those that were `silent` already.
@@ -135,6 +176,10 @@ async fn ask(
                     // It would come in vain for some time, from whomever.
                     fetching.asked.refused(node, what, false, monotonic());
                     return Ok(Came::NoRoom);
+                }
+                Ok(Taken::Misfit(block)) => {
+                    fetching.asked.refused(node, what, false, monotonic());
+                    return Ok(Came::Misfit(block));
                 }
                 Ok(Taken::Wrong) => {
                     tracing::warn!(%ino, peer = %node, "bytes of a peer are not what checksums here say");

@@ -20,6 +20,11 @@ pub(super) const HARD_STATE: &[u8] = b"hard_state";
 /// Index and term of the last entry that was cut off: twice 8 bytes, little-endian.
 pub(super) const TRUNCATED: &[u8] = b"truncated";
 
+/// What a person does about a log that the engine gives up on.
+const GAVE_UP: &str = "where that panic says that the system refused something (an fsync, a thread), mend that and start the \
+     daemon again; otherwise move this data directory away and join the cluster as a new node: the other nodes hold \
+     everything that was acknowledged";
+
 /// How the log uses its disk.
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
@@ -57,7 +62,16 @@ impl OpenEngine {
     pub(super) fn open(dir: &Path, options: LogOptions) -> Result<Self, StoreError> {
         let _of_its_threads = contain_everywhere();
         let open = || Engine::open(config(dir, options));
-        contained("open", dir, open).map(|engine| Self(Some(engine)))
+        match contained("open", dir, open) {
+            // Records that are whole, and contradict each other.
+            Err(StoreError::LogPanicked { path, .. }) => Err(StoreError::Corrupt {
+                path,
+                offset: None,
+                what: "its engine gave up on it (see its panic above)".to_owned(),
+                advice: GAVE_UP,
+            }),
+            opened => opened.map(|engine| Self(Some(engine))),
+        }
     }
 }
 

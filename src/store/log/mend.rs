@@ -118,7 +118,7 @@ fn begin_behind(
 ) -> Result<bool, StoreError> {
     let engine = match OpenEngine::open(dir, options) {
         // What raft-engine cannot make sense of is not all.
-        Err(StoreError::Corrupt { .. } | StoreError::LogPanicked { .. }) => return Ok(false),
+        Err(StoreError::Corrupt { .. }) => return Ok(false),
         engine => engine?,
     };
     let found = contained("read", dir, || engine.get_message::<HardState>(VOLUME, HARD_STATE));
@@ -267,6 +267,30 @@ mod tests {
                     (entries()[10..].to_vec(), hard_state(LAST - 1))
                 );
             }
+        }
+    }
+
+    /// Every record is whole, but entries are not there between two others: the engine panics over that.
+    #[test]
+    fn a_log_that_its_engine_gives_up_on_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path());
+        let path = only_file(dir.path());
+        let bytes = std::fs::read(&path).unwrap();
+        let number = super::files(dir.path(), ".raftlog").unwrap()[0].0;
+        // The first record is of a vote, and has no entry.
+        let mut starts = vec![super::FILE_HEADER.len()];
+        while let Some(next) = super::next_record(&bytes, number, starts[starts.len() - 1]) {
+            starts.push(next);
+        }
+        for lost in [3, 15] {
+            let without = [&bytes[..starts[lost]], &bytes[starts[lost + 1]..]].concat();
+            std::fs::write(&path, without).unwrap();
+            super::check_files(dir.path()).unwrap();
+            let error = RaftLog::open_with(dir.path(), OPTIONS).unwrap_err();
+            assert!(error.to_string().contains("its engine gave up on it"), "{error}");
+            assert!(error.needs_a_person(), "trying again gives the same");
+            assert!(!mend_log(dir.path(), OPTIONS, AT, Term(3)).unwrap(), "nothing tells where");
         }
     }
 

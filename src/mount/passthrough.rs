@@ -20,6 +20,8 @@ use fuser::BackingId;
 use parking_lot::Mutex;
 
 use super::errors::OpError;
+use super::root::Root;
+use crate::guardian::{Slot, Watched};
 use crate::node::{Handle, NodeError};
 use crate::store::{Lending, StoreError};
 use crate::types::{ByteRange, Generation, Ino};
@@ -182,6 +184,7 @@ pub(super) enum Access<B> {
 #[derive(Debug)]
 pub(super) struct Passthrough<B = Backing> {
     files: Mutex<HashMap<Ino, Known<B>>>,
+    watched: Arc<Watched>,
     /// The kernel has not refused it.
     works: AtomicBool,
     refusal: Mutex<Option<String>>,
@@ -197,11 +200,21 @@ struct Known<B> {
     moving: Option<Instant>,
     /// How often the kernel was given the alias and has not forgotten it.
     lookups: u64,
+    /// It may have pages of the alias then.
+    watched: Option<Slot>,
 }
 
 impl<B> Default for Known<B> {
     fn default() -> Self {
-        Self { passthrough: 0, backing: None, plain: 0, alias: 0, moving: None, lookups: 0 }
+        Self {
+            passthrough: 0,
+            backing: None,
+            plain: 0,
+            alias: 0,
+            moving: None,
+            lookups: 0,
+            watched: None,
+        }
     }
 }
 
@@ -222,14 +235,13 @@ impl<B> Known<B> {
     }
 }
 
-impl<B> Default for Passthrough<B> {
-    fn default() -> Self {
-        let (works, refusal) = (AtomicBool::new(true), Mutex::default());
-        Self { files: Mutex::default(), works, refusal }
-    }
-}
-
 impl<B> Passthrough<B> {
+    /// Nothing is open yet. The guardian finds in `watched` of what the kernel knows an alias.
+    pub(super) fn new(watched: Arc<Watched>) -> Self {
+        let (works, refusal) = (AtomicBool::new(true), Mutex::default());
+        Self { files: Mutex::default(), watched, works, refusal }
+    }
+
     /// Somebody opens a file, by its alias where `by_alias`.
     pub(super) fn enter(
         &self,
@@ -300,6 +312,7 @@ impl<B> Passthrough<B> {
         };
         known.moving = Some(now + MOVING);
         known.lookups += 1;
+        known.watched.get_or_insert_with(|| self.watched.watch(Root::alias(ino).0));
         true
     }
 
@@ -308,6 +321,9 @@ impl<B> Passthrough<B> {
         let mut files = self.files.lock();
         if let Some(known) = files.get_mut(&ino) {
             known.lookups = known.lookups.saturating_sub(lookups);
+            if known.lookups == 0 {
+                known.watched = None;
+            }
             if !known.is_needed(now) {
                 files.remove(&ino);
             }
@@ -386,11 +402,17 @@ fn reason(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Access, Arc, Duration, Ino, Instant, LookAgain, MOVING, Passthrough, Way, io};
+    use super::{
+        Access, Arc, Duration, Ino, Instant, LookAgain, MOVING, Passthrough, Watched, Way, io,
+    };
 
     const INO: Ino = Ino(5);
     type Table = Passthrough<u32>;
     type Answer = Result<(Way, Option<Arc<u32>>), LookAgain>;
+
+    fn table() -> Table {
+        Table::new(Watched::new().expect("memory"))
+    }
 
     fn kernel(backing: u32) -> Access<u32> {
         Access::Kernel(Some(Arc::new(backing)))
@@ -410,7 +432,7 @@ mod tests {
 
     #[test]
     fn readers_share_a_backing_file_until_the_last_one_leaves() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (table(), Instant::now());
         let (first, backing) = reader(&table, now).expect("open");
         assert_eq!((first, backing.as_deref()), (Way::Passthrough, Some(&7)));
         let (_, shared) = table.enter(INO, false, now, kernel(8)).expect("open");
@@ -426,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_writer_that_finds_readers_gets_the_alias_and_so_does_whoever_comes_after_it() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (table(), Instant::now());
         assert_eq!(way(reader(&table, now)), Way::Passthrough);
         assert!(!table.give_alias(INO, now), "nobody needs it");
         assert_eq!(writer(&table, false, now).expect_err("readers"), LookAgain { is_new: true });
@@ -449,7 +471,7 @@ mod tests {
 
     #[test]
     fn who_comes_late_to_the_alias_is_sent_back_only_where_the_file_is_open_plainly() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (table(), Instant::now());
         assert_eq!(way(writer(&table, false, now)), Way::Plain);
         assert_eq!(way(reader(&table, now)), Way::Plain, "it is open already");
         assert_eq!(writer(&table, true, now).expect_err("plain"), LookAgain { is_new: false });
@@ -462,7 +484,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_lent_is_read_through_the_daemon() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (table(), Instant::now());
         assert_eq!(way(table.enter(INO, false, now, Access::Kernel(None))), Way::Plain);
         assert!(table.works() && table.refusal().is_none());
         table.refused(&io::Error::from_raw_os_error(libc::ELOOP));
@@ -472,7 +494,7 @@ mod tests {
 
     #[test]
     fn those_who_move_are_forgotten_in_time() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (table(), Instant::now());
         assert_eq!(way(reader(&table, now)), Way::Passthrough);
         writer(&table, false, now).expect_err("readers");
         table.leave(INO, Way::Passthrough, now);

@@ -1,6 +1,7 @@
 //! One daemon: puts the store, the node, the services and the mount together.
 
 mod descriptors;
+mod disk;
 mod ending;
 mod guarding;
 mod lost_state;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, OnQuorumLoss, ReadMode};
 use crate::consensus::CoreConfig;
+use crate::guardian;
 use crate::node::{Fatal, Node, NodeConfig};
 use crate::rpc::{self, AdminService, BulkService, PeerService, Peers};
 use crate::store::{self, DataDir, Identity, StoreError};
@@ -84,18 +86,34 @@ pub fn run(config: &Config, after_crash_loop: bool) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    // Signals, and the beginning and end of mounts, have their own thread, timers and threads for disks: whatever those of
+    // the mounts' operations wait for.
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime of the daemon")?;
     let streams = Streams::start()?;
-    let result = runtime.block_on(serve(config, after_crash_loop, &streams.handle));
+    let runtimes = Runtimes { work: runtime.handle().clone(), streams: streams.handle.clone() };
+    let result = control.block_on(serve(config, after_crash_loop, &runtimes));
     drop(streams);
     // Reads of a disk that does not answer must not keep the daemon from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    control.shutdown_background();
     result
+}
+
+/// Where what runs beside [`serve`].
+struct Runtimes {
+    /// Operations of mounts that have to wait, and all that moves bytes.
+    work: tokio::runtime::Handle,
+    /// See [`Streams`].
+    streams: tokio::runtime::Handle,
 }
 
 async fn serve(
     config: &Config,
     after_crash_loop: bool,
-    streams: &tokio::runtime::Handle,
+    Runtimes { work, streams }: &Runtimes,
 ) -> Result<()> {
     // From here on a signal is not lost.
     let stopping = told_to_stop()?;
@@ -120,28 +138,31 @@ async fn serve(
         (identity.cluster, identity.node),
         identity.address.clone(),
         streams.clone(),
-        tokio::runtime::Handle::current(),
+        work.clone(),
     ));
     let recovered = tokio::select! {
         recovered = lost_state::recover(config, &directory) => recovered?,
         () = &mut stopping => return Ok(()),
     };
     let settings = node_config(config, &identity, &directory);
-    let node = Node::start(settings, recovered, peers.clone(), streams)
-        .map_err(|error| ending::not_started(&directory, error))?;
+    let started = {
+        let _work = work.enter();
+        Node::start(settings, recovered, peers.clone(), streams)
+    };
+    let node = started.map_err(|error| ending::not_started(&directory, error))?;
     let handle = node.handle();
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
     streams.spawn(end_what_hangs(handle.fatal()));
 
-    let guardian = guarding::start(config, &identity, &handle)?;
-    let mounts = MountTable::new(handle.clone(), guardian.clone(), config);
+    let guardian = guarding::start(config, &identity, &handle, work)?;
+    let mounts = MountTable::new(handle.clone(), guardian.clone(), config, work);
     let peer_service = PeerService::new(identity.cluster, handle.clone(), genesis);
     let bulk = BulkService::new(identity.cluster, handle.clone());
-    let bulk = (bulk, tokio::runtime::Handle::current());
+    let bulk = (bulk, work.clone());
     let admin = AdminService::new(identity.cluster, handle, Arc::new(mounts.clone()));
     if let Some(address) = config.metrics {
-        rpc::serve_metrics(address, admin.clone()).await?;
+        work.spawn(rpc::serve_metrics(address, admin.clone())).await??;
     }
     let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
     let server = streams.spawn(rpc::serve(listener, peer_service, admin, bulk, async move {
@@ -149,12 +170,15 @@ async fn serve(
     }));
 
     // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
+    let mounting = mounts.clone();
+    let mounting = tokio::spawn(async move { mounting.mount_configured().await });
+    let serving = async {
+        mounting.await??;
+        report(&node, config.on_quorum_loss).await;
+        Ok::<_, anyhow::Error>(())
+    };
     tokio::select! {
-        mounted = mounts.mount_configured() => mounted?,
-        _ = fatal.wait_for(Option::is_some) => {}
-    }
-    tokio::select! {
-        () = report(&node, config.on_quorum_loss) => {}
+        served = serving => served?,
         () = &mut stopping => {}
         _ = fatal.wait_for(Option::is_some) => {}
     }
@@ -170,15 +194,24 @@ async fn serve(
 }
 
 /// Ends in good order. It may fail while it stops, too: then it ends in the other way after all.
-async fn stop(directory: &DataDir, node: Node, mounts: &MountTable) -> Result<()> {
+async fn stop(directory: &Arc<DataDir>, node: Node, mounts: &MountTable) -> Result<()> {
     let fatal = node.handle().fatal();
+    let mut disk = disk::Asked::now(directory.clone());
     let stopped = if fatal.borrow().is_none() { mounts.stop().await } else { Ok(()) };
     let failed = fatal.borrow().clone();
     if let Some(failed) = failed {
         return Err(give_up(directory, &node, mounts, failed).await);
     }
     stopped?;
-    let ended = node.stop().await.map_err(|error| Fatal::from(&error));
+    node.leave().await;
+    let ended = tokio::select! {
+        ended = node.stop() => ended.map_err(|error| Fatal::from(&error)),
+        () = disk.hangs() => {
+            let path = directory.path().display();
+            tracing::error!("the disk under {path} does not answer: the daemon ends as it is");
+            guardian::end_process(1);
+        }
+    };
     let failed = fatal.borrow().clone().or(ended.err());
     if let Some(failed) = failed {
         ending::failed(directory, &failed);
@@ -194,7 +227,7 @@ async fn end_what_hangs(mut fatal: watch::Receiver<Option<Fatal>>) {
         std::thread::spawn(|| {
             std::thread::sleep(GIVEN_UP);
             tracing::error!("something does not answer: the daemon ends as it is");
-            std::process::exit(1);
+            guardian::end_process(1);
         });
     }
 }
@@ -344,7 +377,9 @@ async fn open(config: &Config) -> Result<DataDir> {
     if !DataDir::holds_replica(&config.data) {
         return join(config).await;
     }
-    let mut directory = DataDir::open(&config.data)?;
+    let data = config.data.clone();
+    let opening = tokio::task::spawn_blocking(move || DataDir::open(&data));
+    let mut directory = opening.await??;
     if let Some(wanted) = config.cluster {
         let found = directory.identity().cluster;
         ensure!(

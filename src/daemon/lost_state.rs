@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -29,9 +30,16 @@ const TELL: u32 = 10;
 ///
 /// # Errors
 /// When they cannot be made to.
-pub(super) async fn recover(config: &Config, directory: &DataDir) -> Result<Recovered> {
+pub(super) async fn recover(config: &Config, directory: &Arc<DataDir>) -> Result<Recovered> {
     loop {
-        let (damage, from) = match store::recover(directory, LogOptions::default()) {
+        // It takes as long as the log since the last snapshot is, or for as long as the disk does not answer.
+        telemetry::notify_status(
+            "reading its data directory: the state, and what the log has since",
+        );
+        let of = directory.clone();
+        let recovering =
+            tokio::task::spawn_blocking(move || store::recover(&of, LogOptions::default()));
+        let (damage, from) = match recovering.await? {
             Ok(recovered) => return Ok(recovered),
             Err(StoreError::StateLost { damage, from }) => (damage, from),
             Err(error) => return Err(ending::not_started(directory, error)),

@@ -7,6 +7,7 @@
 
 mod adopt;
 mod ahead;
+mod answers;
 mod beneath;
 mod blocks;
 mod cached;

@@ -1,8 +1,9 @@
-//! What programs see when the quorum is lost: every call ends, or can be ended; mounts come and go; and what was lost
-//! is said, once.
+//! What programs see when the quorum is lost, or their own node's disk hangs: every call ends, or can be ended; mounts come and
+//! go; and what was lost is said, once.
 #![allow(clippy::disallowed_methods, reason = "tests measure how long calls take")]
 
 mod calls;
+mod hung;
 mod lost;
 mod mounts;
 #[path = "../support/mod.rs"]

@@ -1,4 +1,4 @@
-//! Small disks for tests that fill them.
+//! Small disks for tests that fill them, or have them hang.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -34,5 +34,24 @@ impl Drop for SmallDisk {
         let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
         let unmounted = unmounted.is_ok_and(|status| status.success());
         assert!(unmounted || std::thread::panicking(), "{} stays mounted", self.0.display());
+    }
+}
+
+/// A file system that takes in nothing until this is dropped: whoever writes to it hangs.
+#[derive(Debug)]
+pub struct Frozen<'a>(&'a SmallDisk);
+
+impl<'a> Frozen<'a> {
+    pub fn freeze(disk: &'a SmallDisk) -> Self {
+        succeed(Command::new("fsfreeze").arg("--freeze").arg(disk.path()));
+        Self(disk)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let thawed = Command::new("fsfreeze").arg("--unfreeze").arg(self.0.path()).status();
+        let thawed = thawed.is_ok_and(|status| status.success());
+        assert!(thawed || std::thread::panicking(), "{} stays frozen", self.0.path().display());
     }
 }

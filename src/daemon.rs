@@ -145,10 +145,7 @@ async fn serve(
         () = &mut stopping => return Ok(()),
     };
     let settings = node_config(config, &identity, &directory);
-    let started = {
-        let _work = work.enter();
-        Node::start(settings, recovered, peers.clone(), streams)
-    };
+    let started = within(work, || Node::start(settings, recovered, peers.clone(), streams));
     let node = started.map_err(|error| ending::not_started(&directory, error))?;
     let handle = node.handle();
     peers.serve_node(handle.clone());
@@ -191,6 +188,12 @@ async fn serve(
     // Streams of peers end with the process.
     server.abort();
     Ok(())
+}
+
+/// Has `work` spawn what it spawns in another runtime.
+fn within<T>(runtime: &tokio::runtime::Handle, work: impl FnOnce() -> T) -> T {
+    let _entered = runtime.enter();
+    work()
 }
 
 /// Ends in good order. It may fail while it stops, too: then it ends in the other way after all.

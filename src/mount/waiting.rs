@@ -54,6 +54,9 @@ struct Calls {
     closed: bool,
 }
 
+/// One that is to be looked at, with its number where it has one.
+type Found = (Option<u64>, Arc<dyn WaitingCall>);
+
 struct Call {
     since: Instant,
     call: Arc<dyn WaitingCall>,
@@ -145,7 +148,7 @@ fn look_after(shared: &Shared) {
 impl Shared {
     /// Those that have waited for long, with their numbers, and those that threads are stuck in: some time after the
     /// last look, where there may be any. Nothing at the end.
-    fn next(&self) -> Option<Vec<(Option<u64>, Arc<dyn WaitingCall>)>> {
+    fn next(&self) -> Option<Vec<Found>> {
         let mut calls = self.calls.lock();
         // Since the last look.
         let mut next_look = Instant::now() + LOOK;

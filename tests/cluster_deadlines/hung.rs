@@ -17,6 +17,7 @@ const MIB: usize = 1 << 20;
 const SIZE: usize = 2 * MIB;
 /// More of them than there are threads that take requests in.
 const READERS: usize = 20;
+const KILLED: usize = 4;
 /// What a process that is killed may take until it is gone.
 const DEATH: Duration = Duration::from_secs(1);
 /// What people may take who look at it, or take a mount away.
@@ -46,14 +47,14 @@ fn a_hung_disk_of_its_own_holds_nobody() {
     let disk = disk.expect("mounted");
     let (node, [follower, _]) = nodes(&cluster);
     let (here, there) = (cluster.mount(node), cluster.mount(follower));
-    for number in 0..2 * READERS + 1 {
+    for number in 0..READERS + KILLED {
         write_and_sync(&there.join(format!("large-{number}")), &vec![7; SIZE]).expect("written");
     }
     let mut calls = all_calls(&here);
     cluster.settle();
     // One that was lent before, and is at present.
     let lent = File::open(here.join("large-0")).expect("open");
-    let [mut blocked, mut killed] = [(); 2].map(|()| readers(READERS));
+    let [mut blocked, mut killed] = [READERS, KILLED].map(readers);
     // A stage is begun, and not closed.
     let mut staged = Program::with(&here.join("staged"));
     assert_eq!(staged.ask(&format!("write f 0 {}", "x".repeat(3 * MIB))), "ok");

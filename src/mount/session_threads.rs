@@ -182,7 +182,7 @@ mod tests {
     use std::thread::JoinHandle;
     use std::time::{Duration, Instant};
 
-    use crossbeam_channel::{Sender, unbounded};
+    use crossbeam_channel::{Sender, bounded};
 
     use super::{Arc, Ordering, SessionThreads, WORKING, WaitingCall};
     use crate::node::Left;
@@ -229,10 +229,10 @@ mod tests {
     #[test]
     fn others_take_the_place_of_those_that_are_stuck() {
         let threads = Arc::<SessionThreads>::default();
-        let (send, requests) = unbounded();
+        let (send, requests) = bounded(64);
         let all: Vec<_> = (0..5).map(|_| thread(&threads, &requests)).collect();
         let ask = || -> Sender<()> {
-            let (done, request) = unbounded();
+            let (done, request) = bounded(1);
             send.send(request).expect("they listen");
             done
         };

@@ -17,7 +17,6 @@ use tokio::sync::watch;
 
 use crate::config::{Config, OnQuorumLoss, ReadMode};
 use crate::consensus::CoreConfig;
-use crate::guardian;
 use crate::node::{Fatal, Node, NodeConfig};
 use crate::rpc::{self, AdminService, BulkService, PeerService, Peers};
 use crate::store::{self, DataDir, Identity, StoreError};
@@ -212,7 +211,7 @@ async fn stop(directory: &Arc<DataDir>, node: Node, mounts: &MountTable) -> Resu
         () = disk.hangs() => {
             let path = directory.path().display();
             tracing::error!("the disk under {path} does not answer: the daemon ends as it is");
-            guardian::end_process(1);
+            std::process::exit(1);
         }
     };
     let failed = fatal.borrow().clone().or(ended.err());
@@ -230,7 +229,7 @@ async fn end_what_hangs(mut fatal: watch::Receiver<Option<Fatal>>) {
         std::thread::spawn(|| {
             std::thread::sleep(GIVEN_UP);
             tracing::error!("something does not answer: the daemon ends as it is");
-            guardian::end_process(1);
+            std::process::exit(1);
         });
     }
 }

@@ -32,5 +32,5 @@ mod watched;
 pub use keeping::{Guardian, Watch};
 pub use process::run;
 pub use protocol::Report;
-pub use sys::{close_inherited, end_process};
+pub use sys::close_inherited;
 pub use watched::{Slot, Watched};

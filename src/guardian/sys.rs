@@ -84,22 +84,3 @@ pub fn close_inherited() -> io::Result<()> {
     let result = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
-
-/// Ends this process as it is. Threads that wait for a disk keep its descriptors open until the disk answers: so what
-/// programs and peers wait for is closed first, connections and mounts. What guards the data directory is not: what such a
-/// thread has begun to write may still come.
-pub fn end_process(code: i32) -> ! {
-    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    let is_waited_for = |path: &std::path::Path| {
-        let target = std::fs::read_link(path).unwrap_or_default();
-        let target = target.as_os_str().as_encoded_bytes();
-        target == b"/dev/fuse" || target.starts_with(b"socket:")
-    };
-    let waited_for = open.map(|entry| entry.path()).filter(|path| is_waited_for(path));
-    let numbers = waited_for.filter_map(|path| path.file_name()?.to_str()?.parse().ok());
-    for number in numbers.collect::<Vec<libc::c_int>>() {
-        // SAFETY: whoever still uses it gets errors, and the process ends before anybody believes them.
-        unsafe { libc::close(number) };
-    }
-    std::process::exit(code)
-}

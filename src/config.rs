@@ -92,7 +92,9 @@ pub struct Config {
     /// minimum 1 MiB. Smaller means quicker restarts and more snapshots. An integer, or `"64MiB"`.
     #[serde(default = "default_snapshot_min_log", deserialize_with = "size")]
     pub snapshot_min_log: u64,
-    /// However far a member lags, the log is cut when it has this many bytes: the member is sent a snapshot then.
+    /// However far a member lags, the log is cut when it has this many bytes: the member is sent a snapshot then. Default
+    /// 1 GiB, minimum `snapshot_min_log`. Where a snapshot (all names and attributes) is larger, the log becomes as large as
+    /// that; and twice as large while one is sent or waits to be compared. Have room for it, beside `reserve`.
     #[serde(default = "default_max_log", deserialize_with = "size")]
     pub max_log: u64,
 

@@ -6,6 +6,7 @@ mod ending;
 mod guarding;
 mod lost_state;
 mod mounts;
+mod starting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +19,14 @@ use tokio::sync::watch;
 use crate::config::{Config, OnQuorumLoss, ReadMode};
 use crate::consensus::CoreConfig;
 use crate::node::{Fatal, Node, NodeConfig};
-use crate::rpc::{self, AdminService, BulkService, PeerService, Peers};
+use crate::rpc::{self, AdminService, BulkService, JoinError, PeerService, Peers};
 use crate::store::{self, DataDir, Identity, StoreError};
 use crate::telemetry;
 use crate::types::{ClusterId, NodeId};
 
 pub use self::ending::StaysDown;
 use self::mounts::MountTable;
+use self::starting::Starting;
 
 /// How often it is looked whether a quorum still answers.
 const LOOK: Duration = Duration::from_millis(500);
@@ -118,13 +120,15 @@ async fn serve(
     let stopping = told_to_stop()?;
     tokio::pin!(stopping);
     let listener = streams.spawn(rpc::bind(config.listen)).await??;
+    let starting = Starting::begin(&listener, streams)?;
+    starting.says("opening the data directory, or joining the cluster");
     let directory = tokio::select! {
         directory = open(config) => Arc::new(directory.map_err(ending::not_opened)?),
         () = &mut stopping => return Ok(()),
     };
     ending::look_back(&directory, after_crash_loop)?;
     tokio::select! {
-        waited = until_there_is_room(&directory, config.reserve) => {
+        waited = until_there_is_room(&directory, config.reserve, &starting) => {
             waited.map_err(|error| ending::not_started(&directory, error))?;
         }
         () = &mut stopping => return Ok(()),
@@ -140,7 +144,7 @@ async fn serve(
         work.clone(),
     ));
     let recovered = tokio::select! {
-        recovered = lost_state::recover(config, &directory) => recovered?,
+        recovered = lost_state::recover(config, &directory, &starting) => recovered?,
         () = &mut stopping => return Ok(()),
     };
     let settings = node_config(config, &identity, &directory);
@@ -160,6 +164,7 @@ async fn serve(
     if let Some(address) = config.metrics {
         work.spawn(rpc::serve_metrics(address, admin.clone())).await??;
     }
+    drop(starting);
     let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
     let server = streams.spawn(rpc::serve(listener, peer_service, admin, bulk, async move {
         let _ = server_stopped.await;
@@ -174,9 +179,10 @@ async fn serve(
         Ok::<_, anyhow::Error>(())
     };
     tokio::select! {
+        biased;
+        _ = fatal.wait_for(Option::is_some) => {}
         served = serving => served?,
         () = &mut stopping => {}
-        _ = fatal.wait_for(Option::is_some) => {}
     }
 
     telemetry::notify_stopping();
@@ -215,11 +221,7 @@ async fn stop(directory: &Arc<DataDir>, node: Node, mounts: &MountTable) -> Resu
         }
     };
     let failed = fatal.borrow().clone().or(ended.err());
-    if let Some(failed) = failed {
-        ending::failed(directory, &failed);
-        bail!(failed.reason);
-    }
-    Ok(())
+    failed.map_or(Ok(()), |failed| Err(ending::ended(directory, failed)))
 }
 
 /// Once the replica has failed, also while it stops, a disk that does not answer is not waited for: whoever waits for this
@@ -241,16 +243,10 @@ async fn give_up(
     mounts: &MountTable,
     why: Fatal,
 ) -> anyhow::Error {
-    let (handle, own) = (node.handle(), directory.identity().node);
-    let asked = tokio::task::spawn_blocking(move || handle.is_removed(own).unwrap_or(false));
-    let asked = tokio::time::timeout(GIVING_UP, asked).await;
-    let is_removed = asked.is_ok_and(|asked| asked.unwrap_or(false));
-    if !is_removed {
-        ending::failed(directory, &why);
-    }
+    let error = ending::ended(directory, why);
     node.give_leadership_away(GIVING_UP).await;
     let _ = tokio::time::timeout(GIVING_UP, mounts.stop()).await;
-    if is_removed { StaysDown(why.reason).into() } else { anyhow::Error::msg(why.reason) }
+    error
 }
 
 /// The record that newcomers start from. A node whose own is damaged serves all the same: they ask another one.
@@ -266,12 +262,16 @@ fn genesis(directory: &DataDir) -> Result<bytes::Bytes> {
 }
 
 /// Whoever filled the disk may make room again. A start in between would end where the last one did.
-async fn until_there_is_room(directory: &DataDir, reserve: u64) -> Result<(), StoreError> {
+async fn until_there_is_room(
+    directory: &DataDir,
+    reserve: u64,
+    starting: &Starting,
+) -> Result<(), StoreError> {
     if let Err(error) = directory.remove_leftovers() {
         tracing::warn!("{error}");
     }
     let wanted = ending::was_full(directory).then(|| ROOM_AFTER_FULL.min(reserve));
-    let mut is_told = false;
+    let (mut is_told, mut has_made_room) = (false, false);
     loop {
         let left = directory.available()?;
         let is_enough = match wanted {
@@ -281,6 +281,10 @@ async fn until_there_is_room(directory: &DataDir, reserve: u64) -> Result<(), St
         if is_enough {
             return Ok(());
         }
+        if !std::mem::replace(&mut has_made_room, true) {
+            store::make_room(directory)?;
+            continue;
+        }
         if !std::mem::replace(&mut is_told, true) {
             let path = directory.path().display();
             let wanted = wanted.unwrap_or(ROOM_TO_START);
@@ -288,7 +292,7 @@ async fn until_there_is_room(directory: &DataDir, reserve: u64) -> Result<(), St
                 "the disk under {path} is full ({left} bytes are left, {wanted} are wanted, and some inodes; a quota may \
                  leave less): free some space; waiting"
             );
-            telemetry::notify_status(&line);
+            starting.says(&line);
             tracing::error!("{line}");
         }
         tokio::time::sleep(FULL).await;
@@ -380,8 +384,15 @@ async fn open(config: &Config) -> Result<DataDir> {
         return join(config).await;
     }
     let data = config.data.clone();
-    let opening = tokio::task::spawn_blocking(move || DataDir::open(&data));
-    let mut directory = opening.await??;
+    let opening = tokio::task::spawn_blocking(move || {
+        let directory = DataDir::open(&data)?;
+        let is_removed = directory.is_removed()?;
+        Ok::<_, StoreError>((directory, is_removed))
+    });
+    let (mut directory, is_removed) = opening.await??;
+    if is_removed {
+        return Err(StaysDown(Fatal::removed(directory.identity().node).reason).into());
+    }
     if let Some(wanted) = config.cluster {
         let found = directory.identity().cluster;
         ensure!(
@@ -411,7 +422,12 @@ async fn move_to(config: &Config, directory: &mut DataDir) -> Result<()> {
         identity.address
     );
     let (cluster, node) = (identity.cluster, Some(identity.node));
-    rpc::join(&config.peers, cluster, identity.nonce, &here, node).await?;
+    match rpc::join(&config.peers, cluster, identity.nonce, &here, node).await {
+        Err(JoinError::Removed(node)) => {
+            return Err(ending::ended(directory, Fatal::removed(node)));
+        }
+        joined => joined?,
+    };
     tracing::info!(
         node = identity.node.0,
         from = identity.address,

@@ -42,6 +42,10 @@ pub enum Mutant {
     BelieveAllFiles,
     /// A replica that heals takes a state that is older than what its files have come to.
     HealFromAny,
+    /// Whoever cannot say now whether it has bytes is taken for one that lacks them.
+    TakeNotNowForLacking,
+    /// In doubt a replica says that it holds nothing.
+    HoldNothingInDoubt,
 }
 
 #[cfg(feature = "mutants")]

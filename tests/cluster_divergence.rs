@@ -10,7 +10,7 @@ use std::path::Path;
 
 use prost::Message;
 use quorumfs::fs::{Batch, keys, proto, query};
-use quorumfs::store::{AppliedPoint, DataDir, State};
+use quorumfs::store::{AppliedPoint, DataDir, State, write_snapshot};
 use quorumfs::types::Ino;
 use serde_json::Value;
 use support::{Cluster, PATIENCE, quorumfs, succeed, wait_until, write_and_sync};
@@ -18,8 +18,17 @@ use support::{Cluster, PATIENCE, quorumfs, succeed, wait_until, write_and_sync};
 /// Bytes that do not fit into a command.
 const LARGE: usize = 100_000;
 
-/// Of a node whose daemon has stopped: the record of a file says that it has more bytes, and the digest does not know.
-fn lengthen(cluster: &Cluster, node: u64, name: &str, by: u64) {
+/// How the state of a node becomes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    /// The digest does not know.
+    Rotten,
+    /// The digest does, and so does the snapshot file: as where a version does something else than the others.
+    Misapplied,
+}
+
+/// Of a node whose daemon has stopped: the record of a file says that it has more bytes.
+fn lengthen(cluster: &Cluster, node: u64, name: &str, by: u64, wrong: Wrong) {
     let path = cluster.dir().join(format!("n{node}/data"));
     let dir = wait_until(PATIENCE, "the data directory", || DataDir::open(&path).ok());
     let state = State::open(&dir.current_state().expect("readable").expect("there is one"));
@@ -30,12 +39,24 @@ fn lengthen(cluster: &Cluster, node: u64, name: &str, by: u64) {
         let ino = Ino(dentry.expect("the file").ino);
         (ino, query::inode(&read, ino).expect("readable").expect("the inode"))
     };
+    let key = keys::inode(ino);
+    let before = proto::Inode::encode_to_vec(&inode);
     inode.size += by;
+    let after = proto::Inode::encode_to_vec(&inode);
     let mut batch = Batch::default();
-    batch.writes.insert(keys::inode(ino), Some(proto::Inode::encode_to_vec(&inode)));
+    if wrong == Wrong::Misapplied {
+        batch.digest.remove(&key, &before);
+        batch.digest.add(&key, &after);
+    }
+    batch.writes.insert(key, Some(after));
     let at = AppliedPoint { index: state.applied(), term: state.term(), conf_state: None };
     state.commit(batch, at).expect("commit");
     state.flush().expect("flush");
+    if wrong == Wrong::Misapplied {
+        let export = state.export();
+        let header = export.header(dir.identity().cluster);
+        write_snapshot(&dir.snapshots_dir(), &header, export).expect("a snapshot");
+    }
 }
 
 fn append(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -74,7 +95,7 @@ fn spoilt(nodes: u16, node: u64, settings: &[&str]) -> Cluster {
     write_and_sync(&mount.join("other"), &vec![b'o'; LARGE]).expect("write");
     cluster.settle();
     cluster.kill(node, "TERM");
-    lengthen(&cluster, node, "log", 8192);
+    lengthen(&cluster, node, "log", 8192, Wrong::Rotten);
     cluster.start(node);
     cluster.settle_mounts();
     cluster
@@ -128,6 +149,32 @@ fn of_two_that_differ_the_wrong_one_finds_out_and_heals() {
     assert!(!is_marked(&cluster, wrong));
 }
 
+/// Where both look at themselves and find nothing, a person finds out who is wrong, and removes that one. Then the other
+/// one goes on.
+#[test]
+fn of_two_that_differ_for_good_the_wrong_one_can_be_removed() {
+    let (right, wrong) = (1, 2);
+    let cluster = Cluster::up(2);
+    let log = cluster.mount(right).join("log");
+    write_and_sync(&log, &vec![b'a'; LARGE]).expect("write");
+    cluster.settle();
+    cluster.kill(wrong, "TERM");
+    lengthen(&cluster, wrong, "log", 8192, Wrong::Misapplied);
+    cluster.start(wrong);
+    for node in [right, wrong] {
+        has_logged(&cluster, node, "the voters differ");
+        has_logged(&cluster, node, "the state is built a second time");
+    }
+    assert!(problems(&cluster, right).iter().any(|problem| problem.contains("the voters differ")));
+    let address = cluster.address(right);
+    succeed(quorumfs().args(["member", "remove", &wrong.to_string(), "--addr", &address]));
+    has_logged(&cluster, right, "this replica is one of the majority, and serves again");
+    let found = wait_until(PATIENCE, "the right one to serve", || fs::read(&log).ok());
+    assert!(found == vec![b'a'; LARGE], "{} bytes", found.len());
+    append(&log, b"more").expect("append");
+    assert!(!is_marked(&cluster, right));
+}
+
 /// Nobody could give it a state, nor bytes: what was in no doubt it has.
 #[test]
 fn a_lone_replica_whose_records_rot_heals() {
@@ -145,4 +192,54 @@ fn a_lone_replica_whose_records_rot_heals() {
     let other = wait_until(PATIENCE, "its files", || fs::read(mount.join("other")).ok());
     assert!(other == vec![b'o'; LARGE], "{} bytes", other.len());
     assert_eq!(fs::metadata(mount.join("log")).expect("stat").len(), LARGE as u64);
+}
+
+fn accept_lost(path: &Path, more: &[&str]) -> (bool, Value) {
+    let mut command = quorumfs();
+    let output = command.arg("accept-lost").arg(path).args(more).arg("--json").output();
+    let output = output.expect("the binary runs");
+    let reports: Vec<Value> = serde_json::Deserializer::from_slice(&output.stdout)
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .expect("JSON");
+    assert_eq!(reports.len(), 1, "{output:?}");
+    (output.status.success(), reports[0].clone())
+}
+
+/// What was written under a wrong record nobody else has either: who gives it up has to know that it is there.
+#[test]
+fn bytes_in_doubt_are_named_before_they_are_given_up() {
+    let cluster = spoilt(1, 1, &["snapshot_min_log = \"1MiB\""]);
+    let mount = cluster.mount(1);
+    let log = mount.join("log");
+    // The record has it that they belong behind a gap.
+    append(&log, &vec![b'b'; LARGE]).expect("append");
+    for number in 0..30 {
+        // Those that are under way when it finds out fail.
+        let _ = write_and_sync(&mount.join(format!("f{number}")), &vec![b'f'; 60_000]);
+    }
+    has_logged(&cluster, 1, "this replica has another state, and serves again");
+    wait_until(PATIENCE, "it to serve", || fs::metadata(&log).is_ok().then_some(()));
+
+    let named = |start: usize, end: usize| serde_json::json!([{ "start": start, "end": end }]);
+    let nothing = serde_json::json!([]);
+    let all = named(0, 2 * LARGE);
+    let (_, listed) = accept_lost(&log, &[]);
+    assert_eq!((&listed["lost"], &listed["doubted"][0]["node"]), (&all, &Value::from(1)));
+    assert_eq!(listed["doubted"][0]["ranges"], all);
+    let (is_done, refused) = accept_lost(&log, &["--all"]);
+    assert!(!is_done, "{refused}");
+    assert_eq!((&refused["lost"], &refused["accepted"]), (&all, &nothing));
+    let refusal = refused["refusal"].as_str().expect("a sentence");
+    assert!(refusal.contains("nodes 1 have") && refusal.contains("--even-if-doubted"), "{refusal}");
+
+    let (is_done, taken) = accept_lost(&log, &["--range", "0..100000", "--take-doubted"]);
+    assert!(is_done, "{taken}");
+    assert_eq!((&taken["taken"], &taken["lost"]), (&named(0, LARGE), &nothing));
+    let (is_done, given_up) = accept_lost(&log, &["--all", "--even-if-doubted"]);
+    assert!(is_done, "{given_up}");
+    assert_eq!(given_up["accepted"], named(LARGE, 2 * LARGE));
+    assert_eq!(given_up["doubted"][0]["ranges"], named(LARGE, 2 * LARGE));
+    let found = fs::read(&log).expect("read");
+    assert!(found == [vec![b'a'; LARGE], vec![0; LARGE]].concat(), "{} bytes", found.len());
 }

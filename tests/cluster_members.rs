@@ -20,7 +20,6 @@ struct Member {
     node: u64,
     address: String,
     kind: String,
-    connected: bool,
 }
 
 /// As the daemon at an address sees them.
@@ -134,11 +133,7 @@ fn free_port() -> u16 {
 
 /// A cluster whose log is cut after a mebibyte, whoever needs it.
 fn with_short_logs(nodes: u16) -> Cluster {
-    let cluster = Cluster::up(nodes);
-    cluster.down();
-    cluster.configure("snapshot_min_log = \"1MiB\"\nmax_log = \"1MiB\"\n");
-    cluster.up_again();
-    cluster
+    Cluster::up_with(nodes, &["snapshot_min_log = \"1MiB\"", "max_log = \"1MiB\""])
 }
 
 /// Writes through a mount until no other node's log has what a node lacks that knows it up to `known`.
@@ -182,12 +177,15 @@ fn a_node_that_was_away_for_too_long_takes_a_snapshot() {
         }
         cluster.settle();
         let open = File::open(cluster.mount(away).join("d/changes")).expect("open");
+        // The kernel of one that stands still takes the next connection at once: it counts that there was a break.
+        let breaks = || {
+            let log = fs::read_to_string(cluster.dir().join(format!("n{writer}/log/quorumfs.log")));
+            log.expect("a log").matches(&format!("peer went away peer={away} ")).count()
+        };
+        let before = breaks();
         cluster.kill(away, signal);
         // What was sent before is in its kernel's buffers.
-        wait_until(PATIENCE, "the others to miss it", || {
-            let known = members(&cluster.address(writer));
-            known.iter().any(|member| member.node == away && !member.connected).then_some(())
-        });
+        wait_until(PATIENCE, "the others to miss it", || (breaks() > before).then_some(()));
         let known = field(&cluster.address(writer), "last_index");
         fs::remove_file(cluster.mount(writer).join("d/goes")).expect("unlink");
         write_and_sync(&cluster.mount(writer).join("d/changes"), signal.as_bytes()).expect("write");
@@ -212,6 +210,47 @@ fn a_node_that_was_away_for_too_long_takes_a_snapshot() {
         assert_eq!(installed, if signal == "KILL" { 1 } else { 2 });
     }
     write_and_close(&cluster.mount(away).join("d/own"), b"own").expect("it serves");
+}
+
+/// The log is kept for a member that is away, but no more of it than `max_log`: then it is cut behind the last snapshot,
+/// without another one.
+#[test]
+fn the_log_is_bounded_beside_a_member_that_is_away() {
+    const MIB: u64 = 1 << 20;
+    let settings = ["snapshot_min_log = \"3MiB\"", "max_log = \"4MiB\""];
+    let cluster = Cluster::up_with(3, &settings);
+    let away = cluster.follower();
+    let others: Vec<_> = (1..=3).filter(|node| *node != away).collect();
+    let lengths = || -> Vec<u64> {
+        let addresses = others.iter().map(|node| cluster.address(*node));
+        addresses.map(|address| field(&address, "log_bytes")).collect()
+    };
+    let dir = cluster.mount(others[0]).join("d");
+    fs::create_dir(&dir).expect("mkdir");
+    cluster.settle();
+    cluster.kill(away, "KILL");
+    let mut written = 0..;
+    let mut write = |files: usize| {
+        for number in written.by_ref().take(files) {
+            let bytes = vec![number; 60 << 10];
+            write_and_sync(&dir.join(format!("f{number}")), &bytes).expect("two are a quorum");
+        }
+    };
+    write(53);
+    let has_snapshot = |node: &u64| {
+        let log = fs::read_to_string(cluster.dir().join(format!("n{node}/log/quorumfs.log")));
+        log.expect("a log").contains("quorumfs::node::snapshots: snapshot ")
+    };
+    wait_until(PATIENCE, "snapshots", || others.iter().all(has_snapshot).then_some(()));
+    assert!(lengths().iter().all(|bytes| *bytes > 3 * MIB), "{:?}: it is kept", lengths());
+    // Less than the next snapshot needs.
+    write(25);
+    wait_until(PATIENCE, "the log to be cut", || {
+        lengths().iter().all(|bytes| *bytes < 2 * MIB).then_some(())
+    });
+    cluster.start(away);
+    cluster.settle();
+    assert!(content(&cluster.mount(away)) == content(&cluster.mount(others[0])));
 }
 
 /// While a program writes: a node joins, the leader is removed, and says so.
@@ -256,6 +295,64 @@ fn members_come_and_go_under_load() {
     assert_eq!(fs::read(fourth.mount().join("after")).expect("read"), b"x");
 }
 
+/// How `serve` ends: its exit code, and what it says.
+fn end_of(serve: Child) -> (Option<i32>, String) {
+    let output = serve.wait_with_output().expect("it ends");
+    (output.status.code(), text(&output.stderr))
+}
+
+fn is_mounted(point: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/mounts").expect("read");
+    mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
+}
+
+/// It cannot know from its own state. One of the others may be wrong; both are not.
+#[test]
+fn a_node_that_was_removed_while_it_was_down_stays_down() {
+    const STAYS_DOWN: Option<i32> = Some(3);
+    let cluster = Cluster::up(3);
+    let away = cluster.follower();
+    let others: Vec<_> = (1..=3).filter(|node| *node != away).collect();
+    let own = cluster.address(away);
+    let addresses: Vec<_> = others.iter().map(|node| cluster.address(*node)).collect();
+    cluster.kill(away, "KILL");
+    member(&addresses[0], &["remove", &away.to_string()]);
+    wait_until(PATIENCE, "both to know", || {
+        let knows = |at: &String| members(at).iter().all(|member| member.node != away);
+        addresses.iter().all(knows).then_some(())
+    });
+    cluster.kill(others[1], "KILL");
+    let dir = cluster.dir().join(format!("n{away}"));
+    let start = || {
+        let mut serve = quorumfs();
+        serve.args(["serve", "--config"]).arg(dir.join("quorumfs.toml")).current_dir(&dir);
+        serve.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs")
+    };
+    let mut serve = start();
+    let said = format!("was removed from the cluster, by the word of {}", others[0]);
+    wait_until(PATIENCE, "it to say what it was told", || {
+        assert_eq!(serve.try_wait().expect("a child"), None, "the word of one ends nobody");
+        let asked = quorumfs().args(["status", "--addr", &own]).output().expect("the binary runs");
+        text(&asked.stdout).contains(&said).then_some(())
+    });
+    cluster.start(others[1]);
+    let (code, said) = end_of(serve);
+    assert_eq!(code, STAYS_DOWN, "{said}");
+    let sentence = format!("node {away} was removed from the cluster: it serves nothing any more");
+    let is_last = |said: &str| said.lines().last().is_some_and(|line| line.contains(&sentence));
+    assert!(is_last(&said) && said.contains(" mounted path="), "{said}");
+    let gone = || (!is_mounted(&cluster.mount(away))).then_some(());
+    wait_until(PATIENCE, "its mount to be gone", gone);
+    assert!(!dir.join("data/ends").exists(), "that is no failure");
+    // It remembers, whoever is in reach.
+    for node in others {
+        cluster.kill(node, "KILL");
+    }
+    let (code, said) = end_of(start());
+    assert_eq!(code, STAYS_DOWN, "{said}");
+    assert!(is_last(&said) && !said.contains(" mounted path="), "{said}");
+}
+
 #[test]
 fn a_learner_votes_once_it_is_promoted() {
     let cluster = Cluster::up(1);
@@ -270,8 +367,24 @@ fn a_learner_votes_once_it_is_promoted() {
     assert_eq!(fs::read(daemon.mount().join("file")).expect("read").len(), 1 << 20);
     let refused = refusal(quorumfs().args(["member", "remove", "1", "--addr", &address]));
     assert!(refused.contains("nobody else votes yet"), "{refused}");
+    let transfer = |at: &str, to: &[&str]| {
+        let mut transfer = quorumfs();
+        transfer.args(["leader", "transfer", "--addr", at]).args(to);
+        transfer
+    };
+    for (to, why) in [("2", "it cannot lead"), ("9", "is no member")] {
+        let refused = refusal(&mut transfer(&address, &[to]));
+        assert!(refused.contains(why), "{refused}");
+    }
     member(&address, &["promote", "2"]);
     until_is(&address, 2, "voter");
+    // Whichever daemon is asked: one that follows passes it on.
+    for (at, to, leads) in
+        [(&daemon.address, &["2"][..], 2), (&address, &[], 1), (&address, &["2"], 2)]
+    {
+        let said = text(&succeed(&mut transfer(at, to)).stdout);
+        assert_eq!(said, format!("node {leads} leads\n"), "{to:?} at {at}");
+    }
     let refused = refusal(quorumfs().args(["member", "remove", "9", "--addr", &address]));
     assert!(refused.contains("no such member"), "{refused}");
 }

@@ -420,17 +420,24 @@ fn what_cannot_be_mounted_is_said() {
     drop((cluster, helper));
 }
 
-/// The daemon is root and mounts wherever it is told.
+/// The daemon is root and mounts wherever it is told; and who leads is not everybody's business.
 #[test]
-fn only_root_may_mount() {
+fn only_root_may_change_anything() {
     let cluster = Cluster::up(1);
+    let address = cluster.address(1);
     let program = File::open(quorumfs().get_program()).expect("the program");
-    // By its descriptor: nobody may not look into the directories above it.
-    let mut mount = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
-    mount.uid(65534).current_dir("/").arg("mount").arg(cluster.address(1)).arg("/mnt");
-    let output = mount.output().expect("it runs");
-    assert!(!output.status.success());
-    assert_eq!(text(&output.stderr), "quorumfs: only root may mount and unmount\n");
+    let refused = |arguments: &[&str]| {
+        // By its descriptor: nobody may not look into the directories above it.
+        let mut as_nobody = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        let output = as_nobody.uid(65534).current_dir("/").args(arguments).output();
+        let output = output.expect("it runs");
+        assert!(!output.status.success());
+        text(&output.stderr)
+    };
+    let mount = refused(&["mount", &address, "/mnt"]);
+    assert_eq!(mount, "quorumfs: only root may mount and unmount\n");
+    let transfer = refused(&["leader", "transfer", "--addr", &address]);
+    assert!(transfer.contains("only root may hand leadership over"), "{transfer}");
 }
 
 /// A daemon that was killed leaves mounts that answer nothing: whatever comes next takes all of them away.

@@ -28,6 +28,13 @@ pub(crate) struct Args {
     /// A node that need not answer: what it may have is given up as well. Once for each.
     #[arg(long, value_name = "NODE", value_parser = clap::value_parser!(u64).range(1..))]
     even_if_away: Vec<u64>,
+    /// Accepts also what a node has bytes for that may be right, from a time when its state was wrong (they are listed).
+    #[arg(long)]
+    even_if_doubted: bool,
+    /// Takes the bytes that this machine's node has from such a time for right, where nobody has others, instead of accepting
+    /// any as lost. With --range or --all.
+    #[arg(long, conflicts_with = "even_if_doubted")]
+    take_doubted: bool,
     /// Prints JSON, one line for each file, or several where very many of its ranges are missing.
     #[arg(long)]
     json: bool,
@@ -46,10 +53,19 @@ struct Report {
     ino: u64,
     lost: Vec<Lost>,
     accepted: Vec<Lost>,
+    taken: Vec<Lost>,
+    doubted: Vec<Doubted>,
     held_bytes: u64,
     holders: Vec<u64>,
     away: Vec<u64>,
     refusal: Option<String>,
+}
+
+/// What a node has in the place of lost bytes.
+#[derive(Debug, Serialize)]
+struct Doubted {
+    node: u64,
+    ranges: Vec<Lost>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -60,14 +76,25 @@ struct Lost {
 
 pub(crate) async fn run(args: &Args) -> Result<()> {
     let (address, path) = locate(&args.path).await?;
-    let accept = args.all || args.range.is_some();
+    let is_named = args.all || args.range.is_some();
+    ensure!(
+        is_named || !(args.take_doubted || args.even_if_doubted),
+        "say which bytes: --range START..END, or --all"
+    );
     if args.range.is_some() && Path::new(&args.path).is_dir() {
         bail!("{} is a directory: --range is for one file", args.path.display());
     }
     let within = args.range.map(|Named { start, end }| LostRange { start, end });
     let away = args.even_if_away.clone();
     let mut admin = Admin::connect(&address).await?;
-    let request = AcceptLostRequest { path: path.into(), within, accept, away };
+    let request = AcceptLostRequest {
+        path: path.into(),
+        within,
+        accept: is_named && !args.take_doubted,
+        away,
+        even_if_doubted: args.even_if_doubted,
+        take_doubted: args.take_doubted,
+    };
     let mut reports = admin.accept_lost(request).await?;
     let mut total = Total::default();
     loop {
@@ -82,10 +109,10 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         }
     }
     if !args.json {
-        conclude(&total, accept);
+        conclude(&total, is_named, args.take_doubted);
     }
-    let refused = total.refused;
-    ensure!(refused == 0, "not all was accepted of {refused} files; why is said for each above");
+    let (refused, done) = (total.refused, if args.take_doubted { "taken" } else { "accepted" });
+    ensure!(refused == 0, "not all was {done} of {refused} files; why is said for each above");
     Ok(())
 }
 
@@ -97,6 +124,7 @@ struct Total {
     files: u64,
     lost: u64,
     accepted: u64,
+    taken: u64,
     /// Files of which something was not accepted.
     refused: u64,
 }
@@ -104,13 +132,15 @@ struct Total {
 impl Total {
     fn add(&mut self, report: &Report) {
         let len = |ranges: &[Lost]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
-        let (lost, accepted) = (len(&report.lost), len(&report.accepted));
-        let is_next = report.ino != self.ino && lost + accepted > 0;
+        let [lost, accepted, taken] =
+            [&report.lost, &report.accepted, &report.taken].map(|ranges| len(ranges));
+        let is_next = report.ino != self.ino && lost + accepted + taken > 0;
         if is_next {
             (self.ino, self.files) = (report.ino, self.files + 1);
         }
         self.lost += lost;
         self.accepted += accepted;
+        self.taken += taken;
         // The last report of a file says so.
         self.refused += u64::from(report.refusal.is_some());
     }
@@ -119,8 +149,17 @@ impl Total {
 fn print(report: &Report) {
     let lost = report.lost.iter().map(|range| (range, "lost"));
     let accepted = report.accepted.iter().map(|range| (range, "accepted as lost"));
-    for (Lost { start, end }, what) in accepted.chain(lost) {
+    let taken = report.taken.iter().map(|range| (range, "taken for right"));
+    for (Lost { start, end }, what) in accepted.chain(taken).chain(lost) {
         println!("/{}: bytes {start}..{end} {what}", report.path);
+    }
+    for Doubted { node, ranges } in &report.doubted {
+        for Lost { start, end } in ranges {
+            println!(
+                "/{}: node {node} has bytes {start}..{end} from a time when its state was wrong; they may be right",
+                report.path
+            );
+        }
     }
     if report.held_bytes > 0 {
         println!(
@@ -143,11 +182,13 @@ fn print(report: &Report) {
     }
 }
 
-fn conclude(total: &Total, accept: bool) {
-    let Total { files, lost, accepted, .. } = total;
+fn conclude(total: &Total, is_named: bool, takes: bool) {
+    let Total { files, lost, accepted, taken, .. } = total;
     if *files == 0 {
         println!("nothing is lost there");
-    } else if accept {
+    } else if takes {
+        println!("{} were taken for right, {} are still lost", size(*taken), size(*lost));
+    } else if is_named {
         println!("{} were accepted as lost, {} were not", size(*accepted), size(*lost));
     } else {
         println!(
@@ -172,19 +213,22 @@ fn parse_range(text: &str) -> Result<Named, String> {
 
 impl From<LostReport> for Report {
     fn from(report: LostReport) -> Self {
-        let LostReport { path, ino, lost, accepted, held_bytes, holders, away, refusal } = report;
-        let ranges = |ranges: Vec<LostRange>| {
+        let ranges = |ranges: Vec<LostRange>| -> Vec<Lost> {
             ranges.into_iter().map(|LostRange { start, end }| Lost { start, end }).collect()
         };
+        let doubted = report.doubted.into_iter();
+        let doubted = doubted.map(|of| Doubted { node: of.node, ranges: ranges(of.ranges) });
         Self {
-            path: String::from_utf8_lossy(&path).into_owned(),
-            ino,
-            lost: ranges(lost),
-            accepted: ranges(accepted),
-            held_bytes,
-            holders,
-            away,
-            refusal: (!refusal.is_empty()).then_some(refusal),
+            path: String::from_utf8_lossy(&report.path).into_owned(),
+            ino: report.ino,
+            lost: ranges(report.lost),
+            accepted: ranges(report.accepted),
+            taken: ranges(report.taken),
+            doubted: doubted.collect(),
+            held_bytes: report.held_bytes,
+            holders: report.holders,
+            away: report.away,
+            refusal: (!report.refusal.is_empty()).then_some(report.refusal),
         }
     }
 }

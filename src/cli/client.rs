@@ -18,6 +18,9 @@ use crate::types::NodeId;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A daemon that is stopped or wedged accepts connections and says nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often the other end of a connection is asked whether it is there, and how long it may take to say so.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A daemon that has just started may wait for a quorum first, and one that unmounts for what was written.
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(90);
 /// Handing over takes an election.
@@ -37,7 +40,11 @@ impl Admin {
     pub(crate) async fn connect(address: &str) -> Result<Self> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .with_context(|| format!("\"{address}\" is not HOST:PORT"))?
-            .connect_timeout(CONNECT_TIMEOUT);
+            .connect_timeout(CONNECT_TIMEOUT)
+            // What comes in pieces may take hours; a daemon that stands still, or a machine that is gone, is noticed.
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
         let channel = endpoint
             .connect()
             .await

@@ -38,7 +38,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         print(&exported);
     }
-    let Exported { missing, failed, .. } = &exported;
+    let Exported { missing, failed, doubts, doubted, .. } = &exported;
+    ensure!(
+        doubts.is_empty(),
+        "the tree may not be that of the cluster, for the reasons above; {} files may have wrong bytes; {} ranges of files are \
+         not on this node, {} files or attributes could not be made",
+        doubted.len(),
+        missing.len(),
+        failed.len()
+    );
     ensure!(
         missing.is_empty() && failed.is_empty(),
         "not everything could be taken out: {} ranges of files are not on this node, {} files or attributes could not be \
@@ -61,6 +69,12 @@ fn print(exported: &Exported) {
         println!(
             "the log goes on to entry {last_index}, which this node did not know to be committed: --uncommitted takes that, too"
         );
+    }
+    for doubt in &exported.doubts {
+        println!("{doubt}");
+    }
+    for doubted in &exported.doubted {
+        println!("{doubted}: its bytes may be wrong");
     }
     for missing in &exported.missing {
         println!(

@@ -9,7 +9,7 @@ use crate::types::NodeId;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Hands leadership over to a node, or to any that is up to date.
+    /// Hands leadership over to a node, or to any that is up to date; whichever daemon is asked passes it on.
     Transfer(TransferArgs),
 }
 

@@ -50,10 +50,12 @@ struct Status {
     sessions: Vec<Session>,
     problems: Vec<String>,
     mounts: Vec<Mount>,
-    missing: Missing,
+    /// Nothing where it cannot be known at present.
+    missing: Option<Missing>,
     plain_bytes: u64,
     sent_bytes: u64,
     has_quorum: bool,
+    log_bytes: u64,
 }
 
 /// File bytes that the node lacks; see `proto/admin.proto`.
@@ -125,7 +127,7 @@ fn print(status: &Status) {
     };
     println!("cluster {}: {leader} in term {}", status.cluster, status.term);
     println!(
-        "node {} ({}, pid {}, version {}): commit {}, applied {}, stable {}, log {} to {}",
+        "node {} ({}, pid {}, version {}): commit {}, applied {}, stable {}, log {} to {} ({})",
         status.node,
         status.role,
         status.pid,
@@ -134,7 +136,8 @@ fn print(status: &Status) {
         status.applied,
         status.stable,
         status.first_index,
-        status.last_index
+        status.last_index,
+        size(status.log_bytes)
     );
     println!(
         "session {} with {} ms left, kernel epochs: {}",
@@ -178,7 +181,9 @@ fn print(status: &Status) {
             session.visible
         );
     }
-    print_missing(&status.missing);
+    if let Some(missing) = &status.missing {
+        print_missing(missing);
+    }
     if status.sent_bytes < status.plain_bytes {
         let (sent, plain) = (size(status.sent_bytes), size(status.plain_bytes));
         println!("{plain} of files were sent to others, compressed to {sent}");
@@ -250,10 +255,11 @@ impl From<StatusReply> for Status {
             sessions: reply.sessions.into_iter().map(Session::from).collect(),
             problems: reply.problems,
             mounts: reply.mounts.into_iter().map(Mount::from).collect(),
-            missing: reply.missing.map(Missing::from).unwrap_or_default(),
+            missing: reply.missing.map(Missing::from),
             plain_bytes: reply.plain_bytes,
             sent_bytes: reply.sent_bytes,
             has_quorum: reply.has_quorum,
+            log_bytes: reply.log_bytes,
         }
     }
 }

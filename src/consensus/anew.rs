@@ -22,6 +22,7 @@ impl<S: Storage> Core<S> {
         self.ticks = before.ticks;
         self.numbers_before = before.numbers_before + before.last_ready;
         self.heard = before.heard;
+        self.suspicions = before.suspicions;
         self.stable = before.stable;
         self.gate = before.gate;
         self.proposals = before.proposals;

@@ -83,7 +83,10 @@ impl<S: Storage> Core<S> {
         let behind: Vec<_> = self
             .membership()
             .map(|(node, _)| node)
-            .filter(|node| *node != own && self.heard.get(node) < Some(&self.commit_index()))
+            .filter(|node| {
+                let heard = self.heard.get(node).map(|(index, _)| *index);
+                *node != own && heard < Some(self.commit_index())
+            })
             .collect();
         for node in behind {
             // Also shows where entries are missing there.

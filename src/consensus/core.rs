@@ -85,8 +85,8 @@ pub struct Core<S: Storage> {
     pub(super) role: (Role, Term, NodeId),
     pub(super) members: BTreeMap<NodeId, Suffrage>,
     pub(super) moves: Moves,
-    /// What each peer has said that it has applied.
-    pub(super) heard: BTreeMap<NodeId, LogIndex>,
+    /// What each peer has said that it has applied, and when.
+    pub(super) heard: BTreeMap<NodeId, (LogIndex, Monotonic)>,
 
     pub(super) suspicions: Suspicions,
     pub(super) roster: Roster,
@@ -333,7 +333,7 @@ impl<S: Storage> Core<S> {
             .map(|(node, _)| node)
             .filter(|node| *node != self.config.node)
             .map(|node| {
-                let heard = self.heard.get(&node).copied().unwrap_or_default();
+                let (heard, _) = self.heard.get(&node).copied().unwrap_or_default();
                 self.matched(node).map_or(heard, |matched| matched.min(heard))
             })
             .fold(self.applied.index, LogIndex::min)
@@ -346,6 +346,9 @@ impl<S: Storage> Core<S> {
         self.tell_now.append(&mut self.untold);
         if self.ticks.is_multiple_of(REPEAT_TICKS) {
             self.tell_everybody();
+        }
+        if self.ticks == 1 || self.ticks.is_multiple_of(REPEAT_TICKS) {
+            self.forget_strangers();
         }
         self.keeper.note_commit(self.now, self.commit_index());
         self.expire_overdue();
@@ -360,11 +363,11 @@ impl<S: Storage> Core<S> {
     }
 
     fn hear(&mut self, from: NodeId, message: PeerMessage) {
-        self.suspicions.heard(from, self.now);
+        self.suspicions.heard(from, self.now, self.config.session_ttl);
         match message {
             PeerMessage::Raft(message) => self.step_and_verify(*message),
             PeerMessage::Visible { session, index, invalidated } => {
-                self.heard.insert(from, index);
+                self.heard.insert(from, (index, self.now));
                 self.roster.shows(session, index);
                 self.roster.claims(session, invalidated);
             }
@@ -513,24 +516,6 @@ impl<S: Storage> Core<S> {
     /// Whether a leader is going to be sent an acknowledgement very soon, with which news can travel.
     fn will_acknowledge(&self, node: NodeId) -> bool {
         node == self.role.2 && !self.persisting.is_empty() && self.persist_took <= QUICK_DISK
-    }
-
-    pub(super) fn transfer(&mut self, to: Option<NodeId>) {
-        if !self.is_leader() {
-            return;
-        }
-        let own = self.config.node.0;
-        let voters = self.raft.raft.prs().conf().to_conf_state().take_voters();
-        let best = voters
-            .into_iter()
-            .filter(|id| *id != own)
-            .filter_map(|id| Some((self.raft.raft.prs().get(id)?, id)))
-            .filter(|(progress, _)| progress.recent_active)
-            .max_by_key(|(progress, _)| progress.matched)
-            .map(|(_, id)| id);
-        if let Some(to) = to.map(|node| node.0).or(best) {
-            self.raft.transfer_leader(to);
-        }
     }
 
     pub(super) fn term(&self) -> Term {

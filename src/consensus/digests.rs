@@ -11,6 +11,7 @@ use raft::Storage;
 
 use super::core::{Core, proposal};
 use super::{Effect, PeerMessage, Sample};
+use crate::mutants::{self, Mutant};
 use crate::types::{LogIndex, Monotonic, NodeId};
 
 /// How often, in ticks, a digest is said again that may have been lost.
@@ -48,6 +49,19 @@ pub enum Standing {
     Doubtful,
     /// It is not that of the majority: nothing is applied until it is replaced by one that is.
     Diverged,
+}
+
+impl Standing {
+    /// Up to where a replica may say that it holds all bytes, of those that came up to `index`. One that differs may throw
+    /// bytes away, and is to get no vote. In doubt nobody throws any away; and whoever removes a member then has decided.
+    #[must_use]
+    pub fn holds(self, index: LogIndex) -> LogIndex {
+        match self {
+            Self::Doubtful if mutants::is(Mutant::HoldNothingInDoubt) => LogIndex(0),
+            Self::Sound | Self::Doubtful => index,
+            Self::Diverged => LogIndex(0),
+        }
+    }
 }
 
 impl Digests {
@@ -89,6 +103,11 @@ impl Digests {
     /// How long the others have had time to say theirs.
     fn listened(&self, taken: Monotonic, now: Monotonic) -> Duration {
         now.since(taken.max(self.listens_since))
+    }
+
+    /// The state of another one was that of this replica, at the last entry where that was looked at.
+    pub(super) fn has_agreed(&self, node: NodeId) -> bool {
+        self.own.is_some_and(|(own, _)| self.said.get(&node) == Some(&own))
     }
 
     pub(super) fn commands_applied(&mut self, count: usize) {
@@ -195,31 +214,53 @@ impl<S: Storage> Core<S> {
         }
     }
 
-    /// Where the state has changed, has the log say what most came to, and ask for the next ones.
+    /// Where the state has changed, or somebody is not known to have it, has the log say what most came to, and ask for
+    /// the next ones.
     fn ask_for_digests(&mut self) {
         let Digests { own, asked, changed, since, standing, .. } = &self.digests;
         let (period, standing) = (self.config.digest_period, *standing);
-        let is_due = *changed || *since > 0 || standing == Standing::Doubtful;
+        let has_changed = *changed || *since > 0;
         let waits = asked.is_some_and(|asked| self.now.since(asked) < self.config.retry_after);
         // What an earlier leader has had the log say is applied before this one counts.
         let knows_all = self.applied.term == self.term();
-        if !is_due || waits || !knows_all || standing == Standing::Diverged {
+        if waits || !knows_all || standing == Standing::Diverged {
             return;
         }
         let Some((own, taken)) = *own else {
             return self.attest(LogIndex(0), None);
         };
-        let age = self.now.since(taken);
-        if age < period {
+        if self.now.since(taken) < period {
             return;
         }
         let listened = self.digests.listened(taken, self.now);
-        match self.count_digests(own, listened >= PATIENCE * period) {
+        let is_late = listened >= PATIENCE * period;
+        let cannot_say = listened >= period && self.somebody_cannot_say(own.index);
+        if !has_changed && !cannot_say && standing != Standing::Doubtful {
+            return;
+        }
+        match self.count_digests(own, is_late) {
             Count::Majority(digest) => self.attest(own.index, Some(digest)),
             Count::Differ if standing == Standing::Sound => self.attest(own.index, None),
+            // It never will: there is to be an entry of which it can.
+            Count::Differ | Count::Open if is_late && cannot_say => {
+                self.digests.changed = true;
+                self.attest(LogIndex(0), None);
+            }
             // More may come, or somebody who was away.
             Count::Differ | Count::Open => {}
         }
+    }
+
+    /// Whether somebody who votes, or is to vote, has applied that entry and says nothing of its state there: it does not
+    /// know, because its state came from another one. Who lags is not meant; nor who differs, which applies nothing.
+    fn somebody_cannot_say(&self, index: LogIndex) -> bool {
+        let own = self.config.node;
+        let is_asked =
+            |(node, votes): &(NodeId, bool)| *node != own && (*votes || self.is_to_vote(*node));
+        self.membership().filter(is_asked).any(|(node, _)| {
+            let has_passed = self.heard.get(&node).is_some_and(|(applied, _)| *applied >= index);
+            has_passed && self.digests.said.get(&node).is_none_or(|said| said.index < index)
+        })
     }
 
     fn attest(&mut self, index: LogIndex, digest: Option<u128>) {
@@ -261,37 +302,5 @@ impl<S: Storage> Core<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Digests, Duration, LogIndex, Monotonic, Sample};
-
-    fn sample(index: u64) -> Sample {
-        Sample { index: LogIndex(index), digest: 7 }
-    }
-
-    /// A verdict that comes twice, or by two leaders, leaves what came between the two entries for the next one.
-    #[test]
-    fn what_no_verdict_was_about_is_still_to_be_judged() {
-        let mut digests = Digests::new(Some(sample(10)));
-        let now = Monotonic::default();
-        digests.commands_applied(5);
-        digests.sampled(sample(20), LogIndex(10), now);
-        assert!(digests.changed);
-        digests.commands_applied(1);
-        digests.sampled(sample(21), LogIndex(10), now);
-        assert!(digests.changed, "nobody has judged what came between 10 and 20");
-        digests.commands_applied(1);
-        digests.sampled(sample(30), LogIndex(21), now);
-        assert!(!digests.changed);
-    }
-
-    /// Whoever begins to lead over an old sample has heard nobody yet.
-    #[test]
-    fn patience_begins_with_a_reign() {
-        let mut digests = Digests::new(Some(sample(10)));
-        let at = |seconds| Monotonic::default() + Duration::from_secs(seconds);
-        digests.listen(at(100));
-        assert_eq!(digests.listened(at(0), at(101)), Duration::from_secs(1));
-        assert_eq!(digests.listened(at(100), at(103)), Duration::from_secs(3));
-        assert_eq!(digests.listened(at(102), at(103)), Duration::from_secs(1));
-    }
-}
+#[path = "digests_tests.rs"]
+mod tests;

@@ -108,7 +108,7 @@ pub enum Input {
         /// The encoded command.
         data: Bytes,
     },
-    /// Hand leadership over, to the named voter or the one that holds most of the log.
+    /// Hand leadership over: to the named voter, whoever leads; or from this node, to the voter that holds most of the log.
     TransferLeader {
         /// To whom.
         to: Option<NodeId>,

@@ -1,6 +1,6 @@
 //! The Raft group follows the table of members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::Storage;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
@@ -33,7 +33,19 @@ impl<S: Storage> Core<S> {
         self.moves.holds.insert(node, index);
     }
 
-    /// Gives every known member a place: a learner first, a voter once it holds everything. Whoever is no member
+    /// Of whoever is no member, and has no place, nothing is kept: a node is what it says it is, and there may be many.
+    pub(super) fn forget_strangers(&mut self) {
+        let placed = self.membership().map(|(node, _)| node);
+        let mut known: BTreeSet<_> = placed.chain(self.members.keys().copied()).collect();
+        known.remove(&self.config.node);
+        self.suspicions.expect(&known, self.now);
+        self.heard.retain(|node, _| known.contains(node));
+        self.told.retain(|node, _| known.contains(node));
+        known.insert(self.config.node);
+        self.moves.holds.retain(|node, _| known.contains(node));
+    }
+
+    /// Gives every known member a place: a learner first, a voter once it holds everything and has the same state. Whoever is no member
     /// loses its place. The members are replicated state, so that nothing is lost with a leader. All that is to be
     /// changed changes at once, by joint consensus.
     pub(super) fn reconcile_membership(&mut self) {
@@ -67,14 +79,23 @@ impl<S: Storage> Core<S> {
         new.map(|node| (ConfChangeType::AddLearnerNode, *node)).collect()
     }
 
+    pub(super) fn is_to_vote(&self, node: NodeId) -> bool {
+        self.members.get(&node) == Some(&Suffrage::Voter)
+    }
+
+    /// A learner whose state is another one is a harmless one; as a voter it would be half of a quorum. In doubt nobody knows
+    /// whose is.
     fn promotions(&mut self) -> Vec<(ConfChangeType, NodeId)> {
-        let is_to_vote = |node: &NodeId| self.members.get(node) == Some(&Suffrage::Voter);
+        if !self.digests.is_sound() {
+            return Vec::new();
+        }
         let learners = self.membership().filter(|(_, votes)| !votes).map(|(node, _)| node);
-        let waiting: Vec<_> = learners.filter(is_to_vote).collect();
+        let waiting: Vec<_> = learners.filter(|node| self.is_to_vote(*node)).collect();
         let last = self.last_index().0;
         let ready = waiting.into_iter().filter(|node| {
             let target = self.target(*node);
             self.moves.holds(*node, target)
+                && self.digests.has_agreed(*node)
                 && self.raft.raft.prs().get(node.0).is_some_and(|progress| {
                     progress.recent_active && progress.matched + PROMOTION_LAG >= last
                 })
@@ -98,8 +119,11 @@ impl<S: Storage> Core<S> {
                 continue;
             }
             if node == own {
-                let best = voters.iter().max_by_key(|node| self.matched(**node));
-                self.transfer(best.copied());
+                let stays = self.fit_to_lead().filter(|node| voters.contains(node));
+                let best = stays.max_by_key(|node| self.matched(*node));
+                if best.is_some() {
+                    self.transfer(best);
+                }
             } else {
                 removed.push((ConfChangeType::RemoveNode, node));
             }

@@ -3,7 +3,7 @@
 //! Suspicion is phi of the phi-accrual failure detector (Hayashibara and others, 2004), with exponentially distributed
 //! times between messages: at phi, one silence in 10^phi is a false alarm.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use raft::Storage;
@@ -26,7 +26,7 @@ const STANDS_STILL: Duration = Duration::from_millis(500);
 pub struct Suspicion {
     /// How sure it is that the peer is gone.
     pub phi: f64,
-    /// Since it was last heard.
+    /// Since it was last heard, or since it is a member as far as this node knows.
     pub silent: Duration,
     /// How long its disk has had the write that it has not done; zero where it works.
     pub stalled: Duration,
@@ -50,6 +50,7 @@ pub(super) struct Suspicions {
 
 #[derive(Debug)]
 struct Peer {
+    /// Or, before the first word, since when one is expected.
     heard: Monotonic,
     /// The last times between two messages, as far as they came apart.
     between: VecDeque<Duration>,
@@ -57,15 +58,28 @@ struct Peer {
     stalled: (Duration, Monotonic),
 }
 
+impl Peer {
+    fn new(now: Monotonic) -> Self {
+        Self { heard: now, between: VecDeque::new(), stalled: (Duration::ZERO, now) }
+    }
+}
+
 impl Suspicions {
-    pub(super) fn heard(&mut self, from: NodeId, now: Monotonic) {
-        let fresh =
-            || Peer { heard: now, between: VecDeque::new(), stalled: (Duration::ZERO, now) };
-        let peer = self.peers.entry(from).or_insert_with(fresh);
+    /// These are to speak from now on, where they were not before; of nobody else anything is kept.
+    pub(super) fn expect(&mut self, nodes: &BTreeSet<NodeId>, now: Monotonic) {
+        self.peers.retain(|node, _| nodes.contains(node));
+        for node in nodes {
+            self.peers.entry(*node).or_insert_with(|| Peer::new(now));
+        }
+    }
+
+    pub(super) fn heard(&mut self, from: NodeId, now: Monotonic, patience: Duration) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
         let since = now.since(peer.heard);
         // What comes together is one sign of life.
         if since >= SHORTEST {
-            peer.between.push_back(since);
+            // Whoever was away for an hour is not expected to be silent for as long again.
+            peer.between.push_back(since.min(patience));
             if peer.between.len() > REMEMBERED {
                 peer.between.pop_front();
             }
@@ -131,39 +145,72 @@ impl<S: Storage> Core<S> {
     }
 
     /// Hands leadership over where this node does not apply what was committed half a TTL ago, or its disk has had a
-    /// write for as long, and another does: a leader that is stuck renews nobody, so everybody would wait for it.
+    /// write for as long, and another voter does: a leader that is stuck renews nobody, so everybody would wait for it.
+    /// What the others have lately said of themselves counts, and not the roster: that is as old as what is applied here.
     pub(super) fn yield_if_stuck(&mut self) {
         let must_show = self.keeper.must_show(self.now);
         let stands_still = self.stalled() >= self.config.session_ttl / 2;
         if self.applied.index >= must_show && !stands_still {
             return;
         }
-        let own = self.config.node;
-        let ahead = self.roster.iter().filter(|(info, shown)| {
-            info.node != own && *shown >= must_show && !self.suspicion(info.node).is_suspected()
-        });
-        if let Some((info, _)) = ahead.max_by_key(|(_, shown)| *shown) {
-            self.transfer(Some(info.node));
+        let serving = |node| {
+            let (applied, when) = self.heard.get(&node)?;
+            let is_ahead = *applied >= must_show && self.now.since(*when) < self.config.session_ttl;
+            is_ahead.then_some((self.answers(node), *applied, node))
+        };
+        if let Some((.., node)) = self.fit_to_lead().filter_map(serving).max() {
+            self.transfer(Some(node));
         }
+    }
+
+    /// Has another voter lead: this one, whom a node that does not lead names to the leader; or, where this node leads, the
+    /// one that holds most of the log.
+    pub(super) fn transfer(&mut self, to: Option<NodeId>) {
+        let best = || {
+            let others = self.is_leader().then(|| self.fit_to_lead());
+            others?.max_by_key(|node| (self.answers(*node), self.matched(*node)))
+        };
+        if let Some(to) = to.or_else(best) {
+            // raft-rs ignores who has no vote, or leads.
+            self.raft.transfer_leader(to.0);
+        }
+    }
+
+    /// The other voters, but those of whom it is known that they are silent or that their disks stand still.
+    pub(super) fn fit_to_lead(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let own = self.config.node;
+        let voters = self.raft.raft.prs().conf().to_conf_state().take_voters();
+        let others = voters.into_iter().map(NodeId).filter(move |node| *node != own);
+        others.filter(|node| !self.suspicion(*node).is_suspected())
+    }
+
+    /// Whether a node has lately acknowledged something to this leader: what is sent to it arrives.
+    fn answers(&self, node: NodeId) -> bool {
+        self.raft.raft.prs().get(node.0).is_some_and(|progress| progress.recent_active)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, Monotonic, NodeId, Suspicions};
+    use super::{BTreeSet, Duration, Monotonic, NodeId, Suspicions};
 
     const PATIENCE: Duration = Duration::from_secs(2);
     const NODE: NodeId = NodeId(2);
+
+    fn expecting(now: Monotonic) -> Suspicions {
+        let mut known = Suspicions::default();
+        known.expect(&BTreeSet::from([NODE]), now);
+        known
+    }
 
     /// The same silence says more of a peer that talks often.
     #[test]
     fn suspicion_adapts() {
         let phi_of = |between: u64| {
-            let mut known = Suspicions::default();
-            let mut now = Monotonic(0);
+            let (mut known, mut now) = (expecting(Monotonic(0)), Monotonic(0));
             for _ in 0..100 {
                 now = now + Duration::from_millis(between);
-                known.heard(NODE, now);
+                known.heard(NODE, now, PATIENCE);
             }
             known.of(NODE, now + Duration::from_secs(4), PATIENCE)
         };
@@ -173,18 +220,45 @@ mod tests {
         assert_eq!(often.silent, Duration::from_secs(4));
     }
 
+    /// A peer that is dead when this node starts is not well for ever.
     #[test]
-    fn nobody_is_suspected_before_it_was_heard() {
-        let known = Suspicions::default();
-        assert!(!known.of(NODE, Monotonic(u64::MAX / 2), PATIENCE).is_suspected());
+    fn who_never_speaks_is_suspected() {
+        let start = Monotonic(0) + Duration::from_secs(1000);
+        let known = expecting(start);
+        let after = |seconds| known.of(NODE, start + Duration::from_secs(seconds), PATIENCE);
+        assert!(!after(2).is_suspected(), "{:?}", after(2));
+        assert!(after(60).is_suspected(), "{:?}", after(60));
+        assert_eq!(after(60).silent, Duration::from_secs(60));
+    }
+
+    /// An outage of an hour is not what is expected next.
+    #[test]
+    fn who_was_away_for_long_is_suspected_as_soon_as_before() {
+        let (mut known, mut now) = (expecting(Monotonic(0)), Monotonic(0));
+        for number in 0..100 {
+            let hour = Duration::from_secs(if number == 95 { 3600 } else { 0 });
+            now = now + Duration::from_millis(100) + hour;
+            known.heard(NODE, now, PATIENCE);
+        }
+        let silent = known.of(NODE, now + Duration::from_secs(4), PATIENCE);
+        assert!(silent.is_suspected(), "{silent:?}");
+    }
+
+    #[test]
+    fn nothing_is_kept_of_strangers() {
+        let start = Monotonic(0) + Duration::from_secs(10);
+        let mut known = expecting(start);
+        (3..100).for_each(|node| known.heard(NodeId(node), start, PATIENCE));
+        assert_eq!(known.peers.len(), 1);
+        known.expect(&BTreeSet::from([NodeId(3)]), start);
+        assert_eq!(known.peers.keys().collect::<Vec<_>>(), [&NodeId(3)]);
     }
 
     /// What a peer has said of its disk counts for as long as it goes on saying it.
     #[test]
     fn a_disk_that_stands_still_is_suspected() {
-        let mut known = Suspicions::default();
         let start = Monotonic(0) + Duration::from_secs(10);
-        known.heard(NODE, start);
+        let mut known = expecting(start);
         known.stalls(NODE, Duration::from_secs(1), start);
         assert!(known.of(NODE, start, PATIENCE).is_suspected());
         known.stalls(NODE, Duration::ZERO, start);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::node::{Fatal, StartError};
+use crate::node::{Fatal, FatalKind, StartError};
 use crate::store::{self, DataDir, EndKind, StoreError};
 
 /// A disk that does not answer must not keep a daemon from ending.
@@ -75,17 +75,29 @@ pub(super) fn not_started(directory: &DataDir, error: impl Into<anyhow::Error>) 
         Err(error) => error,
     };
     let error = not_opened(error);
-    if !error.is::<StaysDown>() {
-        let is_full = error.downcast_ref().is_some_and(StoreError::is_full);
-        failed(directory, &Fatal { reason: error.to_string(), is_full });
+    if error.is::<StaysDown>() {
+        return error;
     }
+    let is_full = error.downcast_ref().is_some_and(StoreError::is_full);
+    let _ = ended(directory, Fatal::failed(error.to_string(), is_full));
     error
 }
 
-/// The replica could not go on: an fsync may have failed, and then the kernel gives back what is not on the disk.
-pub(super) fn failed(directory: &DataDir, why: &Fatal) {
-    let kind = if why.is_full { EndKind::Full } else { EndKind::Failed };
-    distrust_and_record(directory.path().to_owned(), kind, why.reason.clone());
+/// The replica cannot go on, and the next start is to know why. An fsync may have failed, and then the kernel gives back what
+/// is not on the disk. Answers what this process ends with.
+pub(super) fn ended(directory: &DataDir, why: Fatal) -> anyhow::Error {
+    let data = directory.path().to_owned();
+    let kind = match why.kind {
+        FatalKind::Failed => EndKind::Failed,
+        FatalKind::Full => EndKind::Full,
+        FatalKind::Removed => {
+            let reason = why.reason.clone();
+            in_time(move || store::record_removed(&data, &reason));
+            return StaysDown(why.reason).into();
+        }
+    };
+    distrust_and_record(data, kind, why.reason.clone());
+    anyhow::Error::msg(why.reason)
 }
 
 /// Whether the last daemon that ended by itself did so for want of room.
@@ -127,14 +139,20 @@ fn end(panic: &PanicHookInfo<'_>) -> ! {
     std::process::abort()
 }
 
-/// Waits no longer than [`RECORDING`].
 fn distrust_and_record(data: PathBuf, kind: EndKind, reason: String) {
-    let (done, recorded) = mpsc::sync_channel(1);
-    std::thread::spawn(move || {
+    in_time(move || {
         if let Err(error) = store::distrust_state(&data) {
             eprintln!("quorumfs: {error}");
         }
-        if let Err(error) = store::record_end(&data, kind, &reason) {
+        store::record_end(&data, kind, &reason)
+    });
+}
+
+/// Waits no longer than [`RECORDING`].
+fn in_time(record: impl FnOnce() -> Result<(), StoreError> + Send + 'static) {
+    let (done, recorded) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        if let Err(error) = record() {
             eprintln!("quorumfs: the reason is not recorded: {error}");
         }
         let _ = done.send(());
@@ -144,9 +162,9 @@ fn distrust_and_record(data: PathBuf, kind: EndKind, reason: String) {
 
 #[cfg(test)]
 mod tests {
-    use super::{DataDir, Fatal, StaysDown, StoreError, failed, look_back, not_started, was_full};
-    use crate::store::{Identity, LOOP};
-    use crate::types::{ClusterId, NodeId};
+    use super::{DataDir, Fatal, StaysDown, StoreError, ended, look_back, not_started, was_full};
+    use crate::store::LOOP;
+    use crate::store::test_replica::Author;
 
     fn error(errno: i32) -> StoreError {
         let source = std::io::Error::from_raw_os_error(errno);
@@ -155,14 +173,8 @@ mod tests {
 
     /// Whether a daemon stays down after so many ends as make a loop, and whether the next one would wait for room.
     fn after_ends(errno: i32, end: impl Fn(&DataDir, StoreError)) -> (bool, bool) {
-        let dir = tempfile::tempdir().unwrap();
-        let identity = Identity {
-            cluster: ClusterId([1; 16]),
-            node: NodeId(1),
-            nonce: 1,
-            address: "a:1".to_owned(),
-        };
-        let data = DataDir::create(dir.path(), identity).unwrap();
+        let author = Author::new();
+        let data = author.open("boot");
         (0..LOOP).for_each(|_| end(&data, error(errno)));
         let stays_down = look_back(&data, false).is_err_and(|error| error.is::<StaysDown>());
         (stays_down, was_full(&data))
@@ -171,7 +183,7 @@ mod tests {
     /// There is room on the disk of this test, so nothing but the error says that there was none.
     #[test]
     fn ends_for_want_of_room_are_no_loop() {
-        let running = |data: &DataDir, error| failed(data, &Fatal::from(&error));
+        let running = |data: &DataDir, error| drop(ended(data, Fatal::from(&error)));
         let starting = |data: &DataDir, error: StoreError| drop(not_started(data, error));
         for errno in [libc::EDQUOT, libc::ENOSPC] {
             assert_eq!(after_ends(errno, running), (false, true));

@@ -13,10 +13,11 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::ending;
+use super::starting::Starting;
 use crate::config::Config;
+use crate::node::{Fatal, Heard, Removal, Removals, monotonic};
 use crate::rpc;
 use crate::store::{self, DataDir, LogOptions, Recovered, StoreError};
-use crate::telemetry;
 use crate::types::LogIndex;
 
 /// Between two rounds of asking the others.
@@ -26,20 +27,34 @@ const PIECES: usize = 4;
 /// Rounds between two lines of the log.
 const TELL: u32 = 10;
 
-/// The stores, agreeing with each other.
+/// What asking for a snapshot came to.
+enum Taken {
+    /// It is in place.
+    Usable,
+    /// Nothing has come that can be used.
+    Nothing,
+    /// This node is no member any more, a peer says.
+    Refused(Removal),
+}
+
+/// The stores, agreeing with each other. It may take minutes, and can be given up at any point of it, as by a SIGKILL.
 ///
 /// # Errors
 /// When they cannot be made to.
-pub(super) async fn recover(config: &Config, directory: &Arc<DataDir>) -> Result<Recovered> {
+pub(super) async fn recover(
+    config: &Config,
+    directory: &Arc<DataDir>,
+    starting: &Starting,
+) -> Result<Recovered> {
     loop {
-        // It takes as long as the log since the last snapshot is, or for as long as the disk does not answer.
-        telemetry::notify_status(
-            "reading its data directory: the state, and what the log has since",
+        starting.says(
+            "opening the stores; a state that is not to be believed is built anew from the snapshot file and the log",
         );
-        let of = directory.clone();
-        let recovering =
-            tokio::task::spawn_blocking(move || store::recover(&of, LogOptions::default()));
-        let (damage, from) = match recovering.await? {
+        let stores = directory.clone();
+        let opening =
+            tokio::task::spawn_blocking(move || store::recover(&stores, LogOptions::default()));
+        let opened = opening.await.expect("a panic ends the daemon, and nothing cancels this");
+        let (damage, from) = match opened {
             Ok(recovered) => return Ok(recovered),
             Err(StoreError::StateLost { damage, from }) => (damage, from),
             Err(error) => return Err(ending::not_started(directory, error)),
@@ -53,24 +68,37 @@ pub(super) async fn recover(config: &Config, directory: &Arc<DataDir>) -> Result
             let damage = StoreError::StateLost { damage, from };
             return Err(ending::not_started(directory, damage));
         }
-        take(directory, &peers, from, &damage)
+        let is_member = take(directory, peers, from, &damage, starting)
             .await
             .map_err(|error| ending::not_started(directory, error))?;
+        if !is_member {
+            return Err(ending::ended(directory, Fatal::removed(directory.identity().node)));
+        }
     }
 }
 
-/// Asks the peers in turn until one has sent what can be used. Fails where the own disk refuses.
+/// Asks the peers in turn until one has sent what can be used; false where this node is no member any more. Fails where the
+/// own disk refuses.
 async fn take(
     directory: &DataDir,
-    peers: &[String],
+    mut peers: Vec<String>,
     from: LogIndex,
     damage: &StoreError,
-) -> Result<(), StoreError> {
+    starting: &Starting,
+) -> Result<bool, StoreError> {
+    let mut removals = Removals::default();
     let mut rounds = 0_u32;
     loop {
-        for peer in peers {
-            if take_from(directory, peer, from).await? {
-                return Ok(());
+        for peer in peers.clone() {
+            match take_from(directory, &peer, from).await? {
+                Taken::Usable => return Ok(true),
+                Taken::Nothing => {}
+                Taken::Refused(removal) => {
+                    let heard = removals.hear_of_asked(monotonic(), removal, &mut peers);
+                    if heard == Heard::Certain {
+                        return Ok(false);
+                    }
+                }
             }
         }
         if rounds.is_multiple_of(TELL) {
@@ -78,7 +106,7 @@ async fn take(
             let line = format!(
                 "the state of this node is lost ({damage}): waiting for a snapshot from one of {others}"
             );
-            telemetry::notify_status(&line);
+            starting.says(&line);
             tracing::warn!("{line}");
         }
         rounds += 1;
@@ -86,8 +114,7 @@ async fn take(
     }
 }
 
-/// False where the peer has sent nothing that can be used.
-async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<bool, StoreError> {
+async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<Taken, StoreError> {
     let identity = directory.identity();
     let file = directory.snapshots_dir().join("snap-of-a-peer");
     let (pieces, mut coming) = mpsc::channel::<Bytes>(PIECES);
@@ -102,14 +129,14 @@ async fn take_from(directory: &DataDir, peer: &str, from: LogIndex) -> Result<bo
     written.map_err(|source| StoreError::Io { action: "write", path: file.clone(), source })?;
     if let Err(status) = sent {
         tracing::debug!(peer, "no snapshot: {}: {}", status.code(), status.message());
-        return Ok(false);
+        return Ok(rpc::removal(&status).map_or(Taken::Nothing, Taken::Refused));
     }
     match store::replace_snapshot(directory, &file, from) {
         Err(error @ (StoreError::Corrupt { .. } | StoreError::Newer { .. })) => {
             tracing::warn!(peer, "its snapshot cannot be used: {error}");
-            Ok(false)
+            Ok(Taken::Nothing)
         }
-        replaced => replaced,
+        replaced => Ok(if replaced? { Taken::Usable } else { Taken::Nothing }),
     }
 }
 

@@ -138,8 +138,22 @@ impl Ledger {
     /// Whether the state at an entry, with its digest, was found to be that of the majority, there or later.
     #[must_use]
     pub fn attests(&self, index: LogIndex, digest: Digest) -> bool {
+        self.doubt.is_none() && self.was_equal_at(index, digest)
+    }
+
+    /// The same, whatever was found of later states.
+    #[must_use]
+    pub fn was_equal_at(&self, index: LogIndex, digest: Digest) -> bool {
         let is_of_it = self.equal > LogIndex(0) && digest == self.equal_digest;
-        self.doubt.is_none() && (index <= self.equal || is_of_it)
+        index <= self.equal || is_of_it
+    }
+
+    /// What it was found equal in is no less so for a state that takes the place of another one, which is right up to
+    /// `until`, and whose verdicts `before` holds.
+    pub fn keep_equal(&mut self, before: &Self, until: LogIndex) {
+        if before.equal > self.equal && before.equal <= until {
+            (self.equal, self.equal_digest) = (before.equal, before.equal_digest);
+        }
     }
 
     /// What stays of it where the state is replaced by a peer's, which counts: what was noted is of another state.
@@ -244,6 +258,25 @@ mod tests {
         assert!(ledger.attests(LogIndex(2), OTHER));
         assert!(!ledger.attests(LogIndex(4), OTHER));
         assert!(ledger.attests(LogIndex(4), OWN), "nothing has changed since");
+    }
+
+    #[test]
+    fn what_was_equal_stays_so_where_another_state_is_built() {
+        let mut before = sampled([3, 9]);
+        before.judge(verdict(3, Some(OWN)));
+        before.judge(verdict(9, Some(OTHER)));
+        let kept = |until| {
+            let mut built = Ledger::default();
+            built.keep_equal(&before, LogIndex(until));
+            built.equal()
+        };
+        assert_eq!((kept(2), kept(3)), (LogIndex(0), LogIndex(3)));
+        let mut later = sampled([5]);
+        later.judge(verdict(5, Some(OTHER)));
+        later.judge(verdict(6, None));
+        assert!(!later.was_equal_at(LogIndex(5), OTHER), "it differs there");
+        before.judge(verdict(10, None));
+        assert!(before.was_equal_at(LogIndex(3), OTHER) && !before.attests(LogIndex(3), OTHER));
     }
 
     #[test]

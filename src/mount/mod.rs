@@ -9,7 +9,7 @@
 //! | `root` | which directory the mount shows as its root |
 //! | `filesystem`, `requests`, `dispatch`, `operation` | fuser's trait: decodes a request, runs it, sends the reply |
 //! | `waiting`, `session_threads`, `signals`, `late` | who waits for long: answered when killed, and at the deadline at the latest |
-//! | `attributes`, `names`, `directories`, `open_files`, `file_io`, `space`, `xattrs`, `locks` | one method per operation |
+//! | `attributes`, `names`, `renames`, `directories`, `open_files`, `file_io`, `space`, `xattrs`, `locks` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
 //! | `passthrough` | which files the kernel reads by itself |
@@ -46,6 +46,7 @@ mod open_table;
 mod operation;
 mod options;
 mod passthrough;
+mod renames;
 mod requests;
 mod root;
 mod session_threads;

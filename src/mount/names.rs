@@ -1,4 +1,4 @@
-//! What is done to names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, READLINK.
+//! What is done to names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, READLINK.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,9 +16,6 @@ use crate::fs::proto::{self, Kind};
 use crate::fs::query;
 use crate::node::Look;
 use crate::types::{Ino, LogIndex};
-
-/// The only flags of renameat2(2) that there are here.
-const RENAME_FLAGS: u32 = libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE;
 
 /// What the kernel is told of a name, with leave to cache it.
 #[derive(Debug)]
@@ -154,31 +151,6 @@ impl Core {
         Ok(removing)
     }
 
-    /// RENAME, by a thread.
-    pub(super) async fn rename(
-        &self,
-        thread: u32,
-        from: Place,
-        to: Place,
-        flags: u32,
-    ) -> Result<Removing, OpError> {
-        if flags & !RENAME_FLAGS != 0 {
-            return Err(OpError::Errno(libc::EINVAL));
-        }
-        let removing = self.begin_removal(&[&from, &to], thread).await?;
-        // A file must not lose to a crash both what it replaced and what was written to it.
-        self.commit_named(&from, &to).await?;
-        let op = Op::Rename(proto::Rename {
-            parent: from.parent.0,
-            name: from.name,
-            new_parent: to.parent.0,
-            new_name: to.name,
-            flags,
-        });
-        self.mutate(&[from.parent, to.parent], op).await?;
-        Ok(removing)
-    }
-
     /// READLINK. The kernel asks once, and keeps the target for as long as it keeps the inode.
     pub(super) async fn readlink(&self, ino: Ino) -> Result<Bytes, OpError> {
         let seen = self.seen(ino).await?;
@@ -189,28 +161,6 @@ impl Core {
             }
             _ => Err(OpError::Errno(libc::EINVAL)),
         }
-    }
-
-    /// Commits what was written to a file that is renamed: durably, where it replaces another one.
-    async fn commit_named(&self, from: &Place, to: &Place) -> Result<(), OpError> {
-        let (named, replaced) = self.query(|state| {
-            let named = query::lookup(state, from.parent, &from.name)?;
-            Ok((named, query::lookup(state, to.parent, &to.name)?))
-        })?;
-        let Some(ino) = named.map(|dentry| Ino(dentry.ino)) else { return Ok(()) };
-        if let Some(buffer) = self.open.buffer(ino) {
-            let (before, _) = buffer.lock().failures();
-            self.commit(&buffer).await;
-            let (failures, errno) = buffer.lock().failures();
-            if replaced.is_some() && failures > before {
-                // What is there is better than what is left of this one. An fsync has still to say so.
-                return Err(OpError::Errno(errno));
-            }
-        }
-        if replaced.is_some() {
-            self.node.make_durable(ino).await?;
-        }
-        Ok(())
     }
 }
 

@@ -120,8 +120,6 @@ impl Core {
         let (target, only_in) = self.fenced(target)?;
         self.commit(&source.buffer).await;
         self.commit(&target.buffer).await;
-        // Whoever makes the copy durable must not find that a replay cannot make it.
-        self.node.make_durable(source.buffer.ino).await?;
         let length = length.min(COPY_REQUEST);
         let mut copied = 0;
         let mut last = LogIndex(0);
@@ -163,7 +161,9 @@ impl Core {
     ) -> Result<(u64, LogIndex), OpError> {
         let touched = [Ino(op.ino)];
         for left in (0..=INSISTENCE).rev() {
-            op.source_version = if left > 0 { self.inode(Ino(op.source))?.data_version } else { 0 };
+            // Whoever makes the copy durable must not find that a replay cannot make it.
+            let durable = self.node.make_durable(Ino(op.source)).await?;
+            op.source_version = if left > 0 { durable.0 } else { 0 };
             let now = super::times::now();
             let pending = self.node.mutate_here(only_in, Op::CopyRange(op), now);
             let outcome = pending.await.map_err(|error| self.unknown_outcome(&touched, error))?;

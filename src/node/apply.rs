@@ -47,7 +47,7 @@ impl From<&ApplyError> for Fatal {
             ApplyError::Full(_) => true,
             ApplyError::NoCommand { .. } => false,
         };
-        Self { reason: error.to_string(), is_full }
+        Self::failed(error.to_string(), is_full)
     }
 }
 

@@ -6,10 +6,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::fetch::{Fetched, Wanted};
+use super::fetch::{Fetched, Given, Wanted};
 use super::handle::{Handle, NodeError};
 use crate::fs::{proto, query};
-use crate::store::{self, PAGE_BLOCKS, Steady, StoreError, blocks_of};
+use crate::store::{self, PAGE_BLOCKS, Steady, StoreError, blocks_of, says_it_lacks};
 use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
 /// How often a file that changes is looked at again before it is left alone.
@@ -190,10 +190,14 @@ impl Handle {
 
     /// Bytes for a peer, of a version that it can use. Where checksums are known, whole blocks are what they should be:
     /// what is not is missing here from now on.
-    pub(super) fn read_for_peer(&self, wanted: &Wanted) -> Result<Option<Fetched>, StoreError> {
+    pub(super) fn read_for_peer(&self, wanted: &Wanted) -> Result<Given, StoreError> {
         for _ in 0..ATTEMPTS {
+            // Before: what is applied meanwhile it does not see.
+            let (is_ready, applied) = (self.has_replayed(), self.0.state.applied());
+            let knows = says_it_lacks(is_ready, applied, wanted.version);
+            let lacks = if knows { Given::Lacks } else { Given::NotNow };
             let file = match self.look_at(wanted.ino)? {
-                Look::Nothing => return Ok(None),
+                Look::Nothing => return Ok(lacks),
                 Look::Changing => {
                     std::thread::sleep(AGAIN);
                     continue;
@@ -201,7 +205,7 @@ impl Handle {
                 Look::Steady(file) => file,
             };
             if file.key.1 != wanted.generation || file.version < wanted.version {
-                return Ok(None);
+                return Ok(lacks);
             }
             let asked = wanted.range;
             let blocks = blocks_of(ByteRange { end: asked.end.min(file.size), ..asked });
@@ -211,14 +215,16 @@ impl Handle {
                 end: asked.end.max(file.block(blocks.end.saturating_sub(1)).end),
             };
             let missing = self.files().missing(file.key, whole);
+            let comes = |(_, version): &(_, LogIndex)| self.files().is_arriving(file.key, *version);
+            let lacks = if missing.iter().any(comes) { Given::NotNow } else { lacks };
             let here = if wanted.apart { first_here(&missing, whole, asked) } else { Some(whole) };
-            let Some(here) = here else { return Ok(None) };
+            let Some(here) = here else { return Ok(lacks) };
             let mut data = vec![0; length(here.len())];
             if !self.read_bytes(wanted.ino, wanted.generation, here.start, &mut data)? {
                 if wanted.apart {
                     continue;
                 }
-                return Ok(None);
+                return Ok(lacks);
             }
             let rotten = self.files().rotten(&file, here.start, &data);
             // What was read while it changed may be of either version.
@@ -230,14 +236,15 @@ impl Handle {
                 if wanted.apart {
                     continue;
                 }
-                return Ok(None);
+                return Ok(lacks);
             }
             let start = here.start.max(asked.start);
             data.truncate(length(here.end.min(asked.end) - here.start));
             data.drain(..length(start - here.start));
-            return Ok(Some(Fetched { version: file.version, start, data: data.into() }));
+            let fetched = Fetched { version: file.version, start, data: data.into() };
+            return Ok(Given::Bytes(fetched));
         }
-        Ok(None)
+        Ok(Given::NotNow)
     }
 
     /// Bytes have come from a peer, of a version that is applied here: they fill what is missing.

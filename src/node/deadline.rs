@@ -123,48 +123,38 @@ impl Deadline {
         }
     }
 
-    /// Whether it is over. `quorum_since` is from when on the time counts that is spent waiting; nothing while none
-    /// does.
+    /// Whether it is over. `counted` says how much of the time since a moment counts that is spent waiting.
     fn check(
         &self,
         now: Monotonic,
         timeout: Duration,
-        quorum_since: Option<Monotonic>,
+        counted: impl Fn(Monotonic) -> Duration,
     ) -> Result<(), NodeError> {
         match self.has_left() {
             Some(Left::Killed) => return Err(NodeError::Interrupted),
             Some(Left::Late) => return Err(NodeError::Deadline),
             None => {}
         }
-        let since = match self.whose {
-            Whose::Node => Some(self.began),
-            Whose::Bytes | Whose::Call(_) | Whose::LongCall(_) => quorum_since,
+        let spent = match self.whose {
+            Whose::Node => now.since(self.began),
+            Whose::Bytes | Whose::Call(_) | Whose::LongCall(_) => counted(self.began),
         };
-        if is_over(self.began, now, timeout, since) { Err(NodeError::Deadline) } else { Ok(()) }
+        if spent >= timeout { Err(NodeError::Deadline) } else { Ok(()) }
     }
-}
-
-fn is_over(
-    began: Monotonic,
-    now: Monotonic,
-    timeout: Duration,
-    quorum_since: Option<Monotonic>,
-) -> bool {
-    quorum_since.is_some_and(|since| now.since(since.max(began)) >= timeout)
 }
 
 impl Shared {
     /// Whether a deadline is over: [`NodeError::Deadline`], or [`NodeError::Interrupted`].
     pub(super) fn check(&self, deadline: &Deadline) -> Result<(), NodeError> {
         let now = clock::monotonic();
-        deadline.check(now, self.config.op_timeout, self.quorum_since(now))
+        deadline.check(now, self.config.op_timeout, |began| self.counted(began, now))
     }
 
-    /// From when on the time counts that calls spend waiting; nothing while none does.
-    fn quorum_since(&self, now: Monotonic) -> Option<Monotonic> {
+    /// How much of the time between the two counts that calls spend waiting.
+    fn counted(&self, began: Monotonic, now: Monotonic) -> Duration {
         match self.config.on_quorum_loss {
-            OnQuorumLoss::Block if !self.is_stopping() => self.gate.live_since(now),
-            OnQuorumLoss::Block | OnQuorumLoss::Error => Some(Monotonic(0)),
+            OnQuorumLoss::Block if !self.is_stopping() => self.gate.live.between(began, now),
+            OnQuorumLoss::Block | OnQuorumLoss::Error => now.since(began),
         }
     }
 }
@@ -182,7 +172,7 @@ impl Handle {
     #[must_use]
     pub fn is_late(&self, began: Monotonic) -> bool {
         let now = clock::monotonic();
-        is_over(began, now, self.op_timeout(), self.0.quorum_since(now))
+        self.0.counted(began, now) >= self.op_timeout()
     }
 
     /// Waits for something, no longer than until the current deadline.
@@ -243,8 +233,9 @@ mod tests {
         (program.clone(), Deadline { began: BEGAN, whose: Whose::Call(program) })
     }
 
-    fn is_over(deadline: &Deadline, after: Duration, quorum_since: Option<Monotonic>) -> bool {
-        match deadline.check(BEGAN + after, TIMEOUT, quorum_since) {
+    /// Whether it is over some time after it began, of which so much counts.
+    fn is_over(deadline: &Deadline, after: Duration, counted: Duration) -> bool {
+        match deadline.check(BEGAN + after, TIMEOUT, |_| counted) {
             Ok(()) => false,
             Err(NodeError::Deadline) => true,
             Err(error) => panic!("{error}"),
@@ -254,9 +245,8 @@ mod tests {
     #[test]
     fn a_call_has_one_deadline_from_its_arrival() {
         let (_, deadline) = call();
-        let always = Some(Monotonic(0));
-        assert!(!is_over(&deadline, 9 * SECOND, always));
-        assert!(is_over(&deadline, TIMEOUT, always));
+        assert!(!is_over(&deadline, 9 * SECOND, 9 * SECOND));
+        assert!(is_over(&deadline, TIMEOUT, TIMEOUT));
     }
 
     /// Time without a quorum does not count for calls and their bytes that are to block; what the node does for
@@ -267,18 +257,17 @@ mod tests {
         let bytes = Deadline { began: BEGAN, whose: Whose::Bytes };
         let node = Deadline { began: BEGAN, whose: Whose::Node };
         for waits in [&deadline, &bytes] {
-            assert!(!is_over(waits, 100 * TIMEOUT, None));
-            let back = BEGAN + 100 * TIMEOUT;
-            assert!(!is_over(waits, 100 * TIMEOUT + 9 * SECOND, Some(back)));
-            assert!(is_over(waits, 101 * TIMEOUT, Some(back)));
+            assert!(!is_over(waits, 100 * TIMEOUT, Duration::ZERO));
+            assert!(!is_over(waits, 100 * TIMEOUT, 9 * SECOND));
+            assert!(is_over(waits, 100 * TIMEOUT, TIMEOUT));
         }
-        assert!(is_over(&node, TIMEOUT, None));
+        assert!(is_over(&node, TIMEOUT, Duration::ZERO));
     }
 
     #[test]
     fn who_has_left_waits_no_longer() {
         let (program, deadline) = call();
-        let check = || deadline.check(BEGAN, TIMEOUT, None);
+        let check = || deadline.check(BEGAN, TIMEOUT, |_| Duration::ZERO);
         assert!(check().is_ok());
         program.0.store(1, Ordering::Relaxed);
         assert!(matches!(check(), Err(NodeError::Deadline)));

@@ -5,6 +5,7 @@
 //! (`node/healing.rs`). Where no majority is known, all give up their sessions until there is one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -39,6 +40,8 @@ struct Retracing {
     fails: bool,
     /// The last entry of doubt for which it was looked at.
     examined: LogIndex,
+    /// Why it, or another one, could not be built when that was last tried, and when it is tried again.
+    hindered: Option<(String, Instant)>,
 }
 
 impl Comparison {
@@ -104,9 +107,9 @@ impl Comparison {
         Ok(())
     }
 
-    /// Up to where what this replica has may count as on its disk, of what came up to `index`: what is in doubt may go.
-    pub(super) fn counts(&self, index: LogIndex) -> LogIndex {
-        if self.is_sound() { index } else { index.min(self.ledger.lock().equal()) }
+    /// Up to where what this replica has may count as on its disk: what is in doubt may go.
+    pub(super) fn counts(&self) -> LogIndex {
+        if self.is_sound() { LogIndex(u64::MAX) } else { self.ledger.lock().equal() }
     }
 
     /// Told once this replica was found equal to the majority in this process.
@@ -134,6 +137,27 @@ impl Comparison {
     /// It is none, or not the right one.
     pub(super) fn retracing_fails(&self) {
         self.retracing.lock().fails = true;
+    }
+
+    /// Another state cannot be built beside this one, as a sentence says: it is not tried before `again`.
+    pub(super) fn cannot_now(&self, why: String, again: Instant) {
+        self.retracing.lock().hindered = Some((why, again));
+    }
+
+    /// One was built.
+    pub(super) fn can_again(&self) {
+        self.retracing.lock().hindered = None;
+    }
+
+    /// Whether that is so still.
+    pub(super) fn is_hindered(&self) -> bool {
+        let hindered = &self.retracing.lock().hindered;
+        hindered.as_ref().is_some_and(|(_, again)| Instant::now() < *again)
+    }
+
+    /// Whether the state at `index` was found to be that of the majority, whatever is known of this one.
+    pub(super) fn was_equal_at(&self, index: LogIndex, digest: Digest) -> bool {
+        self.ledger.lock().was_equal_at(index, digest)
     }
 
     /// The entry at which the voters differ, with this replica's digest there, unless that was looked at.
@@ -250,13 +274,21 @@ impl Handle {
         let why = self.0.comparison.why.lock().clone();
         match self.0.comparison.standing() {
             Standing::Sound => None,
-            Standing::Doubtful => Some(why),
+            Standing::Doubtful => Some(format!("{why}{}", self.what_hinders())),
             Standing::Diverged => Some(format!(
                 "the state of this replica differs from the others' ({why}): {}, and what changed since it was equal \
-                 last is fetched",
-                self.how_it_heals()
+                 last is fetched{}",
+                self.how_it_heals(),
+                self.what_hinders()
             )),
         }
+    }
+
+    fn what_hinders(&self) -> String {
+        let hindered = &self.0.comparison.retracing.lock().hindered;
+        let why =
+            hindered.as_ref().map(|(why, _)| format!("; another state cannot be built now: {why}"));
+        why.unwrap_or_default()
     }
 
     fn how_it_heals(&self) -> &'static str {

@@ -81,6 +81,11 @@ impl Durability {
         self.loose.lock().retain(|_, index| *index > quorum);
     }
 
+    /// Of other nodes nothing is kept.
+    pub(super) fn retain(&self, is_known: impl Fn(NodeId) -> bool) {
+        self.synced.lock().retain(|node, _| is_known(*node));
+    }
+
     /// Up to which entry bytes of an inode, last changed at `data_version`, have to be brought to disks; nothing
     /// where they are there.
     fn loose(
@@ -119,25 +124,46 @@ fn of_quorum(synced: &BTreeMap<NodeId, LogIndex>, voters: &[NodeId]) -> LogIndex
 }
 
 impl Handle {
-    /// Makes sure that all bytes of an inode that are applied here are on the disks of a quorum.
+    /// Makes sure that all bytes of an inode that are applied here are on the disks of a quorum. Answers their `data_version`,
+    /// which is 0 where there is no such inode.
     ///
     /// # Errors
     /// [`NodeError::Deadline`] where that takes too long.
-    pub async fn make_durable(&self, ino: Ino) -> Result<(), NodeError> {
+    pub async fn make_durable(&self, ino: Ino) -> Result<LogIndex, NodeError> {
         let deadline = Deadline::current();
         let voters = voters(&self.0);
-        let Some(inode) = query::inode(&self.state(), ino)? else { return Ok(()) };
-        let version = LogIndex(inode.data_version);
-        let generation = Generation(inode.generation);
-        let loose = self.0.durability.loose((ino, generation), version, &voters);
-        let Some(index) = loose else { return Ok(()) };
-        let wanted = Synced { ino, generation, index };
+        let (version, loose) = self.loose_bytes(ino, &voters)?;
+        let Some(wanted) = loose else { return Ok(version) };
         while !self.ask_for_disks(wanted, &voters, &deadline).await? {
             self.check(&deadline)?;
             tokio::time::sleep(AGAIN).await;
         }
-        self.0.durability.is_durable(ino, index);
-        Ok(())
+        self.0.durability.is_durable(ino, wanted.index);
+        Ok(version)
+    }
+
+    /// The `data_version` of an inode here, where all of its bytes are known to be on the disks of a quorum. It asks nobody.
+    ///
+    /// # Errors
+    /// When this replica cannot read its own state.
+    pub fn on_disks(&self, ino: Ino) -> Result<Option<LogIndex>, NodeError> {
+        let (version, loose) = self.loose_bytes(ino, &voters(&self.0))?;
+        Ok(loose.is_none().then_some(version))
+    }
+
+    /// The `data_version` of an inode, and what of it may be on no disk.
+    fn loose_bytes(
+        &self,
+        ino: Ino,
+        voters: &[NodeId],
+    ) -> Result<(LogIndex, Option<Synced>), NodeError> {
+        // First: whatever is loose is known to be before the state has it.
+        let Some(inode) = query::inode(&self.state(), ino)? else {
+            return Ok((LogIndex(0), None));
+        };
+        let (version, generation) = (LogIndex(inode.data_version), Generation(inode.generation));
+        let loose = self.0.durability.loose((ino, generation), version, voters);
+        Ok((version, loose.map(|index| Synced { ino, generation, index })))
     }
 
     /// Whether a quorum of these nodes has it on disk.
@@ -206,7 +232,7 @@ impl Handle {
 }
 
 pub(super) fn voters(shared: &Shared) -> Vec<NodeId> {
-    shared.state.conf_state().voters.iter().copied().map(NodeId).collect()
+    shared.members.get().placed.voters.iter().copied().map(NodeId).collect()
 }
 
 /// Brings everything to the disk that has waited for long enough, and what changes of members wait for. Runs for ever.

@@ -80,6 +80,18 @@ pub struct Fetched {
     pub data: Bytes,
 }
 
+/// What a replica says to a peer that asks it for bytes.
+#[derive(Clone, Debug)]
+pub enum Given {
+    /// These.
+    Bytes(Fetched),
+    /// It lacks them, or some of them where all are wanted.
+    Lacks,
+    /// It cannot say now: see [`says_it_lacks`](crate::store::says_it_lacks); or the file changes all the time, or the bytes are on
+    /// their way to it.
+    NotNow,
+}
+
 impl Fetched {
     pub(super) fn range(&self) -> ByteRange {
         ByteRange::at(self.start, self.data.len() as u64)
@@ -263,16 +275,18 @@ impl Handle {
         looking.await.unwrap_or_default()
     }
 
-    /// What a peer wants: nothing where this replica has none of it, or not all where all is wanted. Waits for the disk.
+    /// What a peer wants, as far as this replica has it and can say so. Waits for the disk.
     ///
     /// # Errors
     /// When the disk refuses.
     ///
     /// # Panics
     /// Where a piece does not fit into memory's addresses, which cannot be.
-    pub fn give(&self, wanted: Wanted) -> Result<Option<Fetched>, StoreError> {
+    pub fn give(&self, wanted: Wanted) -> Result<Given, StoreError> {
         let most = ByteRange::at(wanted.range.start, wanted.range.len().min(PIECE));
-        self.read_for_peer(&Wanted { range: most, ..wanted })
+        let given = self.read_for_peer(&Wanted { range: most, ..wanted })?;
+        // It may have been found wrong meanwhile.
+        Ok(if matches!(given, Given::Lacks) && !self.is_sound() { Given::NotNow } else { given })
     }
 }
 

@@ -400,7 +400,7 @@ impl Handle {
     /// Whether a quorum answers this node at present.
     #[must_use]
     pub fn has_quorum(&self) -> bool {
-        self.0.gate.live_since(clock::monotonic()).is_some()
+        !self.0.gate.lease_left().is_zero()
     }
 
     /// `op_timeout` of the configuration.
@@ -415,6 +415,8 @@ impl Handle {
     pub fn deliver(&self, from: NodeId, message: ToPeer) {
         match message {
             ToPeer::Core(message) => self.0.input(Input::Peer { from, message }),
+            // What was removed, or is not known here yet, counts nowhere.
+            ToPeer::Disk(..) if !self.members().is_known(from) => {}
             ToPeer::Disk(report, OnDisk { synced, holds }, wall) => {
                 self.0.wall_clocks.heard(from, wall, clock::wall(), clock::monotonic());
                 self.0.space.heard(from, report);
@@ -491,6 +493,12 @@ impl Handle {
     #[must_use]
     pub fn first_index(&self) -> LogIndex {
         self.0.log.first_index()
+    }
+
+    /// Bytes of the entries that the log holds.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.0.log.used_size()
     }
 
     /// What this replica cannot go on with, once there is such a thing.

@@ -6,17 +6,19 @@
 //! does it where this one is cut short.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::healing::{is_useless, put_off, room_for_another};
+use super::pace::Pace;
 use super::shared::{Shared, ToDriver};
 use super::start::boot;
 use crate::consensus::{Boot, Input};
-use crate::store::{Received, StoreError};
+use crate::store::{Received, StoreError, first_state_of_files};
 use crate::types::{LogIndex, NodeId, SessionId};
 
 /// Pieces of a snapshot that have come and are not on the disk.
@@ -34,10 +36,19 @@ pub(super) fn install(
     leader: NodeId,
     first_index: LogIndex,
 ) -> Result<bool, StoreError> {
-    if shared.state.applied().next() >= first_index {
+    let applied = shared.state.applied();
+    if applied.next() >= first_index || shared.comparison.is_hindered() {
         return Ok(false);
     }
-    install_newer(shared, leader, LogIndex(first_index.0 - 1))
+    let (carried_out, last) = (shared.files.carried_out(), shared.log.last_index());
+    let at_least = LogIndex(first_index.0 - 1);
+    // One that differs takes no state that is older than its files.
+    let at_least = if shared.comparison.is_diverged() {
+        at_least.max(first_state_of_files(applied, carried_out, shared.reached, last))
+    } else {
+        at_least
+    };
+    install_newer(shared, leader, at_least)
 }
 
 /// The same where it covers `at_least`.
@@ -90,18 +101,42 @@ pub(super) fn put_in_place(
     Ok(is_switched)
 }
 
-/// Nothing where the peer cannot send it, or what came is of no use: it is asked for again.
+/// Nothing where the peer cannot send it, what came is of no use, or there is no room for it: it is asked for again.
 fn receive(
     shared: &Shared,
     leader: NodeId,
     at_least: LogIndex,
 ) -> Result<Option<Received>, StoreError> {
-    let dir = &shared.config.directory;
-    let path = dir.snapshots_dir().join("snap-of-a-peer");
+    let path = shared.config.directory.snapshots_dir().join("snap-of-a-peer");
+    let received =
+        room_for_another(shared).and_then(|()| receive_into(shared, &path, leader, at_least));
+    match received {
+        Err(error @ StoreError::Sled { .. }) => put_off(shared, &error),
+        Err(error) if error.is_full() => put_off(shared, &error),
+        received => {
+            shared.comparison.can_again();
+            return received;
+        }
+    }
+    // It may be what fills the disk.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(StoreError::io("remove", &path)(error))
+        }
+        Ok(()) | Err(_) => Ok(None),
+    }
+}
+
+fn receive_into(
+    shared: &Shared,
+    path: &Path,
+    leader: NodeId,
+    at_least: LogIndex,
+) -> Result<Option<Received>, StoreError> {
     let (pieces, coming) = mpsc::channel(PIECES);
     let sending = shared.transport.fetch_snapshot(leader, at_least, pieces);
     let sent = shared.runtime.spawn(sending);
-    let written = write(&path, coming, &shared.runtime, shared.config.op_timeout)?;
+    let written = write(path, coming, &shared.runtime, shared.config.op_timeout)?;
     // It may have come to an end because nothing more came.
     let patience = shared.config.op_timeout;
     let ended = shared.runtime.block_on(async { tokio::time::timeout(patience, sent).await });
@@ -114,9 +149,9 @@ fn receive(
         );
         return Ok(None);
     }
-    match Received::prepare(dir, &path) {
+    match Received::prepare(&shared.config.directory, path) {
         Ok(received) => Ok(Some(received)),
-        Err(error @ StoreError::Corrupt { .. }) => {
+        Err(error) if is_useless(&error) => {
             tracing::error!(peer = leader.0, "the snapshot of a peer cannot be used: {error}");
             Ok(None)
         }
@@ -133,12 +168,16 @@ fn write(
 ) -> Result<usize, StoreError> {
     let mut file = File::create(path).map_err(StoreError::io("create", path))?;
     let (mut written, mut unsynced) = (0, 0);
-    // A peer whose disk hangs must not keep this node from its own snapshots.
-    let next = |coming: &mut mpsc::Receiver<bytes::Bytes>| {
-        runtime
-            .block_on(async { tokio::time::timeout(patience, coming.recv()).await.ok().flatten() })
+    // A peer whose disk hangs, or that trickles, must not keep this node from its own snapshots.
+    let mut pace = Pace::new(patience);
+    let mut next = || {
+        let asked = std::time::Instant::now();
+        let received = async { tokio::time::timeout(pace.left(), coming.recv()).await };
+        let piece = runtime.block_on(received).ok().flatten()?;
+        pace.came(piece.len(), asked.elapsed());
+        Some(piece)
     };
-    while let Some(piece) = next(&mut coming) {
+    while let Some(piece) = next() {
         file.write_all(&piece).map_err(StoreError::io("write", path))?;
         written += piece.len();
         unsynced += piece.len();
@@ -155,6 +194,7 @@ fn write(
 fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
     let index = received.index();
     let session = shared.mutations.session();
+    shared.durability.skip_to(index);
     // Files are cut before the state says so.
     shared.cuts.begin();
     let adopted =
@@ -166,7 +206,6 @@ fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
         "files follow another state"
     );
     shared.comparison.state_replaced(&shared.state)?;
-    shared.durability.skip_to(index);
     shared.received.unapplied.write().applied(index);
     for (_, observer) in shared.observers.all().iter() {
         observer.state_replaced();

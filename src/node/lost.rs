@@ -5,55 +5,38 @@
 //! only: whatever has been written since is left alone, and all replicas have zeros there from then on, also one that
 //! comes back with the bytes.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::future::join_all;
 use rangemap::RangeSet;
 use tokio::sync::mpsc;
 
-use super::blocks::Look;
 use super::handle::{Handle, NodeError};
 use super::scrub::{Found, Walk};
+use super::survey::{AGAIN, ATTEMPTS, Survey, Surveyed, ranges};
 use crate::fs::limits::LOST_MAX;
 use crate::fs::proto::command::Op;
 use crate::fs::{Errno, proto};
-use crate::store::{Steady, StoreError};
-use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId};
+use crate::store::StoreError;
+use crate::types::{ByteRange, Ino, LogIndex, NodeId};
 
-/// Ranges that a peer names in one answer at most.
-const NAMED: usize = 4096;
-/// How often a file that changes, or a peer that is behind, is looked at again.
-const ATTEMPTS: usize = 5;
-/// Between two looks.
-const AGAIN: Duration = Duration::from_millis(100);
-/// How long a peer may be behind who asks it.
-const BEHIND: Duration = Duration::from_secs(1);
 /// Why nothing can be said of a file.
 const CHANGES: &str = "it changes all the time: ask again when nobody writes it";
 /// Reports that nobody has taken yet.
 const REPORTS: usize = 16;
 
-/// What a peer is asked about a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lacking {
-    /// Which inode.
-    pub ino: Ino,
-    /// Which life of its bytes.
-    pub generation: Generation,
-    /// Exactly this data_version.
-    pub version: LogIndex,
-    /// Which bytes.
-    pub range: ByteRange,
-}
-
-/// What a replica lacks of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lacked {
-    /// Ascending.
-    pub ranges: Vec<ByteRange>,
-    /// What lies behind was not looked at.
-    pub end: u64,
+/// What is to become of lost bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// They are only listed.
+    #[default]
+    Listed,
+    /// They are zeros from now on.
+    GivenUp {
+        /// Also where a node has bytes in their place that may be right.
+        even_if_doubted: bool,
+    },
+    /// The bytes that this node has in their place, from a time when its state was wrong, are the right ones from now on.
+    Taken,
 }
 
 /// What is to be looked for, and what is to become of it.
@@ -63,8 +46,8 @@ pub struct LostOptions {
     pub path: Vec<u8>,
     /// Only these bytes of a file.
     pub within: Option<ByteRange>,
-    /// Give it up; it is only listed otherwise.
-    pub accept: bool,
+    /// What is to become of what is found.
+    pub fate: Fate,
     /// Members that need not answer: their bytes are given up with the others.
     pub away: BTreeSet<NodeId>,
 }
@@ -80,6 +63,10 @@ pub struct LostFile {
     pub lost: Vec<ByteRange>,
     /// What of that is given up.
     pub accepted: Vec<ByteRange>,
+    /// What of it is taken from this node's backing file.
+    pub taken: Vec<ByteRange>,
+    /// What of all these somebody has bytes for that are in doubt.
+    pub doubted: BTreeMap<NodeId, Vec<ByteRange>>,
     /// Bytes that are missing here, and that others have.
     pub held_bytes: u64,
     /// Who has some of these.
@@ -92,29 +79,6 @@ pub struct LostFile {
 
 type Reports = mpsc::Sender<Result<LostFile, NodeError>>;
 
-/// What is known of a file's missing bytes.
-#[derive(Debug)]
-struct Survey {
-    file: Steady,
-    lost: RangeSet<u64>,
-    held: RangeSet<u64>,
-    holders: BTreeSet<NodeId>,
-    /// Who answered, this node among them.
-    asked: BTreeSet<NodeId>,
-    away: BTreeSet<NodeId>,
-    /// What lies behind was not looked at.
-    end: u64,
-}
-
-/// What a survey comes to.
-enum Surveyed {
-    /// Nothing is missing here.
-    Whole,
-    /// The file changes at this moment.
-    Changing,
-    Lacks(Survey),
-}
-
 /// What became of bytes that were to be given up.
 enum Answer {
     Accepted,
@@ -124,41 +88,6 @@ enum Answer {
 }
 
 impl Handle {
-    /// Which bytes of a file are missing here and do not come by themselves; nothing where this replica does not have
-    /// that version.
-    ///
-    /// # Errors
-    /// When the local file system has trouble.
-    pub async fn lacking(&self, asked: Lacking) -> Result<Option<Lacked>, NodeError> {
-        // A peer may have applied what this node is about to.
-        if !tokio::time::timeout(BEHIND, self.until_applied(asked.version)).await.unwrap_or(false) {
-            return Ok(None);
-        }
-        let handle = self.clone();
-        let found = tokio::task::spawn_blocking(move || {
-            let Look::Steady(file) = handle.look_at(asked.ino)? else { return Ok(None) };
-            if (file.key.1, file.version) != (asked.generation, asked.version) {
-                return Ok(None);
-            }
-            let lacked = handle.lacked(&file, asked.range);
-            Ok::<_, StoreError>(handle.files().is_still(&file).then_some(lacked))
-        });
-        Ok(found.await.map_err(|_| NodeError::Stopping)??)
-    }
-
-    fn lacked(&self, file: &Steady, range: ByteRange) -> Lacked {
-        let missing = self.files().missing(file.key, range).into_iter();
-        // What its writer is still sending is not lost.
-        let stays = |(_, version): &(_, LogIndex)| !self.files().is_arriving(file.key, *version);
-        let ranges: Vec<_> = missing.filter(stays).map(|(part, _)| part).collect();
-        // A stage may have ended in between, and what was asked about first is here now.
-        let still = ranges.into_iter().flat_map(|part| self.files().missing(file.key, part));
-        let mut ranges: Vec<_> = still.map(|(part, _)| part).collect();
-        let end = ranges.get(NAMED).map_or(range.end, |next| next.start);
-        ranges.truncate(NAMED);
-        Lacked { ranges, end }
-    }
-
     /// Finds lost bytes, and gives them up where that is wanted: a report for each file that lacks bytes here, or several. It stops
     /// where the reports are no longer wanted. Nothing where there is no such file.
     ///
@@ -231,8 +160,8 @@ impl Handle {
                 report.refusal = Some(CHANGES.to_owned());
             }
             let is_over = report.refusal.is_some();
-            let lacks =
-                report.held_bytes > 0 || !report.lost.is_empty() || !report.accepted.is_empty();
+            let named = [&report.lost, &report.accepted, &report.taken];
+            let lacks = report.held_bytes > 0 || named.iter().any(|ranges| !ranges.is_empty());
             if lacks || is_over {
                 // Whoever asked may have gone: then this ends with it.
                 let _ = reports.send(Ok(report)).await;
@@ -256,7 +185,7 @@ impl Handle {
             Surveyed::Changing => return Ok(None),
             Surveyed::Lacks(survey) => survey,
         };
-        if options.accept && !survey.lost.is_empty() {
+        if options.fate != Fate::Listed && !survey.lost.is_empty() {
             // Who lacked it may have fetched it meanwhile from another, which lost it then. It is lost where nobody has it
             // twice.
             match self.survey(report.ino, range).await? {
@@ -264,98 +193,90 @@ impl Handle {
                 Surveyed::Lacks(_) | Surveyed::Whole | Surveyed::Changing => return Ok(None),
             }
         }
-        let mut lost: Vec<_> = ranges(&survey.lost).take(LOST_MAX).collect();
+        let lost: Vec<_> = ranges(&survey.lost).take(LOST_MAX).collect();
         let end = match lost.last() {
             Some(last) if lost.len() < survey.lost.len() => last.end,
             Some(_) | None => survey.end,
         };
-        if options.accept && !lost.is_empty() {
-            report.refusal = self.refusal(&survey, options).await?;
-            let is_first = range.start == options.within.map_or(0, |within| within.start);
-            if is_first && report.refusal.is_none() {
-                // The first command gives the file another version, and whoever is away throws away what it has of this one.
-                let rest = ByteRange { start: end, ..range };
-                let refused = self.first_of(report.ino, rest, |survey| match survey {
-                    Some(survey) if survey.lost.is_empty() => None,
-                    Some(survey) => refusal(survey, options),
-                    None => Some(CHANGES.to_owned()),
-                });
-                report.refusal = refused.await?;
-            }
-            if report.refusal.is_none() {
-                match self.give_up(&survey, &lost).await? {
-                    Answer::Accepted => report.accepted = std::mem::take(&mut lost),
-                    Answer::Changed => return Ok(None),
-                    Answer::Refused(errno) => {
-                        report.refusal =
-                            Some(format!("the cluster refused it (errno {errno}): ask again"));
-                    }
+        (report.doubted, report.lost) = (survey.doubted_of(&lost), lost);
+        match options.fate {
+            Fate::GivenUp { .. } if !report.lost.is_empty() => {
+                let page = ByteRange { end, ..range };
+                if !self.give_up_page(&survey, (page, range), options, report).await? {
+                    return Ok(None);
                 }
             }
+            Fate::Taken if !report.lost.is_empty() => {
+                report.refusal = refusal(&survey, options);
+                if report.refusal.is_none() {
+                    self.take_page(&survey, report).await?;
+                }
+            }
+            Fate::Listed | Fate::GivenUp { .. } | Fate::Taken => {}
         }
         let held = ranges(&survey.held).take_while(|held| held.start < end);
         report.held_bytes = held.map(|held| held.end.min(end) - held.start).sum();
-        (report.lost, report.holders, report.away) = (lost, survey.holders, survey.away);
+        (report.holders, report.away) = (survey.holders, survey.away);
         Ok(Some(end))
     }
 
-    /// What is missing of a file here and elsewhere.
-    async fn survey(&self, ino: Ino, range: ByteRange) -> Result<Surveyed, NodeError> {
-        let handle = self.clone();
-        let looked = tokio::task::spawn_blocking(move || {
-            let look = handle.look_at(ino)?;
-            let lacked = match look {
-                Look::Steady(file) => Some(handle.lacked(&file, range)),
-                Look::Nothing | Look::Changing => None,
-            };
-            Ok::<_, StoreError>((look, lacked))
-        });
-        let (file, Lacked { ranges: own, end }) =
-            match looked.await.map_err(|_| NodeError::Stopping)?? {
-                (Look::Steady(file), Some(lacked)) => (file, lacked),
-                (Look::Changing, _) => return Ok(Surveyed::Changing),
-                (Look::Nothing | Look::Steady(_), _) => return Ok(Surveyed::Whole),
-            };
-        let (Some(first), Some(last)) = (own.first(), own.last()) else {
-            return Ok(Surveyed::Whole);
-        };
-        let lost: RangeSet<u64> = own.iter().map(|range| range.start..range.end).collect();
-        let (ino, generation) = file.key;
-        let range = ByteRange { start: first.start, end: last.end.min(end) };
-        let asked = Lacking { ino, generation, version: file.version, range };
-        let mut survey = Survey {
-            file,
-            lost,
-            held: RangeSet::new(),
-            holders: BTreeSet::new(),
-            asked: [self.node()].into(),
-            away: BTreeSet::new(),
-            end,
-        };
-        // Also whoever leaves: it may be the only one that has something.
-        let asking = self.0.others()?.into_iter();
-        let asking =
-            asking.map(|node| async move { (node, self.ask_what_lacks(node, asked).await) });
-        for (node, answer) in join_all(asking).await {
-            match answer {
-                Some(lacked) if lacked.end > range.start => survey.hear(node, &lacked, range),
-                Some(_) | None => drop(survey.away.insert(node)),
+    /// Gives up what is lost of a page of what was asked for; false where the file changes meanwhile.
+    async fn give_up_page(
+        &self,
+        survey: &Survey,
+        (page, range): (ByteRange, ByteRange),
+        options: &LostOptions,
+        report: &mut LostFile,
+    ) -> Result<bool, NodeError> {
+        report.refusal = self.refusal(survey, options).await?;
+        let is_first = range.start == options.within.map_or(0, |within| within.start);
+        if is_first && report.refusal.is_none() {
+            // The first command gives the file another version, and whoever is away throws away what it has of this one.
+            let rest = ByteRange { start: page.end, ..range };
+            let refused = self.first_of(report.ino, rest, |survey| match survey {
+                Some(survey) if survey.lost.is_empty() => None,
+                Some(survey) => refusal(survey, options),
+                None => Some(CHANGES.to_owned()),
+            });
+            report.refusal = refused.await?;
+        }
+        if report.refusal.is_none() {
+            match self.give_up(survey, &report.lost).await? {
+                Answer::Accepted => report.accepted = std::mem::take(&mut report.lost),
+                Answer::Changed => return Ok(false),
+                Answer::Refused(errno) => {
+                    report.refusal =
+                        Some(format!("the cluster refused it (errno {errno}): ask again"));
+                }
             }
         }
-        let is_still = self.files().is_still(&file);
-        Ok(if is_still { Surveyed::Lacks(survey) } else { Surveyed::Changing })
+        Ok(true)
     }
 
-    async fn ask_what_lacks(&self, node: NodeId, asked: Lacking) -> Option<Lacked> {
-        for _ in 0..ATTEMPTS {
-            let answer = self.0.transport.lacking(node, asked);
-            let answer = tokio::time::timeout(self.op_timeout(), answer).await.ok().flatten();
-            if answer.is_some() || self.0.transport.stage_lane(node).is_none() {
-                return answer;
+    /// Takes what this node has in doubt of what is lost. Who asks it for that finds it from now on.
+    async fn take_page(&self, survey: &Survey, report: &mut LostFile) -> Result<(), NodeError> {
+        let (handle, key, lost) = (self.clone(), survey.file.key, report.lost.clone());
+        let taking = tokio::task::spawn_blocking(move || {
+            let mut taken = Vec::new();
+            for range in &lost {
+                taken.extend(handle.files().take_doubted(key, *range)?);
             }
-            tokio::time::sleep(AGAIN).await;
+            Ok::<_, StoreError>(taken)
+        });
+        report.taken = taking.await.map_err(|_| NodeError::Stopping)??;
+        let mut lost: RangeSet<u64> = report.lost.iter().map(|lost| lost.start..lost.end).collect();
+        for ByteRange { start, end } in &report.taken {
+            tracing::warn!(
+                ino = report.ino.0,
+                start,
+                end,
+                "these bytes came while this replica's state was wrong, and were taken for right"
+            );
+            lost.remove(*start..*end);
         }
-        None
+        report.lost = ranges(&lost).collect();
+        self.0.fetching.changed.notify_waiters();
+        Ok(())
     }
 
     async fn give_up(&self, survey: &Survey, lost: &[ByteRange]) -> Result<Answer, NodeError> {
@@ -449,39 +370,6 @@ impl Handle {
     }
 }
 
-impl Survey {
-    /// What another member lacks, of the range that it was asked about.
-    fn hear(&mut self, node: NodeId, lacked: &Lacked, asked: ByteRange) {
-        self.asked.insert(node);
-        let lacks: RangeSet<u64> =
-            lacked.ranges.iter().map(|range| range.start..range.end).collect();
-        if lacked.end < asked.end {
-            // What it has not looked at is looked at the next time.
-            self.end = self.end.min(lacked.end);
-            self.lost.remove(lacked.end..u64::MAX);
-        }
-        let mut has = self.lost.clone();
-        for range in lacks.iter() {
-            has.remove(range.clone());
-        }
-        for range in has.iter() {
-            self.holders.insert(node);
-            self.lost.remove(range.clone());
-            self.held.insert(range.clone());
-        }
-    }
-
-    /// The same was asked again: lost is what is so both times, and who was away once was away.
-    fn confirm(&mut self, again: Survey) {
-        self.lost = self.lost.intersection(&again.lost).collect();
-        self.held.extend(again.held);
-        self.holders.extend(again.holders);
-        self.asked.retain(|node| again.asked.contains(node));
-        self.away.extend(again.away);
-        self.end = self.end.min(again.end);
-    }
-}
-
 /// Why lost bytes are not given up.
 fn refusal(survey: &Survey, options: &LostOptions) -> Option<String> {
     let away: BTreeSet<_> = survey.away.difference(&options.away).copied().collect();
@@ -490,6 +378,15 @@ fn refusal(survey: &Survey, options: &LostOptions) -> Option<String> {
             "nodes {} do not answer, or have not caught up, and may have these bytes: bring them back, remove them from \
              the cluster, or say --even-if-away for each of them",
             names(&away)
+        ));
+    }
+    let lost: Vec<_> = ranges(&survey.lost).collect();
+    let doubting: BTreeSet<_> = survey.doubted_of(&lost).into_keys().collect();
+    if options.fate == (Fate::GivenUp { even_if_doubted: false }) && !doubting.is_empty() {
+        return Some(format!(
+            "nodes {} have bytes in their place, from a time when their state was wrong, which may be right: take them there \
+             (--take-doubted, on that machine), or say --even-if-doubted to give them up with the others",
+            names(&doubting)
         ));
     }
     let is_named = options.within.is_some();
@@ -504,10 +401,6 @@ fn refusal(survey: &Survey, options: &LostOptions) -> Option<String> {
 
 fn names(nodes: &BTreeSet<NodeId>) -> String {
     nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ")
-}
-
-fn ranges(set: &RangeSet<u64>) -> impl Iterator<Item = ByteRange> + '_ {
-    set.iter().map(|range| ByteRange { start: range.start, end: range.end })
 }
 
 /// Says in the log of this replica what was given up, by whose command, and who was not asked.
@@ -525,62 +418,8 @@ pub(super) fn note(index: LogIndex, command: &proto::Command, lost: &proto::Acce
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        BTreeSet, ByteRange, Lacked, LostOptions, NodeId, RangeSet, Survey, ranges, refusal,
-    };
-    use crate::store::Steady;
-    use crate::types::{Generation, Ino, LogIndex};
-
-    fn survey(own: &[(u64, u64)]) -> Survey {
-        Survey {
-            file: Steady::of((Ino(2), Generation(2)), LogIndex(9), 1000),
-            lost: own.iter().map(|(start, end)| *start..*end).collect(),
-            held: RangeSet::new(),
-            holders: BTreeSet::new(),
-            asked: [NodeId(1)].into(),
-            away: BTreeSet::new(),
-            end: u64::MAX,
-        }
-    }
-
-    fn lacked(of: &[(u64, u64)], end: u64) -> Lacked {
-        Lacked {
-            ranges: of.iter().map(|(start, end)| ByteRange { start: *start, end: *end }).collect(),
-            end,
-        }
-    }
-
-    fn listed(set: &RangeSet<u64>) -> Vec<(u64, u64)> {
-        ranges(set).map(|range| (range.start, range.end)).collect()
-    }
-
-    /// Only what everybody lacks is lost; what was not looked at is neither lost nor held.
-    #[test]
-    fn what_somebody_has_is_not_lost() {
-        let mut survey = survey(&[(0, 100), (200, 300), (500, 600)]);
-        let asked = ByteRange { start: 0, end: 600 };
-        survey.hear(NodeId(2), &lacked(&[(0, 50), (150, 250)], 550), asked);
-        assert_eq!(survey.end, 550);
-        assert_eq!(listed(&survey.lost), [(0, 50), (200, 250)]);
-        assert_eq!(listed(&survey.held), [(50, 100), (250, 300), (500, 550)]);
-        survey.hear(NodeId(3), &lacked(&[(0, 1000)], 600), asked);
-        assert_eq!(listed(&survey.lost), [(0, 50), (200, 250)]);
-        assert_eq!(survey.holders, [NodeId(2)].into());
-        assert_eq!(survey.asked, [NodeId(1), NodeId(2), NodeId(3)].into());
-    }
-
-    /// Bytes that wander from one node to another while they are asked.
-    #[test]
-    fn lost_is_what_is_lost_twice() {
-        let mut once = survey(&[(0, 100), (200, 300)]);
-        let mut again = survey(&[(50, 100), (200, 250)]);
-        once.asked.insert(NodeId(2));
-        (again.away, again.end) = ([NodeId(2)].into(), 1000);
-        once.confirm(again);
-        assert_eq!(listed(&once.lost), [(50, 100), (200, 250)]);
-        assert_eq!((once.asked, once.away), ([NodeId(1)].into(), [NodeId(2)].into()));
-        assert_eq!(once.end, 1000);
-    }
+    use super::super::survey::tests::{lacked, ranges_of, survey};
+    use super::{ByteRange, Fate, LostOptions, NodeId, refusal};
 
     /// A node that does not answer may have them; one that is named need not answer. Who names a range means all of it.
     #[test]
@@ -596,5 +435,28 @@ mod tests {
         assert_eq!(refusal(&one, &options), None, "the rest may go");
         options.within = Some(ByteRange { start: 0, end: 100 });
         assert!(refusal(&one, &options).is_some_and(|said| said.contains("nodes 4 have some")));
+    }
+
+    /// Whoever gives up bytes that somebody has in doubt has to know of them.
+    #[test]
+    fn what_is_in_doubt_is_given_up_only_by_name() {
+        let given_up = |even_if_doubted| LostOptions {
+            fate: Fate::GivenUp { even_if_doubted },
+            ..LostOptions::default()
+        };
+        let mut one = survey(&[(0, 100)]);
+        let mut elsewhere = lacked(&[(0, 200)], 200);
+        elsewhere.doubted = ranges_of(&[(100, 200)]);
+        one.hear(NodeId(2), &elsewhere, ByteRange { start: 0, end: 200 });
+        assert_eq!(refusal(&one, &given_up(false)), None, "it is not lost");
+        elsewhere.doubted = ranges_of(&[(50, 200)]);
+        one.hear(NodeId(2), &elsewhere, ByteRange { start: 0, end: 200 });
+        let refused = refusal(&one, &given_up(false)).expect("somebody has some");
+        assert!(refused.contains("nodes 2 have") && refused.contains("--even-if-doubted"));
+        assert_eq!(refusal(&one, &given_up(true)), None);
+        let take = LostOptions { fate: Fate::Taken, ..LostOptions::default() };
+        assert_eq!(refusal(&one, &take), None);
+        one.away = [NodeId(3)].into();
+        assert!(refusal(&one, &take).is_some_and(|said| said.contains("nodes 3 do not")));
     }
 }

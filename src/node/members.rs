@@ -1,10 +1,11 @@
 //! Who is a member, as a node's services ask for it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Handle, NodeError};
+use super::{Handle, Members, NodeError};
 use crate::fs::Errno;
 use crate::fs::proto::{Member, PromoteMember, RemoveMember, command::Op};
 use crate::fs::query;
@@ -53,40 +54,31 @@ impl Handle {
         })
     }
 
-    /// Whether a node was a member once, and is none any more, nor has a place in the Raft group, as far as is known
-    /// here.
-    ///
-    /// # Errors
-    /// When this replica cannot read its own state.
-    pub fn is_removed(&self, node: NodeId) -> Result<bool, NodeError> {
-        Ok(self.0.is_removed(node)?)
+    /// Who is a member, and who has a place in the Raft group, as far as is known here. Waits for nothing.
+    #[must_use]
+    pub fn members(&self) -> Arc<Members> {
+        self.0.members.get()
     }
 
     /// A node has said where it listens. What the table of members says counts more; a newcomer has only a part of it.
     pub fn meet(&self, node: NodeId, address: &str) {
-        let known = query::members(&self.state());
-        if known.is_ok_and(|known| known.iter().all(|member| member.node != node.0)) {
+        if self.members().get(node).is_none() {
             self.0.transport.learn(node, address);
         }
     }
 
     /// Whether the Raft group does not follow the table of members yet.
     pub(super) fn is_membership_moving(&self) -> bool {
-        let placed = self.0.state.conf_state();
-        let Ok(members) = query::members(&self.state()) else { return false };
+        let members = self.members();
         let all = |wanted| {
             let is_it = |member: &&Member| query::suffrage(member) == Some(wanted);
-            members.iter().filter(is_it).map(|member| member.node).collect::<BTreeSet<_>>()
+            members.list.iter().filter(is_it).map(|member| member.node).collect::<BTreeSet<_>>()
         };
         let (voters, learners) = (all(Suffrage::Voter), all(Suffrage::Learner));
+        let placed = &members.placed;
         !placed.voters_outgoing.is_empty()
             || placed.voters.iter().copied().collect::<BTreeSet<_>>() != voters
             || placed.learners.iter().copied().collect::<BTreeSet<_>>() != learners
-    }
-
-    /// A peer says that this node is no member any more.
-    pub fn removed(&self) {
-        self.0.removed();
     }
 
     /// Told when the table of members has changed.

@@ -9,7 +9,6 @@ use super::blocks::{Block, Examined, Look};
 use super::handle::NodeError;
 use super::scrub::{Found, Scrub};
 use crate::fs::limits::CHECKSUM_BLOCK;
-use crate::fs::query;
 use crate::store::{PAGE_BLOCKS, Steady};
 use crate::types::{ByteRange, NodeId};
 
@@ -182,8 +181,8 @@ impl Scrub {
         asked: Examined,
     ) -> Result<Option<Vec<(NodeId, Vec<Block>)>>, NodeError> {
         let own = self.handle.node();
-        let members = query::members(&self.handle.state())?;
-        let peers = members.into_iter().map(|member| NodeId(member.node));
+        let members = self.handle.members();
+        let peers = members.list.iter().map(|member| NodeId(member.node));
         let (peers, unreached): (Vec<_>, Vec<_>) =
             peers.filter(|node| *node != own).partition(|node| self.handle.is_connected(*node));
         self.report.lock().unasked.extend(unreached);

@@ -16,9 +16,13 @@ use super::encoding::Traffic;
 use super::fatal::Fatal;
 use super::fetch::Fetching;
 use super::install::Paused;
+use super::live_time::LiveTime;
 use super::locks::Locks;
+use super::log_length::LogLength;
+use super::member_table::{MemberTable, Members};
 use super::mutations::Mutations;
 use super::observers::Observers;
+use super::removals::Removals;
 use super::snapshots::{Lent, Unattested};
 use super::space::Space;
 use super::staging::Staging;
@@ -74,8 +78,7 @@ pub(super) struct Shared {
     pub(super) received: Received,
     /// Inputs that nobody waits for.
     pub(super) late: Mutex<Vec<Input>>,
-    /// A snapshot is due when the log has this many bytes; 0: not known yet.
-    pub(super) next_snapshot: AtomicU64,
+    pub(super) log_length: LogLength,
     /// A peer wants one that covers this entry; 0: nobody does.
     pub(super) wanted_snapshot: AtomicU64,
     pub(super) lent: Lent,
@@ -96,10 +99,12 @@ pub(super) struct Shared {
     pub(super) touched: tokio::sync::Notify,
     /// Asks for more inode numbers.
     pub(super) refill: tokio::sync::Notify,
+    pub(super) members: MemberTable,
     /// Told when the table of members has changed.
     pub(super) members_changed: watch::Sender<()>,
     /// Set once, by what this replica cannot go on with.
     pub(super) fatal: watch::Sender<Option<Fatal>>,
+    pub(super) removals: Mutex<Removals>,
     /// The daemon is about to end: nobody is to wait for a quorum that may never be back.
     pub(super) stopping: AtomicBool,
 }
@@ -127,9 +132,14 @@ impl Shared {
 
     pub(super) fn snapshot_is_due(&self) -> bool {
         self.comparison.is_sound()
-            && (self.log.used_size() >= self.next_snapshot.load(Ordering::Relaxed)
+            && (self.log_length.is_snapshot_due(self.log.used_size())
                 || self.files.held() >= self.config.snapshot_min_log
                 || self.wanted_snapshot.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Whether the log is longer than others may make it.
+    pub(super) fn cut_is_due(&self) -> bool {
+        self.comparison.is_sound() && self.log_length.is_cut_due(self.log.used_size())
     }
 
     /// This node's own session was ended by the others: another is opened in its place.
@@ -141,55 +151,41 @@ impl Shared {
         self.session.send_replace(None);
     }
 
-    /// Whether a node was a member once, and is none any more. It votes for as long as it has a place in the Raft group:
-    /// who takes that away may need it.
-    pub(super) fn is_removed(&self, node: NodeId) -> Result<bool, StoreError> {
-        Ok(!self.placed().contains(&node) && query::is_removed(&self.state.read(), node)?)
-    }
-
     /// The other nodes that may have bytes: members that have joined, and those that are removed and still have a place.
-    pub(super) fn others(&self) -> Result<BTreeSet<NodeId>, StoreError> {
-        let members = query::members(&self.state.read())?.into_iter();
-        let joined = members.filter(|member| query::suffrage(member).is_some());
-        let mut others = self.placed();
+    pub(super) fn others(&self) -> BTreeSet<NodeId> {
+        let members = self.members.get();
+        let joined = members.list.iter().filter(|member| query::suffrage(member).is_some());
+        let mut others = members.with_a_place();
         others.extend(joined.map(|member| NodeId(member.node)));
         others.remove(&self.node);
-        Ok(others)
-    }
-
-    /// Who has a place in the Raft group.
-    fn placed(&self) -> BTreeSet<NodeId> {
-        let placed = self.state.conf_state();
-        let voters = placed.voters.iter().chain(&placed.voters_outgoing);
-        let all = voters.chain(&placed.learners).chain(&placed.learners_next);
-        all.copied().map(NodeId).collect()
+        others
     }
 
     /// Those who have joined are known by their addresses, those who are removed no more; and this node, where it is
     /// itself, ends.
     pub(super) fn meet_members(&self) -> Result<(), StoreError> {
-        for member in query::members(&self.state.read())? {
+        let members = self.members.read_again(&self.state)?;
+        for member in &members.list {
             self.transport.learn(NodeId(member.node), &member.address);
         }
         for node in self.transport.peers() {
-            if self.is_removed(node)? {
+            if members.is_removed(node) {
                 self.transport.forget(node);
             }
         }
-        if self.is_removed(self.node)? {
-            self.removed();
+        if members.is_removed(self.node) {
+            self.fail(Fatal::removed(self.node));
         }
+        self.forget_strangers(&members);
         self.members_changed.send_replace(());
         Ok(())
     }
 
-    /// This node is no member any more.
-    pub(super) fn removed(&self) {
-        self.fail(format!(
-            "node {} was removed from the cluster: it serves nothing any more; to use this machine again, empty the \
-             data directory and let it join as a new member",
-            self.node
-        ));
+    fn forget_strangers(&self, members: &Members) {
+        let is_known = |node| node == self.node || members.is_known(node);
+        self.wall_clocks.retain(is_known);
+        self.space.retain(is_known);
+        self.durability.retain(is_known);
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -297,24 +293,22 @@ impl Received {
 #[derive(Debug)]
 pub(super) struct Gate {
     lease_until: AtomicU64,
-    /// From when on it has been live without a break.
-    live_since: AtomicU64,
     stable: AtomicU64,
+    /// When the lease was live.
+    pub(super) live: LiveTime,
     changed: watch::Sender<()>,
 }
 
 impl Gate {
-    pub(super) fn new() -> Self {
+    /// Closed. Of the time in which the lease was live at most so much is asked for.
+    pub(super) fn new(kept: Duration) -> Self {
         let (changed, _) = watch::channel(());
-        let [lease_until, live_since, stable] = std::array::from_fn(|_| AtomicU64::new(0));
-        Self { lease_until, live_since, stable, changed }
+        let [lease_until, stable] = std::array::from_fn(|_| AtomicU64::new(0));
+        Self { lease_until, stable, live: LiveTime::new(kept), changed }
     }
 
     pub(super) fn set(&self, gate: ReadGate) {
-        let now = clock::monotonic();
-        if self.live_since(now).is_none() && now < gate.lease_until {
-            self.live_since.store(now.0, Ordering::Release);
-        }
+        self.live.lease(clock::monotonic(), gate.lease_until);
         self.lease_until.store(gate.lease_until.0, Ordering::Release);
         self.stable.fetch_max(gate.stable.0, Ordering::AcqRel);
         self.changed.send_replace(());
@@ -347,12 +341,6 @@ impl Gate {
 
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
-    }
-
-    /// From when on a quorum has answered this node without a break; nothing while none does.
-    pub(super) fn live_since(&self, now: Monotonic) -> Option<Monotonic> {
-        let is_live = now.0 < self.lease_until.load(Ordering::Acquire);
-        is_live.then(|| Monotonic(self.live_since.load(Ordering::Acquire)))
     }
 
     pub(super) fn lease_left(&self) -> Duration {

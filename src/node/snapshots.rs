@@ -19,13 +19,13 @@ use crate::fs::Digest;
 use crate::store::{StoreError, prepare_snapshot, put_snapshot, read_snapshot};
 use crate::types::{LogIndex, NodeId};
 
-/// The log behind a snapshot that is sent to a peer is kept for so long, after its last piece, so that the peer
-/// finds it there afterwards.
+/// The log behind a snapshot that is sent to a peer is kept for so long, after its last piece or after the peer was last
+/// connected, so that it finds that there when it has built its state.
 const LENT_FOR: Duration = Duration::from_secs(600);
 
-/// The log is cut behind a snapshot that nobody has compared where it has more than so many times the bytes that it may
-/// have.
-const UNATTESTED_LOGS: u64 = 2;
+/// The log may have so many times the bytes that it may have otherwise while a peer takes a snapshot, or while one waits to
+/// be compared.
+const LOGS: u64 = 2;
 /// A peer gets one that nobody has compared after this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A person is told of a snapshot that waits to be compared for so long.
@@ -34,7 +34,7 @@ const TELLING: Duration = Duration::from_secs(30);
 /// What the thread is to do.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Due {
-    /// A snapshot of this node.
+    /// A snapshot of this node, or a shorter log.
     Own,
     /// The snapshot of a leader, whose log begins only there.
     Of { leader: NodeId, first_index: LogIndex },
@@ -85,26 +85,37 @@ impl Lent {
     }
 
     /// The log from here on is wanted by somebody who takes a snapshot and is not known to hold more.
-    fn wanted(&self, holds: impl Fn(NodeId) -> LogIndex) -> Option<LogIndex> {
+    fn wanted(
+        &self,
+        holds: impl Fn(NodeId) -> Option<LogIndex>,
+        is_connected: impl Fn(NodeId) -> bool,
+    ) -> Option<LogIndex> {
         let mut lent = self.0.lock();
-        lent.retain(|node, (index, since)| since.elapsed() < LENT_FOR && holds(*node) <= *index);
+        for (node, (_, since)) in lent.iter_mut() {
+            // It builds its state. Only a leader knows when it has done so.
+            if holds(*node).is_some() && is_connected(*node) {
+                *since = Instant::now();
+            }
+        }
+        lent.retain(|node, (index, since)| {
+            since.elapsed() < LENT_FOR && holds(*node).unwrap_or_default() <= *index
+        });
         lent.values().map(|(index, _)| *index).min()
     }
 }
 
 /// Runs until the apply thread and the driver are gone, or until this replica cannot go on.
 pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
-    plan_next(shared, 0);
+    look_at_newest(shared);
     let mut candidate: Option<Candidate> = None;
     while let Some(next) = due.blocking_recv() {
         let done = match next {
-            Due::Own if !shared.snapshot_is_due() => continue,
-            Due::Own => advance(shared, &mut candidate),
-            Due::Of { leader, first_index } => {
-                install(shared, leader, first_index).map(|done| forget_if(done, &mut candidate))
-            }
+            Due::Own if !shared.snapshot_is_due() && !shared.cut_is_due() => continue,
+            Due::Own => shorten(shared, &mut candidate),
+            Due::Of { leader, first_index } => install(shared, leader, first_index)
+                .map(|done| forget_if(done, shared, &mut candidate)),
             Due::Healing { committed, peer } => {
-                heal(shared, committed, peer).map(|done| forget_if(done, &mut candidate))
+                heal(shared, committed, peer).map(|done| forget_if(done, shared, &mut candidate))
             }
             Due::Examination => examine(shared),
         };
@@ -117,17 +128,48 @@ pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
     }
 }
 
-/// Writing snapshots costs at most about as much as writing the log does.
-fn plan_next(shared: &Shared, last_snapshot: u64) {
-    let growth = shared.config.snapshot_min_log.max(last_snapshot);
-    shared.next_snapshot.store(shared.log.used_size() + growth, Ordering::Relaxed);
-}
-
-/// Another state has come in the place of the one that it is of.
-fn forget_if(is_replaced: bool, candidate: &mut Option<Candidate>) {
+/// Another state has come in the place of the one that it is of, with a snapshot and a log of its own.
+fn forget_if(is_replaced: bool, shared: &Shared, candidate: &mut Option<Candidate>) {
     if is_replaced {
         *candidate = None;
+        look_at_newest(shared);
+        shared.log_length.begin_anew(shared.log.used_size());
     }
+}
+
+/// What the snapshot covers that is in force, and its size. One that cannot be read is not cut behind.
+fn look_at_newest(shared: &Shared) {
+    let look = || -> Result<_, StoreError> {
+        let Some((path, file)) = open_newest(&shared.config.directory.snapshots_dir())? else {
+            return Ok((LogIndex(0), 0));
+        };
+        let size = file.metadata().map_err(StoreError::io("look at", &path))?.len();
+        Ok((read_snapshot(&path)?.0.index, size))
+    };
+    match look() {
+        Ok((index, size)) => shared.log_length.know_snapshot(index, size),
+        Err(error) => tracing::warn!("{error}"),
+    }
+}
+
+/// Has the log end at a new snapshot where one is due; or at the last one, whoever needs what is before it, where it is too
+/// long.
+fn shorten(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), StoreError> {
+    if shared.snapshot_is_due() {
+        advance(shared, candidate)?;
+    }
+    if !shared.cut_is_due() {
+        return Ok(());
+    }
+    let before = shared.log.used_size();
+    let log_from = needed(shared).min(shared.log_length.snapshot());
+    shared.log.compact_to(log_from)?;
+    let now = shared.log.used_size();
+    shared.log_length.was_cut(before, now);
+    if now < before {
+        tracing::info!(log_from = log_from.0, before, now, "the log was too long");
+    }
+    Ok(())
 }
 
 /// Writes a snapshot file, or has the one that was written count, as soon as that may be.
@@ -140,7 +182,7 @@ fn advance(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), Sto
     let is_attested = shared.comparison.attests(index, digest);
     // Nothing is known against this replica: the log must end somewhere, and without a peer that waits for the snapshot there
     // may be no majority.
-    let is_too_large = shared.log.used_size() > UNATTESTED_LOGS * shared.config.max_log;
+    let is_too_large = shared.log.used_size() > LOGS * shared.log_length.limit();
     let is_wanted = wanted > LogIndex(0) && started.elapsed() >= PATIENCE;
     let is_overdue = shared.comparison.is_sound() && (is_too_large || is_wanted);
     if (is_attested || is_overdue)
@@ -153,9 +195,9 @@ fn advance(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), Sto
                 is_wanted,
                 "no majority of the voters has said that this snapshot is right: it counts all the same"
             );
+            shared.config.directory.set_unattested(candidate.index)?;
         }
-        let size = put_in_force(shared, &candidate)?;
-        plan_next(shared, size);
+        put_in_force(shared, &candidate)?;
     }
     Ok(())
 }
@@ -183,9 +225,8 @@ fn write(shared: &Shared) -> Result<Option<Candidate>, StoreError> {
     }
 }
 
-/// From now on it is what this replica starts from, and what peers are given; the log is cut behind it. Answers its size
-/// in bytes.
-fn put_in_force(shared: &Shared, candidate: &Candidate) -> Result<u64, StoreError> {
+/// From now on it is what this replica starts from, and what peers are given; the log is cut behind it.
+fn put_in_force(shared: &Shared, candidate: &Candidate) -> Result<(), StoreError> {
     let Candidate { file, index, started, .. } = candidate;
     let size = std::fs::metadata(file).map_or(0, |metadata| metadata.len());
     put_snapshot(file, &shared.config.directory.snapshots_dir(), *index)?;
@@ -197,8 +238,10 @@ fn put_in_force(shared: &Shared, candidate: &Candidate) -> Result<u64, StoreErro
     }
     let needed = needed(shared).min(*index);
     shared.log.compact_to(needed)?;
+    shared.log_length.know_snapshot(*index, size);
+    shared.log_length.begin_anew(shared.log.used_size());
     tracing::info!(index = index.0, log_from = needed.0, size, took = ?started.elapsed(), "snapshot");
-    Ok(size)
+    Ok(())
 }
 
 /// The first index that a member may still need; nothing is known while the daemon stops. Who lags by more than the log
@@ -212,16 +255,18 @@ fn needed(shared: &Shared) -> LogIndex {
     };
     let holds = |node| {
         let known = status.members.iter().find(|(member, ..)| *member == node);
-        known.and_then(|(_, _, matched)| *matched).unwrap_or_default()
+        known.and_then(|(_, _, matched)| *matched)
     };
-    let lent = shared.lent.wanted(holds).filter(|_| size <= 2 * max);
+    let lent = shared.lent.wanted(holds, |node| shared.transport.is_connected(node));
+    let lent = lent.filter(|_| size <= LOGS * shared.log_length.limit());
     let needed = if size > max { status.applied } else { status.needed };
     lent.map_or(needed, |lent| lent.min(needed))
 }
 
 impl Handle {
     /// The newest snapshot file of this node, for a peer whose log position was cut off, or whose state differs: the log
-    /// from there on is kept for it for a while. Nothing before there is one that covers `at_least`; one is made then.
+    /// from there on is kept for it for a while. Nothing before there is one that covers `at_least`; one is made then. Nor
+    /// where this node may be wrong, and nobody has compared it.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -241,6 +286,13 @@ impl Handle {
             }
             return Ok(None);
         };
+        let comparison = &self.0.comparison;
+        if !comparison.is_sound()
+            && self.0.config.directory.unattested()? == Some(header.index)
+            && !comparison.was_equal_at(header.index, header.digest)
+        {
+            return Ok(None);
+        }
         tracing::info!(peer = to.0, index = header.index.0, "a snapshot goes to a peer");
         self.0.lent.lend(to, header.index);
         Ok(Some(file))

@@ -68,6 +68,11 @@ impl Space {
         self.known.lock().reports.insert(node, report);
     }
 
+    /// Of other nodes nothing is kept.
+    pub(super) fn retain(&self, is_known: impl Fn(NodeId) -> bool) {
+        self.known.lock().reports.retain(|node, _| is_known(*node));
+    }
+
     pub(super) fn of_quorum(&self) -> SpaceReport {
         self.known.lock().of_quorum
     }
@@ -77,11 +82,16 @@ impl Space {
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
     }
 
+    /// What of the reserve is for the log alone.
+    pub(super) fn for_log(&self) -> u64 {
+        self.reserve / 8
+    }
+
     /// What of the reserve is for bytes that are acknowledged already, where `available` bytes are left in all. The log
     /// and a snapshot keep half of it; unless no quorum has room: then these bytes may be nowhere else, and they keep no
     /// more than it takes to end what was on its way, and to delete.
     fn of_reserve(&self, available: u64, own: SpaceReport) -> u64 {
-        let kept = if self.known.lock().is_full { self.reserve / 8 } else { self.reserve / 2 };
+        let kept = if self.known.lock().is_full { self.for_log() } else { self.reserve / 2 };
         available.saturating_sub(kept).saturating_sub(own.free_bytes)
     }
 
@@ -135,10 +145,14 @@ pub(super) async fn watch(handle: Handle) {
                 // What only root may take does not count.
                 total_bytes: above_reserve(space.f_blocks - space.f_bfree + space.f_bavail),
             };
+            // Bytes that are in doubt may go: also those that were here before another state took the place of this one,
+            // which may happen meanwhile.
+            let comparison = &shared.comparison;
+            let (counts, standing) = (comparison.counts(), comparison.standing());
             let durable = shared.files.durable();
             let holds = if has_all(&shared) { shared.files.imaged().max(durable) } else { durable };
-            // Bytes that are in doubt may go.
-            let [synced, holds] = [durable, holds].map(|index| shared.comparison.counts(index));
+            let synced = durable.min(counts).min(comparison.counts());
+            let holds = comparison.standing().holds(standing.holds(holds));
             let on_disk = OnDisk { synced, holds };
             // Also to those who are removed: one of them may lead still.
             for node in shared.transport.peers() {

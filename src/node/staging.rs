@@ -117,7 +117,7 @@ impl Handle {
         let session = self.until_session().await?;
         let number = self.0.staging.stages.fetch_add(1, Ordering::Relaxed) + 1;
         let mut lanes = BTreeMap::new();
-        for node in self.0.others()? {
+        for node in self.0.others() {
             if let Some(lane) = self.0.transport.stage_lane(node) {
                 lanes.insert(node, lane);
             }
@@ -378,7 +378,7 @@ impl OpenStage {
 
     /// Sends everything to whoever has a new connection.
     async fn send_again(&mut self) -> Result<(), NodeError> {
-        for node in self.handle.0.others()? {
+        for node in self.handle.0.others() {
             let Some(lane) = self.handle.0.transport.stage_lane(node) else { continue };
             if self.lanes.get(&node) == Some(&lane) {
                 continue;

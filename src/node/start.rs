@@ -13,8 +13,11 @@ use super::divergence::Comparison;
 use super::driver::Driver;
 use super::durability::{self, Durability};
 use super::encoding::Traffic;
+use super::fatal::Fatal;
 use super::fetch::{self, Fetching};
 use super::locks::Locks;
+use super::log_length::LogLength;
+use super::member_table::MemberTable;
 use super::mutations::Mutations;
 use super::observers::Observers;
 use super::shared::{Cuts, Gate, Received, Shared, ToDriver};
@@ -98,7 +101,8 @@ impl Node {
         streams: &tokio::runtime::Handle,
     ) -> Result<Self, StartError> {
         let comparison = Comparison::of(&recovered.state, &config.directory)?;
-        let core = core_over(&config, &recovered, transport.as_ref())?;
+        let members = meet_members(&recovered.state, transport.as_ref())?;
+        let core = core_over(&config, &recovered)?;
         // These queues park a thread at once: one that spins first would take the cores from the others.
         let (driver, inbox) = mpsc::unbounded_channel();
         let (log, log_inbox) = mpsc::unbounded_channel();
@@ -106,11 +110,10 @@ impl Node {
         let (due, snapshot_due) = mpsc::channel(1);
         let node = config.core.node;
         let (locks, recalled_locks) = Locks::new();
-        let durability = Durability::new(recovered.files.carried_out());
         let shared = Arc::new(Shared {
             node,
             driver,
-            gate: Gate::new(),
+            gate: Gate::new(config.op_timeout),
             mutations: Mutations::new(node),
             locks,
             observers: Observers::default(),
@@ -122,14 +125,16 @@ impl Node {
             touches: Mutex::default(),
             touched: Notify::new(),
             refill: Notify::new(),
+            members,
             members_changed: watch::channel(()).0,
             fatal: watch::channel(None).0,
+            removals: Mutex::default(),
             stopping: AtomicBool::new(false),
             state: recovered.state,
+            durability: Durability::new(recovered.files.carried_out()),
             files: recovered.files,
             space: Space::new(node, config.reserve),
             wall_clocks: WallClocks::default(),
-            durability,
             staging: Staging::new(),
             fetching: Fetching::new(),
             traffic: Traffic::default(),
@@ -138,7 +143,7 @@ impl Node {
             cuts: Cuts::default(),
             received: Received::default(),
             late: Mutex::default(),
-            next_snapshot: AtomicU64::new(0),
+            log_length: LogLength::of(&config, recovered.log.used_size()),
             wanted_snapshot: AtomicU64::new(0),
             lent: Lent::default(),
             unattested: Unattested::default(),
@@ -161,7 +166,7 @@ impl Node {
         };
         shared.input(Input::Stands(shared.comparison.standing()));
         let driver = streams.spawn(driver.run());
-        stop_at_damage(&shared);
+        stop_where_needed(&shared);
         let threads = threads(&shared, log_inbox, apply_inbox, (due, snapshot_due))?;
         let handle = Handle(shared, None);
         let tasks = tasks(&handle, recalled_locks);
@@ -235,16 +240,18 @@ impl Node {
     }
 }
 
-/// The core over what was recovered, whose members are known by their addresses from now on.
-fn core_over(
-    config: &NodeConfig,
-    recovered: &Recovered,
-    transport: &dyn Transport,
-) -> Result<Core<RaftLog>, StartError> {
-    let boot = boot(&recovered.state)?;
-    for member in query::members(&recovered.state.read())? {
+/// Who is a member; known by their addresses from now on.
+fn meet_members(state: &State, transport: &dyn Transport) -> Result<MemberTable, StoreError> {
+    let members = MemberTable::of(state)?;
+    for member in &members.get().list {
         transport.learn(NodeId(member.node), &member.address);
     }
+    Ok(members)
+}
+
+/// The core over what was recovered.
+fn core_over(config: &NodeConfig, recovered: &Recovered) -> Result<Core<RaftLog>, StartError> {
+    let boot = boot(&recovered.state)?;
     let logger = crate::telemetry::raft_logger();
     Ok(Core::new(config.core.clone(), recovered.log.clone(), boot, &logger)?)
 }
@@ -318,8 +325,9 @@ fn tell_readers(shared: &Arc<Shared>, staged: mpsc::WeakSender<()>) {
     });
 }
 
-/// What cannot be read of the state is built anew at the next start.
-fn stop_at_damage(shared: &Arc<Shared>) {
+/// What cannot be read of the state is built anew at the next start. A state that is known to be wrong says nothing of who is
+/// a member.
+fn stop_where_needed(shared: &Arc<Shared>) {
     // The state is part of what is shared.
     let weak = Arc::downgrade(shared);
     shared.state.on_damage(move |error| {
@@ -327,6 +335,9 @@ fn stop_at_damage(shared: &Arc<Shared>) {
             shared.fail(error);
         }
     });
+    if !shared.comparison.is_diverged() && shared.members.get().is_removed(shared.node) {
+        shared.fail(Fatal::removed(shared.node));
+    }
 }
 
 /// Has the kernel prefer the calling thread, where it lets us: others wait for its answers, and their

@@ -8,9 +8,9 @@ use tokio::sync::mpsc;
 use super::blocks::{Block, Examined};
 use super::durability::Synced;
 use super::fetch::{Fetched, Wanted};
-use super::lost::{Lacked, Lacking};
 use super::space::{OnDisk, SpaceReport};
 use super::staging::Weighed;
+use super::survey::{Lacked, Lacking};
 use crate::consensus::PeerMessage;
 use crate::types::{LogIndex, NodeId, StageId, Timestamp};
 
@@ -66,7 +66,8 @@ pub trait Transport: Send + Sync {
     /// what is on its way.
     fn stage(&self, to: NodeId, lane: u64, message: ToStage);
 
-    /// Asks a peer for bytes; nothing in its answer where it does not have them.
+    /// Asks a peer for bytes; nothing in its answer where it lacks them, and none where it cannot be asked, or cannot say
+    /// now.
     fn fetch(&self, from: NodeId, wanted: Wanted) -> Answered<Option<Fetched>>;
 
     /// Has a peer bring bytes to its disk; false where it has not all of them, nothing where it cannot be asked.

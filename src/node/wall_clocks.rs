@@ -62,6 +62,11 @@ impl WallClocks {
         }
     }
 
+    /// Of other nodes nothing is kept.
+    pub(super) fn retain(&self, is_known: impl Fn(NodeId) -> bool) {
+        self.0.lock().retain(|node, _| is_known(*node));
+    }
+
     /// Nodes whose clocks differ, and by how many milliseconds each is ahead of ours.
     pub(super) fn apart(&self, now: Monotonic) -> Vec<(NodeId, i64)> {
         let known = self.0.lock();

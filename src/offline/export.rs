@@ -17,7 +17,7 @@ use super::stopped::Stopped;
 use crate::fs::proto::{self, Kind};
 use crate::fs::query::{self, DirEntry};
 use crate::store::{State, StoreError};
-use crate::types::{Generation, Ino};
+use crate::types::{Generation, Ino, LogIndex};
 
 /// Why nothing, or not the whole tree, was taken out.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +81,10 @@ pub struct Exported {
     pub index: u64,
     /// The last entry of the log.
     pub last_index: u64,
+    /// Why the tree may not be that of the cluster, as sentences; empty where nothing is known against it.
+    pub doubts: Vec<String>,
+    /// Files whose bytes this replica may have changed in the wrong place, since it was equal to the others last.
+    pub doubted: Vec<String>,
     /// Directories, without the root.
     pub directories: u64,
     /// Regular files, each once.
@@ -109,16 +113,32 @@ pub fn export(stopped: &Stopped<'_>, target: &Path) -> Result<Exported, ExportEr
         last_index: stopped.recovered.log.last_index().0,
         ..Exported::default()
     };
+    let since = stopped.data.diverged()?;
+    report.doubts.extend(since.map(differs));
+    report.doubts.extend(stopped.recovered.doubt()?.map(no_majority));
     let root = open_target(stopped, target)?;
     let inode = query::inode(&state.read(), Ino::ROOT).map_err(ExportError::Store)?;
     let inode = inode.unwrap_or_default();
     let shown = target.to_owned();
     let root = Directory::new(Ino::ROOT, inode, root, target.to_owned(), shown);
-    let mut export = Export { stopped, state, linked: HashMap::new(), report: &mut report };
+    let mut export = Export { stopped, state, since, linked: HashMap::new(), report: &mut report };
     export.tree(root)?;
     let synced = File::open(target).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
     synced.map_err(target_error("sync", target))?;
     Ok(report)
+}
+
+fn differs(since: LogIndex) -> String {
+    format!(
+        "this replica was found to differ from the others, and was equal to them last at entry {since}: the tree is what its \
+         snapshot file and log lead to, but bytes of files that changed since then may be wrong"
+    )
+}
+
+fn no_majority(index: LogIndex) -> String {
+    format!(
+        "the voters differed at entry {index}, and no majority of them agreed: the tree of another node may be the right one"
+    )
 }
 
 fn open_target(stopped: &Stopped<'_>, target: &Path) -> Result<File, ExportError> {
@@ -187,6 +207,8 @@ impl Directory {
 struct Export<'a> {
     stopped: &'a Stopped<'a>,
     state: &'a State,
+    /// The last entry up to which the files are to be believed, where that is not all.
+    since: Option<LogIndex>,
     /// The first name of each file that has several.
     linked: HashMap<Ino, PathBuf>,
     report: &'a mut Exported,
@@ -286,6 +308,9 @@ impl Export<'_> {
         };
         self.report.files += 1;
         self.report.bytes += inode.size;
+        if self.since.is_some_and(|since| inode.data_version > since.0) {
+            self.report.doubted.push(shown.to_string_lossy().into_owned());
+        }
         let key = (ino, Generation(inode.generation));
         match self.stopped.recovered.files.copy_out(key, inode.size, &file) {
             Ok(missing) => {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{Checks, Entries, Incomplete, Member, MissingRange, Stopped, export, fsck, outlook};
 use crate::fs::proto::{AddMember, command::Op};
+use crate::fs::{Digest, Verdict};
 use crate::store::test_replica::{Author, TIME, append, contents, last};
 use crate::types::Timestamp;
 
@@ -66,6 +67,39 @@ fn staged_bytes_are_exported_and_missing_ones_are_holes() {
     assert!(!target.join("fresh").exists());
     drop(stopped);
     assert!(contents(&author.data()) == before, "it has changed");
+}
+
+/// Whose trees people compare must know what is known against each.
+#[test]
+fn an_export_says_what_is_known_against_the_replica() {
+    let mut author = Author::new();
+    let recovered = author.start("boot");
+    let mut entries = vec![author.session()];
+    let (before, made) = author.make("before");
+    entries.extend([made, author.write(before, 0, b"believed")]);
+    let equal = last(&entries);
+    let (after, made) = author.make("after");
+    entries.extend([made, author.write(after, 0, b"in doubt")]);
+    let verdict = |digest| Verdict { index: equal, digest }.to_op();
+    entries.push(author.cluster(verdict(None)));
+    let doubt = last(&entries);
+    entries.push(author.cluster(Verdict { index: doubt, digest: Some(Digest::default()) }.to_op()));
+    append(&recovered, &entries, doubt.0);
+    drop(recovered);
+    let exported = |entries, name: &str| {
+        let data = author.open("boot");
+        let stopped = Stopped::open(&data, Some(author.dir.path()), entries).unwrap();
+        export(&stopped, &author.dir.path().join(name)).unwrap()
+    };
+    let doubts = exported(Entries::Committed, "in doubt").doubts;
+    assert!(doubts.len() == 1 && doubts[0].contains(&format!("entry {equal}")), "{doubts:?}");
+    let sound = exported(Entries::All, "sound");
+    assert_eq!((sound.doubts, sound.doubted), (vec![], vec![]));
+    author.open("boot").set_diverged(equal).unwrap();
+    let differs = exported(Entries::All, "differs");
+    assert!(differs.doubts.len() == 1 && differs.doubts[0].contains("differ"), "{differs:?}");
+    let path = author.dir.path().join("differs/after");
+    assert_eq!(differs.doubted, [path.to_string_lossy()]);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::admin::admin_server::Admin;
@@ -16,8 +18,12 @@ use super::admin::{
 };
 use super::{Mounts, MountsError, local_caller, losing, membership, scrubbing};
 use crate::consensus::Role;
+use crate::fs::Digest;
 use crate::node::{self, Handle, RaftStatus};
-use crate::types::{ByteRange, ClusterId, Ino, NodeId};
+use crate::types::{ByteRange, ClusterId, Ino, LogIndex, NodeId};
+
+/// How long a status waits for what others may have locked.
+const LOOKING: Duration = Duration::from_secs(1);
 
 /// Serves `proto/admin.proto` for one node.
 #[derive(Clone)]
@@ -25,29 +31,53 @@ pub struct AdminService {
     cluster: ClusterId,
     handle: Handle,
     mounts: Arc<dyn Mounts>,
+    /// Whose turn it is to look at what may be locked.
+    looking: Arc<Semaphore>,
 }
 
 impl AdminService {
     /// A service for `handle`'s node.
     #[must_use]
     pub fn new(cluster: ClusterId, handle: Handle, mounts: Arc<dyn Mounts>) -> Self {
-        Self { cluster, handle, mounts }
+        Self { cluster, handle, mounts, looking: Arc::new(Semaphore::new(1)) }
     }
 
+    /// The status, with what can be known at once where the disk does not answer.
     pub(super) async fn status_reply(&self) -> Result<StatusReply, Status> {
         let raft = self.handle.raft_status().await.map_err(unavailable)?;
-        let mounts = self.mounts.list().await;
-        self.reply(&raft, mounts).map_err(unavailable)
+        let mounts = tokio::time::timeout(LOOKING, self.mounts.list()).await;
+        let behind_locks = self.look_behind_locks().await;
+        Ok(self.reply(&raft, mounts.unwrap_or_default(), behind_locks))
     }
 
+    /// Nothing where it does not come in time. One thread at most waits for it, however often it is asked for.
+    async fn look_behind_locks(&self) -> Option<BehindLocks> {
+        let (handle, turn) = (self.handle.clone(), self.looking.clone());
+        let look = async move {
+            let turn = turn.acquire_owned().await.ok()?;
+            let look = move || {
+                let found = BehindLocks::look(&handle);
+                drop(turn);
+                found
+            };
+            tokio::task::spawn_blocking(look).await.ok()
+        };
+        tokio::time::timeout(LOOKING, look).await.ok().flatten()
+    }
+
+    /// Waits for nothing.
     fn reply(
         &self,
         raft: &RaftStatus,
         mounts: Vec<MountInfo>,
-    ) -> Result<StatusReply, crate::store::StoreError> {
+        behind_locks: Option<BehindLocks>,
+    ) -> StatusReply {
         let handle = &self.handle;
-        let members = membership::list(handle, raft)?;
-        let state = handle.state();
+        let problems = self.problems(raft, behind_locks.as_ref());
+        let (applied, digest, missing) = match behind_locks {
+            Some(found) => (found.applied, found.digest.to_string(), Some(missing(found.missing))),
+            None => (raft.applied, String::new(), None),
+        };
         let sessions = raft
             .sessions
             .iter()
@@ -60,7 +90,7 @@ impl AdminService {
             .collect();
         let (mount, mounted) = self.mounts.configured().unwrap_or_default();
         let (plain_bytes, sent_bytes) = handle.traffic();
-        Ok(StatusReply {
+        StatusReply {
             cluster: self.cluster.0.to_vec().into(),
             node: handle.node().0,
             pid: u64::from(std::process::id()),
@@ -69,7 +99,7 @@ impl AdminService {
             leader: raft.leader.0,
             term: raft.term.0,
             commit: raft.commit.0,
-            applied: state.applied().0,
+            applied: applied.0,
             stable: handle.stable_index().0,
             first_index: handle.first_index().0,
             last_index: raft.last_index.0,
@@ -77,24 +107,26 @@ impl AdminService {
             mounted,
             session: handle.session().0,
             lease_ms: u64::try_from(handle.lease_left().as_millis()).unwrap_or(u64::MAX),
-            members,
+            members: membership::list(handle, raft),
             sessions,
-            problems: self.problems(raft),
-            digest: state.digest().to_string(),
+            problems,
+            digest,
             epochs: self.mounts.has_epochs(),
             mounts,
-            missing: Some(missing(handle.missing())),
+            missing,
             plain_bytes,
             sent_bytes,
             has_quorum: handle.has_quorum(),
-        })
+            log_bytes: handle.log_bytes(),
+        }
     }
 
-    fn problems(&self, raft: &RaftStatus) -> Vec<String> {
+    fn problems(&self, raft: &RaftStatus, behind_locks: Option<&BehindLocks>) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(fatal) = &*self.handle.fatal().borrow() {
             problems.push(format!("this replica has stopped: {}", fatal.reason));
         }
+        problems.extend(self.handle.said_to_be_removed());
         problems.extend(self.handle.divergence());
         problems.extend(self.handle.waits_for_comparison());
         if raft.leader == NodeId(0) {
@@ -135,7 +167,13 @@ impl AdminService {
             ));
         }
         problems.extend(membership::problems(&self.handle, raft));
-        let missing = self.handle.missing();
+        let Some(BehindLocks { missing, .. }) = behind_locks else {
+            problems.push(format!(
+                "what waits for the disk of this node has not been done for {LOOKING:?}: what is missing here is not \
+                 known at present"
+            ));
+            return problems;
+        };
         let nowhere = missing.nowhere.len() as u64 + missing.nowhere_more;
         if nowhere > 0 {
             problems.push(format!(
@@ -144,6 +182,21 @@ impl AdminService {
             ));
         }
         problems
+    }
+}
+
+/// What is to be had only behind locks that others hold while they wait for the disk.
+struct BehindLocks {
+    applied: LogIndex,
+    digest: Digest,
+    missing: node::Missing,
+}
+
+impl BehindLocks {
+    fn look(handle: &Handle) -> Self {
+        let missing = handle.missing();
+        let state = handle.state();
+        Self { applied: state.applied(), digest: state.digest(), missing }
     }
 }
 
@@ -166,20 +219,10 @@ impl Admin for AdminService {
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderReply>, Status> {
-        let wanted = request.into_inner().node;
-        let mut leader = self.handle.leader();
-        let before = *leader.borrow();
-        if before != self.handle.node() {
-            return Err(Status::failed_precondition(format!(
-                "this node does not lead; node {before} does: ask that one"
-            )));
-        }
-        self.handle.transfer_leader((wanted != 0).then_some(NodeId(wanted)));
-        let handed = leader.wait_for(|now| *now != before && *now != NodeId(0));
-        match tokio::time::timeout(std::time::Duration::from_secs(5), handed).await {
-            Ok(Ok(now)) => Ok(Response::new(TransferLeaderReply { leader: now.0 })),
-            _ => Err(Status::unavailable("leadership was not taken over within 5 s")),
-        }
+        check_caller(&request, "hand leadership over").await?;
+        let wanted = Some(NodeId(request.into_inner().node)).filter(|node| *node != NodeId(0));
+        let leader = membership::transfer(&self.handle, wanted).await?;
+        Ok(Response::new(TransferLeaderReply { leader: leader.0 }))
     }
 
     async fn add_member(

@@ -17,7 +17,7 @@ use super::peer::{
     StageFrame, StageMark, SyncReply, SyncRequest,
 };
 use super::{examining, losing, wire};
-use crate::node::{DecodeError, Fetched, Handle, StageError, Synced, Wanted};
+use crate::node::{DecodeError, Fetched, Given, Handle, StageError, Synced, Wanted};
 use crate::store::StoreError;
 use crate::types::{
     ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, SessionId, StageId, VolumeId,
@@ -87,12 +87,14 @@ impl Bulk for BulkService {
         };
         let handle = self.handle.clone();
         let given = tokio::task::spawn_blocking(move || {
-            let given = handle.give(wanted)?;
-            Ok::<_, StoreError>(given.map(|given| reply(&handle, wanted.range.start, given)))
+            Ok::<_, StoreError>(match handle.give(wanted)? {
+                Given::Bytes(given) => Ok(reply(&handle, wanted.range.start, given)),
+                Given::Lacks => Err(Status::not_found("these bytes are not here")),
+                Given::NotNow => Err(Status::unavailable("whether they are here is not known now")),
+            })
         });
         match given.await {
-            Ok(Ok(Some(reply))) => Ok(Response::new(reply)),
-            Ok(Ok(None)) => Err(Status::not_found("these bytes are not here")),
+            Ok(Ok(given)) => given.map(Response::new),
             Ok(Err(error)) => Err(Status::internal(error.to_string())),
             Err(_) => Err(Status::unavailable("the daemon is stopping")),
         }

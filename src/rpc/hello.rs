@@ -2,8 +2,8 @@
 
 use tonic::Status;
 
-use super::FORMAT;
 use super::peer::Hello;
+use super::{FORMAT, removal};
 use crate::node::Handle;
 use crate::types::{ClusterId, NodeId};
 
@@ -20,11 +20,8 @@ pub(super) fn admit(own: ClusterId, handle: &Handle, hello: &Hello) -> Result<No
             hello.to, hello.to
         )));
     }
-    let is_removed = handle.is_removed(from);
-    if is_removed.map_err(|error| Status::unavailable(error.to_string()))? {
-        return Err(Status::permission_denied(format!(
-            "node {from} was removed from this cluster"
-        )));
+    if handle.members().is_removed(from) {
+        return Err(removal::refuse(handle, from));
     }
     Ok(from)
 }

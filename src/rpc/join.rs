@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::FORMAT;
 use super::peer::peer_client::PeerClient;
 use super::peer::{JoinReply, JoinRequest};
+use super::{FORMAT, removal};
+use crate::node::{Heard, Removals, monotonic};
 use crate::types::{ClusterId, NodeId};
 
 /// Between two rounds of asking.
@@ -21,19 +22,25 @@ pub struct Joined {
 
 /// Why a daemon cannot join. Asking again does not help.
 #[derive(Debug, thiserror::Error)]
-#[error("{address} refuses: {reason}")]
-pub struct JoinError {
-    /// Who refused.
-    pub address: String,
-    /// Its sentence.
-    pub reason: String,
+pub enum JoinError {
+    /// It is of another cluster, or of another version; or this is a copy of a member that is there.
+    #[error("{address} refuses: {reason}")]
+    Refused {
+        /// Who refused.
+        address: String,
+        /// Its sentence.
+        reason: String,
+    },
+    /// The member that has moved is none any more.
+    #[error("node {0} was removed from the cluster")]
+    Removed(NodeId),
 }
 
 /// Asks the peers in turn, until one answers. The nonce makes asking again harmless: it is answered
 /// with the same id. A member that has moved says which it is.
 ///
 /// # Errors
-/// When a peer belongs to another cluster or speaks another format.
+/// When a peer belongs to another cluster or speaks another format; when the member that has moved was removed.
 pub async fn join(
     peers: &[String],
     cluster: ClusterId,
@@ -48,18 +55,27 @@ pub async fn join(
         address: address.to_owned(),
         node: moved.map_or(0, u64::from),
     };
+    let (mut peers, mut removals) = (peers.to_vec(), Removals::default());
     let mut rounds = 0_u32;
     loop {
-        for peer in peers {
-            match ask(peer, request.clone()).await {
+        for peer in peers.clone() {
+            match ask(&peer, request.clone()).await {
                 Ok(JoinReply { node, genesis, .. }) => {
                     return Ok(Joined { node: NodeId(node), genesis });
                 }
                 Err(status) if status.code() == tonic::Code::FailedPrecondition => {
                     let reason = status.message().to_owned();
-                    return Err(JoinError { address: peer.clone(), reason });
+                    return Err(JoinError::Refused { address: peer, reason });
                 }
-                Err(status) => tracing::debug!(peer, "cannot join yet: {}", status.message()),
+                Err(status) => {
+                    tracing::debug!(peer, "cannot join yet: {}", status.message());
+                    if let (Some(node), Some(removal)) = (moved, removal::removal(&status)) {
+                        let heard = removals.hear_of_asked(monotonic(), removal, &mut peers);
+                        if heard == Heard::Certain {
+                            return Err(JoinError::Removed(node));
+                        }
+                    }
+                }
             }
         }
         if rounds.is_multiple_of(25) {

@@ -7,11 +7,11 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use super::admin::{AcceptLostRequest, LostRange, LostReport};
+use super::admin::{AcceptLostRequest, DoubtedBytes, LostRange, LostReport};
 use super::hello::admit;
 use super::peer::bulk_client::BulkClient;
 use super::peer::{Hello, LackingRange, LackingReply, LackingRequest};
-use crate::node::{Answered, Handle, Lacked, Lacking, LostFile, LostOptions};
+use crate::node::{Answered, Fate, Handle, Lacked, Lacking, LostFile, LostOptions};
 use crate::types::{ByteRange, ClusterId, Generation, Ino, LogIndex, NodeId, VolumeId};
 
 /// One for each file that lacks bytes, or several.
@@ -34,11 +34,12 @@ pub(super) fn lacking(
             start: range.start,
             end: range.end,
         };
-        let LackingReply { lacking, end } = client.lacking(request).await.ok()?.into_inner();
+        let reply = client.lacking(request).await.ok()?.into_inner();
         let range = |LackingRange { start, end }| (start < end).then_some(ByteRange { start, end });
         // One that makes no sense is no answer.
-        let ranges = lacking.into_iter().map(range).collect::<Option<_>>()?;
-        Some(Lacked { ranges, end })
+        let ranges = |named: Vec<_>| named.into_iter().map(range).collect::<Option<_>>();
+        let LackingReply { lacking, end, doubted } = reply;
+        Some(Lacked { ranges: ranges(lacking)?, doubted: ranges(doubted)?, end })
     })
 }
 
@@ -60,20 +61,29 @@ pub(super) async fn lacked(
     };
     let lacked =
         handle.lacking(asked).await.map_err(|error| Status::internal(error.to_string()))?;
-    let Some(Lacked { ranges, end }) = lacked else {
+    let Some(Lacked { ranges, doubted, end }) = lacked else {
         return Err(Status::not_found("this version of the file is not here"));
     };
-    let lacking = ranges.into_iter().map(|ByteRange { start, end }| LackingRange { start, end });
-    Ok(Response::new(LackingReply { lacking: lacking.collect(), end }))
+    let range = |ByteRange { start, end }| LackingRange { start, end };
+    let [lacking, doubted] = [ranges, doubted].map(|all| all.into_iter().map(range).collect());
+    Ok(Response::new(LackingReply { lacking, end, doubted }))
 }
 
 /// Lists lost bytes for people, or gives them up.
 pub(super) async fn lost(handle: &Handle, request: AcceptLostRequest) -> Result<Reports, Status> {
-    let AcceptLostRequest { path, within, accept, away } = request;
+    let AcceptLostRequest { path, within, accept, away, even_if_doubted, take_doubted } = request;
+    let fate = match (accept, take_doubted) {
+        (false, false) => Fate::Listed,
+        (true, false) => Fate::GivenUp { even_if_doubted },
+        (false, true) => Fate::Taken,
+        (true, true) => {
+            return Err(Status::invalid_argument("bytes are either given up or taken"));
+        }
+    };
     let within = within.map(|LostRange { start, end }| range(start, end)).transpose()?;
     let named = String::from_utf8_lossy(&path).into_owned();
     let away = away.into_iter().map(NodeId).collect();
-    let options = LostOptions { path: path.to_vec(), within, accept, away };
+    let options = LostOptions { path: path.to_vec(), within, fate, away };
     let handle = handle.clone();
     match tokio::task::spawn_blocking(move || handle.lost(options)).await {
         Ok(Ok(Some(reports))) => {
@@ -100,18 +110,21 @@ fn range(start: u64, end: u64) -> Result<ByteRange, Status> {
 }
 
 fn encode(file: LostFile) -> LostReport {
-    let LostFile { path, ino, lost, accepted, held_bytes, holders, away, refusal } = file;
+    let LostFile { path, ino, lost, accepted, taken, .. } = file;
     let ranges = |ranges: Vec<ByteRange>| {
         ranges.into_iter().map(|ByteRange { start, end }| LostRange { start, end }).collect()
     };
+    let doubted = file.doubted.into_iter().map(|(node, of)| (node.0, ranges(of)));
     LostReport {
         path: path.into(),
         ino: ino.0,
         lost: ranges(lost),
         accepted: ranges(accepted),
-        held_bytes,
-        holders: holders.into_iter().map(u64::from).collect(),
-        away: away.into_iter().map(u64::from).collect(),
-        refusal: refusal.unwrap_or_default(),
+        taken: ranges(taken),
+        doubted: doubted.map(|(node, ranges)| DoubtedBytes { node, ranges }).collect(),
+        held_bytes: file.held_bytes,
+        holders: file.holders.into_iter().map(u64::from).collect(),
+        away: file.away.into_iter().map(u64::from).collect(),
+        refusal: file.refusal.unwrap_or_default(),
     }
 }

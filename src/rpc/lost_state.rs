@@ -7,10 +7,11 @@ use tokio::sync::mpsc;
 
 use super::peer::{Hello, SnapshotRequest};
 use super::{FORMAT, lanes};
+use crate::node::Pace;
 use crate::types::{ClusterId, LogIndex, NodeId, VolumeId};
 
 const CONNECTING: Duration = Duration::from_secs(1);
-/// Nothing has come for so long: the peer is left alone.
+/// Nothing has come for so long, or not a mebibyte: the peer is left alone.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// Has whoever listens at `address` send its newest snapshot file, of `from` or later, for `own`: a cluster, a node of
@@ -40,15 +41,17 @@ pub async fn fetch_snapshot(
     let request = SnapshotRequest { hello: Some(hello), volume, from: from.0 };
     let asked = tokio::time::timeout(SILENCE, client.snapshot(request)).await.map_err(silent)?;
     let mut coming = asked?.into_inner();
-    while let Some(piece) =
-        tokio::time::timeout(SILENCE, coming.message()).await.map_err(silent)??
-    {
+    let mut pace = Pace::new(SILENCE);
+    loop {
+        let waiting = std::time::Instant::now();
+        let message = tokio::time::timeout(pace.left(), coming.message()).await.map_err(silent)?;
+        let Some(piece) = message? else { return Ok(()) };
+        pace.came(piece.data.len(), waiting.elapsed());
         // Whoever writes them has said why it does not go on.
         if pieces.send(piece.data).await.is_err() {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 fn silent(_: tokio::time::error::Elapsed) -> tonic::Status {

@@ -8,16 +8,19 @@ use super::admin::{AddMemberRequest, MemberStatus, RemoveMemberRequest};
 use crate::consensus::Suspicion;
 use crate::fs::{proto, query};
 use crate::node::{Handle, MemberRefusal, NodeError, RaftStatus};
-use crate::store::StoreError;
 use crate::types::{LogIndex, NodeId, Suffrage};
 
 /// How long a removed node may keep its place in the Raft group.
 const PLACE_GOES: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often leadership is asked for, and how long each time.
+const TRANSFERS: u32 = 5;
+const TRANSFER: Duration = Duration::from_secs(1);
 
 /// All members, and whoever has a place in the Raft group still; by id.
-pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Result<Vec<MemberStatus>, StoreError> {
-    let known = query::members(&handle.state())?;
+pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Vec<MemberStatus> {
+    let table = handle.members();
+    let known = &table.list;
     let place = |node: u64| raft.members.iter().find(|(placed, ..)| placed.0 == node);
     let status = |node: u64, address: &str, kind: &str| {
         let matched = place(node).and_then(|(_, _, matched)| *matched);
@@ -43,11 +46,10 @@ pub(super) fn list(handle: &Handle, raft: &RaftStatus) -> Result<Vec<MemberStatu
             status(member.node, &member.address, kind(member, votes))
         })
         .collect();
-    let is_known = |node: NodeId| known.iter().any(|member| member.node == node.0);
-    let leaving = raft.members.iter().filter(|(node, ..)| !is_known(*node));
+    let leaving = raft.members.iter().filter(|(node, ..)| table.get(*node).is_none());
     members.extend(leaving.map(|(node, ..)| status(node.0, "", "leaving")));
     members.sort_unstable_by_key(|member| member.node);
-    Ok(members)
+    members
 }
 
 /// What is wrong with the others, as sentences.
@@ -156,6 +158,67 @@ fn refuse_without_quorum(handle: &Handle, raft: &RaftStatus, node: NodeId) -> Re
         }
     }
     Ok(())
+}
+
+/// Has this voter lead, or any that can. Whoever leads is told; answers who leads then.
+pub(super) async fn transfer(handle: &Handle, wanted: Option<NodeId>) -> Result<NodeId, Status> {
+    let raft = handle.raft_status().await.map_err(|error| unavailable(&error))?;
+    let before = raft.leader;
+    if before == NodeId(0) {
+        return Err(Status::unavailable("nobody leads at present: there is nothing to hand over"));
+    }
+    if wanted == Some(before) {
+        return Ok(before);
+    }
+    if let Some(wanted) = wanted {
+        check_successor(handle, &raft, wanted)?;
+    }
+    let wanted = wanted.or_else(|| own_successor(handle, &raft));
+    let mut leader = handle.leader();
+    for _ in 0..TRANSFERS {
+        // Where another node leads, the word may be lost.
+        handle.transfer_leader(wanted);
+        let handed = leader.wait_for(|now| *now != before && *now != NodeId(0));
+        if let Ok(Ok(now)) = tokio::time::timeout(TRANSFER, handed).await {
+            return Ok(*now);
+        }
+    }
+    Err(Status::unavailable(format!(
+        "node {before} leads still: nobody has taken over within {:?}",
+        TRANSFERS * TRANSFER
+    )))
+}
+
+/// Why a node cannot lead, where that is known.
+fn check_successor(handle: &Handle, raft: &RaftStatus, node: NodeId) -> Result<(), Status> {
+    let why = match raft.members.iter().find(|(member, ..)| *member == node) {
+        None => "is no member of this cluster (quorumfs member list shows them)",
+        Some((_, false, _)) => {
+            "has no vote, so it cannot lead (quorumfs member promote gives it one)"
+        }
+        Some((_, true, _)) if node != handle.node() && !handle.is_connected(node) => {
+            "is out of reach"
+        }
+        Some((_, true, _)) => return Ok(()),
+    };
+    Err(Status::failed_precondition(format!("node {node} {why}")))
+}
+
+/// Whom a node that does not lead names to the leader, which chooses for itself where it is asked: this node, or whoever is
+/// in reach.
+fn own_successor(handle: &Handle, raft: &RaftStatus) -> Option<NodeId> {
+    let own = handle.node();
+    if raft.leader == own {
+        return None;
+    }
+    let others = raft.members.iter().filter(|(node, votes, _)| *votes && *node != raft.leader);
+    let mut others = others.map(|(node, ..)| *node);
+    let is_well = |node: &NodeId| {
+        let health = raft.suspicions.iter().find(|(other, _)| other == node);
+        let is_suspected = health.is_some_and(|(_, health)| health.is_suspected());
+        *node == own || (handle.is_connected(*node) && !is_suspected)
+    };
+    others.clone().find(|node| *node == own).or_else(|| others.find(is_well))
 }
 
 fn refused(node: NodeId, refusal: MemberRefusal) -> Status {

@@ -20,10 +20,12 @@ mod metrics;
 mod mounts;
 mod peer_service;
 mod peers;
+mod removal;
 mod scrubbing;
 mod server;
 mod stage_lanes;
 mod stage_queue;
+mod starting;
 mod wire;
 
 /// Messages and services of `proto/admin.proto`.
@@ -47,10 +49,12 @@ pub use metrics::serve_metrics;
 pub use mounts::{Mounts, MountsError};
 pub use peer_service::PeerService;
 pub use peers::Peers;
+pub use removal::removal;
 pub use server::{ServeError, bind, serve};
+pub use starting::Starting;
 
 /// The format of the peer protocol. A peer with another one is refused.
-pub const FORMAT: u32 = 6;
+pub const FORMAT: u32 = 8;
 
 /// The largest message that a peer accepts.
 const MAX_MESSAGE: usize = 64 << 20;

@@ -9,8 +9,8 @@ use super::peer::{
 use super::{
     envelope,
     hello::{admit, check},
+    removal,
 };
-use crate::fs::{proto::Member, query};
 use crate::node::Handle;
 use crate::types::{ClusterId, NodeId, SessionId};
 
@@ -33,16 +33,10 @@ impl PeerService {
     /// A member may come back at another address, but not while a daemon with the same data is alive at the old one:
     /// one of them works on a copy, and each would vote.
     fn check_move(&self, node: NodeId, nonce: u64, address: &str) -> Result<(), Status> {
-        let members = query::members(&self.handle.state())
-            .map_err(|error| Status::internal(error.to_string()))?;
-        let same = |member: &Member| member.node == node.0 && member.nonce == nonce;
-        let Some(member) = members.into_iter().find(same) else {
-            let is_removed = self.handle.is_removed(node);
-            if is_removed.map_err(|error| Status::unavailable(error.to_string()))? {
-                return Err(Status::failed_precondition(format!(
-                    "node {node} was removed from this cluster: empty its data directory to have the machine join as a \
-                     new member"
-                )));
+        let members = self.handle.members();
+        let Some(member) = members.get(node).filter(|member| member.nonce == nonce) else {
+            if members.is_removed(node) {
+                return Err(removal::refuse(&self.handle, node));
             }
             // This one may lag behind.
             return Err(Status::unavailable(format!("node {node} is not known here yet")));
@@ -124,9 +118,9 @@ impl Peer for PeerService {
         }
         let added = self.handle.add_member(nonce, address, false).await;
         let node = added.map_err(|error| Status::unavailable(error.to_string()))?;
-        let members = query::members(&self.handle.state())
-            .map_err(|error| Status::internal(error.to_string()))?
-            .into_iter()
+        let members = self.handle.members();
+        let members = members.list.iter().cloned();
+        let members = members
             .map(|member| MemberAddress { node: member.node, address: member.address })
             .collect();
         Ok(Response::new(JoinReply { node: node.0, genesis: self.genesis.clone(), members }))

@@ -16,7 +16,7 @@ use tokio_stream::Stream;
 use super::peer::peer_client::PeerClient;
 use super::peer::{Envelope, Frame, Hello};
 use super::stage_lanes::StageLanes;
-use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope, examining, losing};
+use super::{FORMAT, MAX_MESSAGE, WINDOW, envelope, examining, losing, removal};
 use crate::consensus::PeerMessage;
 use crate::node::{
     Answered, Block, Examined, Fetched, Handle, Lacked, Lacking, Synced, ToPeer, ToStage,
@@ -215,12 +215,10 @@ async fn keep_connected(
             let end = client.deliver(frames).await;
             link.connected.store(false, Ordering::Relaxed);
             let refusal = end.err();
-            let is_removal =
-                |status: &tonic::Status| status.code() == tonic::Code::PermissionDenied;
             if let Some(handle) = handle.get()
-                && refusal.as_ref().is_some_and(is_removal)
+                && let Some(removal) = refusal.as_ref().and_then(removal::removal)
             {
-                handle.removed();
+                handle.told_of_removal(&removal);
             }
             if let Some(status) = refusal
                 && status.code() == tonic::Code::FailedPrecondition

@@ -117,6 +117,7 @@ impl StageLanes {
             let FetchReply { version, data, checksum, encoding, plain_length, skipped } =
                 match client?.fetch(request).await {
                     Ok(reply) => reply.into_inner(),
+                    // It lacks them: every other code says nothing of that.
                     Err(status) if status.code() == Code::NotFound => return Some(None),
                     Err(_) => return None,
                 };

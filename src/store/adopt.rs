@@ -8,6 +8,8 @@
 //! Where nothing is known of the files, because their image is damaged, all of their bytes are missing. But they stay where
 //! they are: what nobody else has, and checksums prove, is found in them again ([`Files::find_here`]).
 
+use prost::Message;
+
 use super::files::{Files, Key};
 use super::layout::Away;
 use super::lent::was_lent;
@@ -34,8 +36,9 @@ impl Trust<'_> {
         let Some(state) = self.under else {
             return belief(inode, Known::Nothing, self.until, self.is_alone);
         };
-        // A record that cannot be read says nothing good.
-        let known = state.read().record::<proto::Inode>(&keys::inode(ino)).ok().flatten();
+        // A record that cannot be read says nothing good, and is no reason to stop: this state is about to go.
+        let known = state.read().get_quietly(&keys::inode(ino));
+        let known = known.and_then(|record| proto::Inode::decode(&record[..]).ok());
         belief(inode, Known::Says(known.as_ref()), self.until, self.is_alone)
     }
 }
@@ -78,6 +81,14 @@ pub fn belief(inode: &proto::Inode, known: Known<'_>, until: LogIndex, is_alone:
         Some(true) => Belief::Agreed,
         Some(false) | None => Belief::Doubted,
     }
+}
+
+/// Whether a replica that does not find bytes of a version says that it lacks them: whoever believes that gives up what
+/// others have told it, and may take a copy in doubt for the only one. It does not while its state may be wrong or is not
+/// that of its files yet (`is_ready`), nor before it has applied that version.
+#[must_use]
+pub fn says_it_lacks(is_ready: bool, applied: LogIndex, version: LogIndex) -> bool {
+    mutants::is(Mutant::TakeNotNowForLacking) || (is_ready && applied >= version)
 }
 
 /// The first state under which all of a replica's files can be, where its own is at `applied`, effects are carried out up to
@@ -154,9 +165,10 @@ impl Files {
         }
         // What they still bring is not all that is missing now: whoever lacks it asks for it.
         self.stages().finish_written();
-        self.forget(index)?;
         self.layouts().skip_to(index)?;
         self.sync()?;
+        // Until the image says so, a power loss has older entries carried out again, which need what is forgotten here.
+        self.forget(index)?;
         Ok(adopted)
     }
 
@@ -188,9 +200,12 @@ impl Files {
         let key = (ino, Generation(inode.generation));
         let version = LogIndex(inode.data_version);
         self.checksums().changing(ino, at);
+        if belief == Belief::Agreed {
+            // What is staged may be the only copy as well as what is in place: it goes there first.
+            self.place_durably(key)?;
+            self.merge(key, ByteRange::from(0))?;
+        }
         let mut layouts = self.layouts().lock(ino);
-        // What was staged is none of what the file has.
-        let staged = layouts.get(key).map(|layout| !layout.stages().is_empty());
         self.bring_up_file(key)?;
         let file = self.file(key.0, key.1)?;
         let failed = |action| move |source| self.failed(action, key.0, key.1, source);
@@ -201,8 +216,7 @@ impl Files {
         let is_seen = self.lent().has(ino) || file.as_deref().is_some_and(was_lent);
         // Where it is only not known which bytes it has, checksums may prove some.
         let is_lost = self.layouts().is_lost();
-        let is_gone = (is_seen || staged == Some(true)) && !is_lost;
-        let kept = if is_gone { 0 } else { found.min(inode.size) };
+        let kept = if is_seen && !is_lost { 0 } else { found.min(inode.size) };
         let before: Vec<_> =
             layouts.get(key).map_or_else(Vec::new, |layout| layout.away().collect());
         // At no moment is any of it in place.
@@ -213,6 +227,7 @@ impl Files {
         layouts.set(key, ByteRange::at(0, kept), Away::Doubted { version, is_agreed })?;
         for (part, away) in before {
             let part = ByteRange { end: part.end.min(kept).max(part.start), ..part };
+            // Beneath what is staged still there are older bytes.
             layouts.set(key, part, still_doubted(away, version, is_agreed))?;
         }
         if !is_lost {

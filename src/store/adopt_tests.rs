@@ -6,9 +6,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::{Adopted, Belief, Files, Trust};
-use crate::fs::{FileEffect, Overlay, ViewMut, keys, proto};
+use crate::fs::{FileEffect, Overlay, StagedPiece, ViewMut, keys, proto};
 use crate::store::{AppliedPoint, State};
-use crate::types::{ByteRange, Generation, Ino, LogIndex, Term};
+use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId, StageId, Term};
 
 fn open(dir: &Path, same_boot: bool) -> Files {
     Files::open(&dir.join("files"), &dir.join("stages"), same_boot).unwrap()
@@ -198,4 +198,37 @@ fn bytes_in_doubt_stay_until_others_come() {
     assert!(files.believe_at_last(one, ByteRange::from(0)).unwrap());
     assert_eq!(bytes(&files, 10, 1, 18).unwrap(), b"LONGER than before");
     assert_eq!(missing(&files, 11, 1), [(0, 10, 6)]);
+    // Somebody says that some of them are right.
+    let some = ByteRange { start: 4, end: 100 };
+    let taken = [ByteRange { start: 4, end: 10 }];
+    assert_eq!(files.doubted(other, some), taken);
+    assert_eq!(files.take_doubted(other, some).unwrap(), taken);
+    assert_eq!(files.doubted(other, some), []);
+    files.sync().unwrap();
+    assert_eq!(missing(&open(dir.path(), false), 11, 1), [(0, 4, 6)]);
+}
+
+/// What is staged when a replica is found wrong may be the only copy that there is, as well as what is in place.
+#[test]
+fn staged_bytes_in_doubt_stay_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = replica(dir.path());
+    let (stage, data) = (StageId { session: SessionId(3), number: 1 }, b"STAGED");
+    files.stage(stage, 0, data).unwrap();
+    let staged = ByteRange::at(0, data.len() as u64);
+    let pieces = vec![StagedPiece { at: 3, staged, checksums: vec![crc32c::crc32c(data)] }];
+    let (index, ino, generation) = (LogIndex(25), Ino(11), Generation(1));
+    let effect = FileEffect::Stage { index, ino, generation, stage, pieces };
+    files.carry_out_all(index, &[effect]).unwrap();
+    let path = files.path_of(ino, generation);
+    assert_eq!(std::fs::read(&path).unwrap(), b"changed since", "it is not merged yet");
+    let inodes = [(10, 1, 6, 5), (11, 1, 13, 25)];
+    let under = state(&dir.path().join("wrong"), 25, &inodes);
+    let right = state(&dir.path().join("right"), 30, &inodes);
+    let trust = Trust { until: LogIndex(20), under: Some(&under), is_alone: false };
+    files.adopt(&right, trust).unwrap();
+    assert_eq!(missing(&files, 11, 1), [(0, 13, 25)]);
+    assert_eq!(std::fs::read(&path).unwrap(), b"chaSTAGEDince");
+    assert!(files.believe_at_last((ino, generation), ByteRange::from(0)).unwrap());
+    assert_eq!(bytes(&files, 11, 1, 13).unwrap(), b"chaSTAGEDince");
 }

@@ -15,6 +15,7 @@
 //! diverged     the last entry up to which files are believed, where this replica was found to differ (`divergence.rs`)
 //! ends         why the last daemons ended that could not go on (`ends.rs`)
 //! peers        where the other members were last known to listen
+//! removed      this node is no member any more (`removal.rs`)
 //! recovering   the id of the cluster that the directory is becoming (`refound.rs`)
 //! stages/      what copies between backing files read again after a crash
 //! snapshots/   the snapshot file
@@ -236,12 +237,7 @@ impl DataDir {
     /// # Errors
     /// When the disk refuses.
     pub fn remove_leftovers(&self) -> Result<(), StoreError> {
-        if self.same_boot() || !self.has_started() {
-            self.remove_other_states()?;
-        } else {
-            // Nobody believes the current one either.
-            self.remove_states(false)?;
-        }
+        self.remove_other_states()?;
         for (dir, is_left) in [
             (self.snapshots_dir(), is_half_a_snapshot as fn(&str) -> bool),
             (self.stages_dir(), |name| Path::new(name).extension().is_some_and(|end| end == "tmp")),

@@ -4,24 +4,27 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::datadir::distrust_state;
 use crate::store::StoreError;
 
 /// Locks that descriptors are spread over.
 const DESCRIPTORS: usize = 64;
 
 /// All syncs of what replicas hold for each other. One that fails does not say what is lost, and the next one succeeds: it
-/// is refused. Clones are the same.
+/// is refused, and the state is not to be believed, whatever ends the process next. Clones are the same.
 #[derive(Clone, Debug)]
 pub(super) struct Syncs(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// The data directory.
+    data: PathBuf,
     have_failed: AtomicBool,
     /// Of two syncs of a descriptor that overlap the kernel tells only one that bytes are lost.
     of_descriptors: [Mutex<()>; DESCRIPTORS],
@@ -30,18 +33,18 @@ struct Inner {
     is_to_fail: AtomicBool,
 }
 
-impl Default for Syncs {
-    fn default() -> Self {
+impl Syncs {
+    /// Of a data directory.
+    pub(super) fn of(data: &Path) -> Self {
         Self(Arc::new(Inner {
+            data: data.to_owned(),
             have_failed: AtomicBool::new(false),
             of_descriptors: std::array::from_fn(|_| Mutex::default()),
             #[cfg(test)]
             is_to_fail: AtomicBool::new(false),
         }))
     }
-}
 
-impl Syncs {
     /// Syncs what is behind a descriptor, by `sync`.
     pub(super) fn sync(
         &self,
@@ -67,9 +70,15 @@ impl Syncs {
             let is_to_fail = self.0.is_to_fail.swap(false, Ordering::SeqCst);
             if is_to_fail { Err(rustix::io::Errno::IO.into()) } else { sync(file) }
         };
-        sync(file)
-            .inspect_err(|_| self.0.have_failed.store(true, Ordering::SeqCst))
-            .map_err(StoreError::io("sync", path))
+        sync(file).inspect_err(|_| self.fail()).map_err(StoreError::io("sync", path))
+    }
+
+    fn fail(&self) {
+        self.0.have_failed.store(true, Ordering::SeqCst);
+        if let Err(error) = distrust_state(&self.0.data) {
+            // It is tried again when the replica stops.
+            tracing::error!("{error}");
+        }
     }
 
     /// Makes the names in a directory durable. Where it cannot be opened nothing is lost.
@@ -160,7 +169,9 @@ mod tests {
     #[test]
     fn only_a_failed_sync_is_the_last_one() {
         let dir = tempfile::tempdir().unwrap();
-        let (syncs, image) = (Syncs::default(), dir.path().join("image"));
+        let (syncs, image) = (Syncs::of(dir.path()), dir.path().join("image"));
+        let boot = dir.path().join("boot");
+        std::fs::write(&boot, b"this one").unwrap();
         syncs.sync_dir(&dir.path().join("absent")).unwrap_err();
         std::fs::create_dir(dir.path().join("image.tmp")).unwrap();
         syncs.replace(&image, b"no room").unwrap_err();
@@ -168,9 +179,11 @@ mod tests {
         syncs.put_in_place(&dir.path().join("absent"), &image).unwrap_err();
         syncs.replace(&image, b"first").unwrap();
         syncs.sync_dir(dir.path()).unwrap();
+        assert!(boot.exists());
 
         syncs.fail_next();
         syncs.replace(&image, b"lost").unwrap_err();
+        assert!(!boot.exists(), "a kill in the next moment leaves no state that is believed");
         assert!(!dir.path().join("image.tmp").exists());
         for refused in [
             syncs.replace(&image, b"second"),

@@ -2,7 +2,8 @@
 //! daemon that would do so again and again stays down, with the last reason.
 //!
 //! Only a daemon writes here, and only what made it end: who is stopped, killed, or loses power leaves nothing, so an
-//! operator's `kill -9` in a loop counts nothing. A line is `SECONDS KIND REASON`, the time since 1970. A line that
+//! operator's `kill -9` in a loop counts nothing. Nothing tells that from the kernel's killing for want of memory, so such loops
+//! are for whoever starts the daemon to bound, as `scripts/quorumfs.service` does. A line is `SECONDS KIND REASON`, the time since 1970. A line that
 //! cannot be made out is skipped: the file is the only copy of nothing.
 
 use std::path::Path;
@@ -167,6 +168,20 @@ mod tests {
         ends.push(end(999_600, Failed));
         assert_eq!(crash_loop_at(&ends, now).map(|end| end.at.as_secs()), Some(999_600));
         assert_eq!(crash_loop_at(&ends, Duration::from_secs(900_000)), None, "of another time");
+    }
+
+    /// It says why it stays down, which systemd does not know; and whoever lives for an hour each time is bounded all the same.
+    #[test]
+    fn systemd_gives_up_later_than_a_daemon_does() {
+        let unit = include_str!("../../scripts/quorumfs.service");
+        let setting = |name: &str| -> u64 {
+            let line = unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+        };
+        let (seconds, starts) = (setting("StartLimitIntervalSec"), setting("StartLimitBurst"));
+        assert!(starts > 2 * LOOP as u64);
+        assert!(seconds / starts >= WINDOW.as_secs());
+        assert!(unit.lines().any(|line| line == "RestartPreventExitStatus=3"));
     }
 
     /// Whatever becomes of the file, a daemon starts.

@@ -99,7 +99,7 @@ impl Files {
         let dir = File::open(path).map_err(StoreError::io("open", path))?;
         let open = std::array::from_fn(|_| Mutex::new(Recent::new(DESCRIPTORS / SHARDS)));
         let spares = Spares::open(path.join("spare"))?;
-        let syncs = Syncs::default();
+        let syncs = Syncs::of(path.parent().unwrap_or(path));
         let pins = Pins::open(stages, same_boot, syncs.clone())?;
         let layouts = Layouts::open(stages, believed)?;
         let stages = Stages::open(stages, syncs.clone())?;

@@ -76,7 +76,7 @@ fn a_newer_image_of_layouts() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     let layouts = Layouts::open(dir.path(), Believed::Image).unwrap();
-    layouts.keep(&layouts.image(|_| false).unwrap(), &Syncs::default()).unwrap();
+    layouts.keep(&layouts.image(|_| false).unwrap(), &Syncs::of(dir.path())).unwrap();
     drop(layouts);
     Layouts::open(dir.path(), Believed::Image).unwrap();
     let mut bytes = fs::read(&path).unwrap();

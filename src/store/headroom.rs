@@ -69,23 +69,16 @@ fn take(trial: &Path, bytes: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{DataDir, TRIAL, take};
-    use crate::store::Identity;
-    use crate::types::{ClusterId, NodeId};
+    use super::{TRIAL, take};
+    use crate::store::test_replica::Author;
 
     #[test]
     fn room_is_tried_and_given_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let identity = Identity {
-            cluster: ClusterId([1; 16]),
-            node: NodeId(1),
-            nonce: 1,
-            address: "a:1".to_owned(),
-        };
-        let data = DataDir::create(dir.path(), identity).unwrap();
+        let author = Author::new();
+        let data = author.open("boot");
         assert!(data.takes_in(1 << 20).unwrap());
         assert!(!data.takes_in(u64::MAX / 2).unwrap(), "nobody has so much");
-        let trial = dir.path().join(TRIAL);
+        let trial = author.data().join(TRIAL);
         assert!(!trial.exists());
         // One that was killed meanwhile.
         take(&trial, 1 << 16).unwrap();

@@ -138,9 +138,17 @@ impl Layout {
     /// The parts of a range that are here and believed where nobody else has them.
     #[must_use]
     pub fn believed_at_last(&self, range: ByteRange) -> Vec<ByteRange> {
-        let is_it =
-            |away: &Option<Away>| matches!(away, Some(Away::Doubted { is_agreed: true, .. }));
-        let parts = self.parts(range).into_iter().filter(|(_, away)| is_it(away));
+        self.parts_that(range, |away| matches!(away, Away::Doubted { is_agreed: true, .. }))
+    }
+
+    /// The parts of a range of which the backing file has bytes that are in doubt.
+    #[must_use]
+    pub fn doubted(&self, range: ByteRange) -> Vec<ByteRange> {
+        self.parts_that(range, |away| matches!(away, Away::Doubted { .. }))
+    }
+
+    fn parts_that(&self, range: ByteRange, are: impl Fn(Away) -> bool) -> Vec<ByteRange> {
+        let parts = self.parts(range).into_iter().filter(|(_, away)| away.is_some_and(&are));
         parts.map(|(part, _)| part).collect()
     }
 

@@ -215,7 +215,7 @@ impl Files {
 
     /// A stage that may not be durable yet becomes the backing file. Waits for the disk: not for the thread that
     /// applies.
-    fn place_durably(&self, key: Key) -> Result<bool, StoreError> {
+    pub(super) fn place_durably(&self, key: Key) -> Result<bool, StoreError> {
         let index = self.layouts().get(key).and_then(|layout| layout.is_one_stage());
         let Some(index) = index else { return Ok(false) };
         if self.path_of(key.0, key.1).exists() {

@@ -15,6 +15,7 @@ mod checksums;
 mod contained;
 mod datadir;
 mod divergence;
+mod doubted;
 mod durable;
 mod ends;
 mod error;
@@ -42,6 +43,7 @@ mod records;
 mod recover;
 mod refound;
 mod refused;
+mod removal;
 mod replay;
 mod reread;
 mod retrace;
@@ -58,7 +60,9 @@ mod sys;
 pub(crate) mod test_replica;
 mod unfinished;
 
-pub use adopt::{Adopted, Belief, Known, belief, first_state_of_files, still_doubted};
+pub use adopt::{
+    Adopted, Belief, Known, belief, first_state_of_files, says_it_lacks, still_doubted,
+};
 pub use blocks::{BlockReader, Steady, blocks_of, parted};
 pub use checksums::PAGE_BLOCKS;
 pub use contained::is_contained;
@@ -77,9 +81,10 @@ pub use mount_list::{record_mounts, recorded_mounts};
 pub use peer_list::{record_peers, recorded_peers};
 pub use point::AppliedPoint;
 pub use received::Received;
-pub use recover::{Rebuilt, Recovered, recover, replace_snapshot};
+pub use recover::{Rebuilt, Recovered, make_room, recover, replace_snapshot};
 pub use refound::{Leaving, is_refounded, refound};
 pub use refused::is_broken;
+pub use removal::record_removed;
 pub use retrace::{Following, Retraced};
 pub use scratch::Scratch;
 pub use snapshot::{

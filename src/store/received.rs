@@ -10,12 +10,12 @@ use super::files::Files;
 use super::log::RaftLog;
 use super::point::AppliedPoint;
 use super::recover::{
-    build_from, fit_log_to_snapshot, forget_stages, is_of_one, raise_commit, verify,
+    build_from, fit_log_to_snapshot, forget_stages, is_alone, raise_commit, verify,
 };
 use super::retrace::Retraced;
 use super::snapshot::{SnapshotHeader, put_snapshot};
 use super::state::State;
-use crate::fs::Batch;
+use crate::fs::{Batch, Ledger};
 use crate::store::StoreError;
 use crate::types::LogIndex;
 
@@ -69,17 +69,18 @@ impl Received {
         files: &Files,
         state: &State,
     ) -> Result<Adopted, StoreError> {
+        let (trust, before) = (self.trust(dir, log, files, state)?, state.ledger()?);
         if let Some((file, header)) = &self.snapshot {
             // What was noted is of another state.
-            let mut batch = Batch::default();
-            put_ledger(&mut batch, &state.ledger()?.of_replaced_state());
-            let at = AppliedPoint { index: header.index, term: header.term, conf_state: None };
-            self.state.commit(batch, at)?;
-            self.state.flush()?;
+            self.put_ledger(&before.of_replaced_state())?;
             put_snapshot(file, &dir.snapshots_dir(), header.index)?;
             fit_log_to_snapshot(dir, log, Some(header))?;
+        } else {
+            let mut ledger = self.state.ledger()?;
+            ledger.keep_equal(&before, trust.until);
+            self.put_ledger(&ledger)?;
         }
-        let adopted = files.adopt(&self.state, self.trust(dir, files, state)?)?;
+        let adopted = files.adopt(&self.state, trust)?;
         dir.switch_state(&self.state_dir)?;
         state.replace(self.state);
         raise_commit(log, state)?;
@@ -88,11 +89,20 @@ impl Received {
         Ok(adopted)
     }
 
+    fn put_ledger(&self, ledger: &Ledger) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        put_ledger(&mut batch, ledger);
+        let (index, term) = (self.state.applied(), self.state.term());
+        self.state.commit(batch, AppliedPoint { index, term, conf_state: None })?;
+        self.state.flush()
+    }
+
     /// What of the files may be believed that were changed under `state`. It says nothing of what was done to them beyond
     /// it.
     fn trust<'a>(
         &self,
         dir: &DataDir,
+        log: &RaftLog,
         files: &Files,
         state: &'a State,
     ) -> Result<Trust<'a>, StoreError> {
@@ -102,7 +112,14 @@ impl Received {
             return Ok(Trust { until: files.carried_out(), under, is_alone: false });
         };
         let until = self.parted.map_or(since, |parted| parted.min(since));
+        // Others may have come later, or it may be one of them itself.
+        let own = dir.identity().node;
+        let is_alone = self.state.conf_state().voters == [own.0] && is_alone(&self.state, log)?;
+        // A start that could not believe the state has written 0. The one that is there was built since, perhaps of the very
+        // snapshot that takes its place now: it agrees with itself. So does one that is ahead of the files.
+        let is_theirs = is_alone || (since > LogIndex(0) && !files.are_behind(state));
+        let under = under.filter(|_| is_theirs);
         let until = if under.is_some() { until } else { LogIndex(0) };
-        Ok(Trust { until, under, is_alone: is_of_one(&self.state.conf_state()) })
+        Ok(Trust { until, under, is_alone })
     }
 }

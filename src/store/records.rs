@@ -108,6 +108,11 @@ impl Records {
         Ok(value)
     }
 
+    /// Bytes that sled's files have.
+    pub(super) fn size_on_disk(&self) -> Result<u64, StoreError> {
+        self.db.size_on_disk().map_err(StoreError::sled("ask the size of", &self.path))
+    }
+
     /// The same, only where it is in memory. Needs no lock of the caller's: what it finds was the newest at
     /// some moment of the call.
     pub(super) fn get_in_memory(&self, key: &[u8]) -> Option<Known> {

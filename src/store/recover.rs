@@ -153,8 +153,10 @@ pub(super) fn recover_over(
     check_log_has_what_was_carried_out(dir, &log, files.carried_out())?;
     files.forget(covered)?;
     forget_stages(&files, &state)?;
-    // What has reached the files was in the log before, and a power loss takes with it how far that was.
-    let reached = if same_boot && is_known { files.begun() } else { log.last_index() };
+    // What has reached the files was in the log before, and a power loss takes with it how far that was: also where that was
+    // some starts ago, and this replica has not healed since.
+    let knows_all = same_boot && is_known && dir.diverged()? != Some(LogIndex(0));
+    let reached = if knows_all { files.begun() } else { log.last_index() };
     // From here on it may vote.
     log.promise()?;
     dir.record_start()?;
@@ -214,7 +216,7 @@ fn follow(
 }
 
 /// Whether this replica was the only member from its snapshot on.
-fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
+pub(super) fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
     if !is_of_one(&state.conf_state()) {
         return Ok(false);
     }
@@ -231,7 +233,7 @@ fn is_alone(state: &State, log: &RaftLog) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-pub(super) fn is_of_one(members: &ConfState) -> bool {
+fn is_of_one(members: &ConfState) -> bool {
     let others = [&members.voters_outgoing, &members.learners, &members.learners_next];
     members.voters.len() == 1 && others.iter().all(|others| others.is_empty())
 }
@@ -382,6 +384,15 @@ pub fn replace_snapshot(dir: &DataDir, file: &Path, from: LogIndex) -> Result<bo
     remove_snapshots_but(&dir.snapshots_dir(), header.index)?;
     tracing::info!(index = header.index.0, "a peer's snapshot is in the place of what was lost");
     Ok(true)
+}
+
+/// Removes a state that the next start will not believe, where there is what another one can be built from.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn make_room(dir: &DataDir) -> Result<(), StoreError> {
+    let is_of_no_use = !dir.same_boot() && dir.has_started();
+    if is_of_no_use && verify_snapshot(dir).is_ok() { dir.remove_states(false) } else { Ok(()) }
 }
 
 /// Builds a state from the newest snapshot file (an empty one where there is none) in a new directory

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::{ConfState, Entry, HardState};
 
-use super::{LogOptions, Rebuilt, Recovered, rebuild_state, recover};
+use super::{LogOptions, Rebuilt, Recovered, make_room, rebuild_state, recover};
 use crate::fs::{FileEffect, Overlay, View, ViewMut, keys, proto};
 use crate::store::snapshot::write_snapshot;
 use crate::store::{AppliedPoint, BootIdentity, DataDir, Identity, RaftLog, State, StoreError};
@@ -330,11 +330,18 @@ fn a_state_that_is_built_anew_has_the_room_of_the_old_one() {
     assert_eq!(states(dir.path()).len(), 1);
     // Nor does one that nobody will believe keep a start from beginning.
     let data = DataDir::open_under(dir.path(), BootIdentity::named("boot")).unwrap();
-    data.remove_leftovers().unwrap();
+    make_room(&data).unwrap();
     assert_eq!(states(dir.path()).len(), 1);
     drop(data);
     let data = DataDir::open_under(dir.path(), BootIdentity::named("another boot")).unwrap();
-    data.remove_leftovers().unwrap();
+    // Unless it is all that there is.
+    let path = dir.path().join("snapshots/snap-20");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    make_room(&data).unwrap();
+    assert_eq!(states(dir.path()).len(), 1);
+    std::fs::write(&path, &whole).unwrap();
+    make_room(&data).unwrap();
     assert_eq!(states(dir.path()), Vec::<PathBuf>::new());
     drop(data);
     assert_at(&start(dir.path(), "another boot").unwrap(), 20);

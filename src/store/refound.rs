@@ -90,6 +90,7 @@ pub fn refound(
     let identity = Identity { cluster, ..dir.identity().clone() };
     change_genesis(dir.path(), &identity)?;
     dir.set_identity(identity)?;
+    dir.end_removed()?;
     dir.end_refounding()?;
     Ok(cluster)
 }

@@ -5,7 +5,7 @@ use raft::eraftpb::{Entry, EntryType};
 use super::log::RaftLog;
 use super::point::AppliedPoint;
 use super::recover::Recovered;
-use crate::fs::{self, NoCommand, Overlay, Position, proto};
+use crate::fs::{self, NoCommand, Overlay, Position, Verdict, proto};
 use crate::store::StoreError;
 use crate::store::error::REJOIN;
 use crate::types::{LogIndex, Term, Timestamp};
@@ -58,6 +58,24 @@ impl Recovered {
         self.state.commit(overlay.finish()?, at)?;
         self.files.pass(at.index);
         Ok(())
+    }
+
+    /// The entry at which the voters were found to differ, where nothing that is applied says that a majority has agreed
+    /// since.
+    ///
+    /// # Errors
+    /// When the log or the state cannot be read.
+    pub fn doubt(&self) -> Result<Option<LogIndex>, StoreError> {
+        // A state that was built anew does not know.
+        for index in (self.log.first_index().0..=self.state.applied().0).rev() {
+            for entry in self.log.entries(LogIndex(index), LogIndex(index).next(), None)? {
+                let verdict = command(&self.log, &entry)?.as_ref().and_then(Verdict::of);
+                if let Some(verdict) = verdict.filter(|verdict| verdict.index > LogIndex(0)) {
+                    return Ok(verdict.digest.is_none().then_some(verdict.index));
+                }
+            }
+        }
+        Ok(self.state.ledger()?.doubt())
     }
 
     /// When the last command of the log was proposed; nothing where the log holds none.

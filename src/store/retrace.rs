@@ -33,6 +33,8 @@ pub type Following<'a> = &'a dyn Fn(&ConfState, &Entry) -> Result<Option<ConfSta
 pub struct Retraced {
     pub(super) state: State,
     pub(super) state_dir: PathBuf,
+    /// The snapshot file's index.
+    from: LogIndex,
     ledger: Ledger,
     conf_state: ConfState,
     differs: Option<LogIndex>,
@@ -56,9 +58,9 @@ impl Retraced {
             None => State::open(&state_dir)?,
         };
         let conf_state = state.conf_state();
-        let ledger = Ledger::default();
+        let (from, ledger) = (state.applied(), Ledger::default());
         let mut retraced =
-            Self { state, state_dir, ledger, conf_state, differs: None, parted: None };
+            Self { state, state_dir, from, ledger, conf_state, differs: None, parted: None };
         while retraced.state.applied() < last {
             let first = retraced.state.applied().next();
             let end = LogIndex(last.0.min(first.0 + ROUND - 1)).next();
@@ -137,6 +139,16 @@ impl Retraced {
     #[must_use]
     pub fn differs(&self) -> Option<LogIndex> {
         self.differs
+    }
+
+    /// Whether nothing but this replica's own word speaks for it: it is built on a snapshot that counts although nobody has
+    /// compared it, no later state was found equal, and there are others who could say.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn is_unproven(&self, dir: &DataDir) -> Result<bool, StoreError> {
+        let is_compared = self.ledger.equal() > LogIndex(0) || self.conf_state.voters.len() == 1;
+        Ok(!is_compared && dir.unattested()? == Some(self.from))
     }
 
     /// What its digest was at one of the last entries that asked for it.

@@ -6,7 +6,7 @@ use raft::eraftpb::{ConfChangeType, ConfState, Entry};
 use super::{LogIndex, Retraced};
 use crate::fs::proto;
 use crate::fs::{Batch, Digest, Verdict, keys};
-use crate::store::test_replica::{Author, append, last, tree};
+use crate::store::test_replica::{Author, append, last, snapshot, tree};
 use crate::store::{AppliedPoint, DataDir, Received, Recovered, StoreError};
 use crate::types::Ino;
 
@@ -187,4 +187,56 @@ fn a_state_that_is_behind_the_files_is_not_what_they_were_changed_under() {
     assert_eq!(started.reached, last(&effects));
     drop(started);
     assert_eq!(author.open("boot").diverged().unwrap(), Some(LogIndex(0)));
+}
+
+/// A peer's snapshot was put in force, and the process died before the files followed it: the state that is built of it
+/// agrees with itself about all of them.
+#[test]
+fn a_state_that_the_files_were_not_changed_under_says_nothing_of_them() {
+    let mut author = Author::new();
+    let (dir, recovered, _, [first, _]) = replica(&mut author, 2);
+    recovered.state.flush().unwrap();
+    dir.set_diverged(LogIndex(first)).unwrap();
+    drop((dir, recovered));
+    // The peer has gone on: other bytes, and as many.
+    let mut peer = Author::new();
+    let (_dir, went_on, ino, _) = replica(&mut peer, 2);
+    let entries = [peer.write(ino, 0, b"FIRST")];
+    append(&went_on, &entries, last(&entries).0);
+    went_on.replay(last(&entries)).unwrap();
+    snapshot(&peer.data(), &went_on);
+    let name = format!("snapshots/snap-{}", last(&entries));
+    std::fs::copy(peer.data().join(&name), author.data().join(&name)).unwrap();
+    let dir = author.open("boot");
+    let started = crate::store::recover(&dir, crate::store::test_replica::OPTIONS).unwrap();
+    assert_eq!(started.rebuilt, Some(crate::store::Rebuilt::BehindTheSnapshot));
+    let own = build(&dir, &started, started.state.applied()).unwrap();
+    assert_eq!(own.differs(), None);
+    let Recovered { log, files, state, .. } = &started;
+    Received::from(own).install(&dir, log, files, state).unwrap();
+    let inode = crate::fs::query::inode(&state.read(), ino).unwrap().unwrap();
+    let key = (ino, inode.generation.into());
+    assert_eq!(std::fs::read(files.path_of(ino, key.1)).unwrap(), b"first second");
+    assert!(!files.believe_at_last(key, crate::types::ByteRange::from(0)).unwrap());
+    assert!(tree(&started).is_empty(), "they are of an older version");
+}
+
+/// A snapshot that counts although nobody has compared it may be what is wrong.
+#[test]
+fn what_nobody_has_compared_proves_nothing() {
+    for voters in [1, 2] {
+        let mut author = Author::new();
+        let (dir, recovered, _, [first, second]) = replica(&mut author, voters);
+        let own = build(&dir, &recovered, LogIndex(second)).unwrap();
+        assert!(!own.is_unproven(&dir).unwrap(), "it was compared before it counted");
+        let right = own.sample_at(LogIndex(first));
+        dir.set_unattested(own.from).unwrap();
+        assert_eq!(own.is_unproven(&dir).unwrap(), voters > 1);
+        let entries = [attest(&mut author, first, right)];
+        append(&recovered, &entries, last(&entries).0);
+        let own = build(&dir, &recovered, last(&entries)).unwrap();
+        assert!(!own.is_unproven(&dir).unwrap(), "what comes after it was");
+        dir.set_unattested(LogIndex(second)).unwrap();
+        assert!(!own.is_unproven(&dir).unwrap(), "another one");
+    }
 }

@@ -493,7 +493,7 @@ mod tests {
     #[test]
     fn a_stage_that_is_abandoned_is_not_opened_again() {
         let dir = tempfile::tempdir().unwrap();
-        let stages = Stages::open(dir.path(), Syncs::default()).unwrap();
+        let stages = Stages::open(dir.path(), Syncs::of(dir.path())).unwrap();
         let found = stages.arriving(ID).unwrap();
         // As `abandon` does, before the file is gone.
         stages.arriving.lock().remove(&ID).unwrap().close();

@@ -210,6 +210,14 @@ impl State {
         self.records.load().path().to_owned()
     }
 
+    /// Bytes that its files have.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn size_on_disk(&self) -> Result<u64, StoreError> {
+        self.records.load().size_on_disk()
+    }
+
     /// Hands everything to the kernel: a process that is killed afterwards has nothing to replay.
     ///
     /// # Errors
@@ -281,6 +289,11 @@ impl StateRead<'_> {
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.point.digest
+    }
+
+    /// A record, for whoever expects that some cannot be read: nobody is told, and there is none then.
+    pub(super) fn get_quietly(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.state.records.load().get(key).ok().flatten()
     }
 
     /// At most `limit` pairs from `from` on, ascending, of all tables.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -309,22 +309,45 @@ fn what_cannot_be_read_is_fetched() {
     assert_backing(&cluster, &path, &wanted);
 }
 
+/// One that takes long, and has begun.
+fn slow_scrub(path: &Path) -> Child {
+    let mut slow = quorumfs();
+    slow.args(["scrub", "--json", "--rate", "1"]).arg(path).stdout(Stdio::piped());
+    let mut slow = slow.stderr(Stdio::null()).spawn().expect("the binary runs");
+    let mut lines = BufReader::new(slow.stdout.take().expect("piped")).lines();
+    let has_begun = |line: std::io::Result<String>| {
+        let report: Report = serde_json::from_str(&line.expect("UTF-8")).expect("a report");
+        report.bytes > 0
+    };
+    assert!(lines.any(has_begun), "it ended before it had begun");
+    // Nobody reads on, and it goes on all the same.
+    thread::spawn(move || lines.count());
+    slow
+}
+
+/// A daemon that stands still holds nobody who has asked it for something that takes long.
+#[test]
+#[ignore = "long"]
+fn a_scrub_notices_that_its_daemon_stands_still() {
+    let cluster = Cluster::up(3);
+    let path = write(&cluster, "f", &pattern(8, 80 * MIB));
+    let mut slow = slow_scrub(&path);
+    cluster.kill(1, "STOP");
+    let ended = wait_until(PATIENCE, "the command to end", || slow.try_wait().expect("wait"));
+    cluster.kill(1, "CONT");
+    assert!(!ended.success(), "it was not done");
+    cluster.settle();
+    cluster.down();
+}
+
 /// Ctrl-C ends a scrub, and does no harm.
 #[test]
 fn a_scrub_can_be_interrupted() {
     let cluster = Cluster::up(3);
     let wanted = pattern(7, 40 * MIB);
     let path = write(&cluster, "f", &wanted);
-    let mut slow = quorumfs();
-    slow.args(["scrub", "--json", "--rate", "1"]).arg(&path).stdout(Stdio::piped());
-    let mut slow = slow.stderr(Stdio::null()).spawn().expect("the binary runs");
+    let mut slow = slow_scrub(&path);
     let log = cluster.dir().join("n1/log/quorumfs.log");
-    let mut lines = BufReader::new(slow.stdout.take().expect("piped")).lines();
-    let has_begun = |line: std::io::Result<String>| {
-        let report: Report = serde_json::from_str(&line.expect("UTF-8")).expect("a report");
-        report.bytes > 0
-    };
-    assert!(lines.any(has_begun), "it ended before it was interrupted");
     succeed(Command::new("kill").args(["-INT", &slow.id().to_string()]));
     assert!(!slow.wait().expect("it ends").success(), "it was not done");
     wait_until(PATIENCE, "the daemon to stop, too", || {

@@ -8,6 +8,7 @@ mod full;
 mod injected;
 mod loops;
 mod lost;
+mod starts;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -266,6 +266,16 @@ fn a_leader_whose_disk_hangs_hands_over() {
     let status = succeed(support::quorumfs().args(["status", "--addr", &address]));
     let status = support::text(&status.stdout);
     assert!(status.contains(&format!("the disk of node {stuck} has not done a write")), "{status}");
+    // It says what it knows itself, and goes on talking to the others meanwhile.
+    for _ in 0..5 {
+        succeed(support::quorumfs().args(["status", "--addr", &cluster.address(stuck)]));
+    }
+    let seen = succeed(support::quorumfs().args(["status", "--json", "--addr", &address]));
+    let seen: serde_json::Value = serde_json::from_slice(&seen.stdout).expect("JSON");
+    let of_stuck = |member: &&serde_json::Value| member["node"] == stuck;
+    let silent = seen["members"].as_array().expect("members").iter().find(of_stuck);
+    let silent = silent.expect("it is one")["silent_ms"].as_u64().expect("a number");
+    assert!(silent < 1000, "node {stuck} was silent for {silent} ms");
     drop(frozen);
     cluster.settle();
     assert_eq!(fs::read(cluster.mount(stuck).join("file")).expect("read"), b"meanwhile");

@@ -37,6 +37,9 @@ fn operations() -> Vec<Op> {
             new_parent: 2,
             new_name: "other".into(),
             flags: 2,
+            // As builds wrote it that did not know of them.
+            only_durable: false,
+            durable: Vec::new(),
         }),
         Op::SetAttr(proto::SetAttr {
             ino: 1,
@@ -122,6 +125,15 @@ fn operations() -> Vec<Op> {
             loose: true,
             adds_only: true,
         }),
+        Op::Rename(proto::Rename {
+            parent: 1,
+            name: "five".into(),
+            new_parent: 2,
+            new_name: "moved".into(),
+            flags: 0,
+            only_durable: true,
+            durable: vec![proto::OnDisks { ino: 5, data_version: 1 }],
+        }),
     ]
 }
 
@@ -133,6 +145,7 @@ fn name(op: &Op) -> &'static str {
         Op::Link(_) => "Link",
         Op::Unlink(_) => "Unlink",
         Op::Rmdir(_) => "Rmdir",
+        Op::Rename(rename) if rename.only_durable => "Rename.only_durable",
         Op::Rename(_) => "Rename",
         Op::SetAttr(_) => "SetAttr",
         Op::SetXattr(_) => "SetXattr",
@@ -185,7 +198,7 @@ fn commands_are_encoded_as_ever() {
 }
 
 /// What [`name`] knows, in order.
-const OPERATIONS: [&str; 27] = [
+const OPERATIONS: [&str; 28] = [
     "AcceptLost",
     "AddMember",
     "Allocate",
@@ -200,6 +213,7 @@ const OPERATIONS: [&str; 27] = [
     "RemoveMember",
     "RemoveXattr",
     "Rename",
+    "Rename.only_durable",
     "RequestLock",
     "ReturnLocks",
     "Rmdir",
@@ -321,6 +335,7 @@ fn script() -> Vec<Op> {
             new_parent: 2,
             new_name: "moved".into(),
             flags: 0,
+            ..Default::default()
         }),
         Op::Unlink(proto::Unlink { parent: 1, name: "name".into() }),
         make("gone", 7, proto::Kind::Directory),

@@ -90,8 +90,11 @@ fn messages_are_encoded_as_ever() {
         first: 5,
         count: 6,
     };
-    let lacked =
-        peer::LackingReply { lacking: vec![peer::LackingRange { start: 1, end: 2 }], end: 3 };
+    let lacked = peer::LackingReply {
+        lacking: vec![peer::LackingRange { start: 1, end: 2 }],
+        end: 3,
+        doubted: vec![peer::LackingRange { start: 1, end: 1 }],
+    };
     let block = peer::ExaminedBlock { checksum: Some(1), whole: true, rotten: true };
     let outvote = peer::OutvoteRequest { block: Some(examine.clone()), checksum: 1 };
     let sync = peer::SyncRequest {
@@ -103,6 +106,7 @@ fn messages_are_encoded_as_ever() {
     };
     let snapshot = peer::SnapshotRequest { hello: Some(hello.clone()), volume: 1, from: 9 };
     let member = peer::MemberAddress { node: 1, address: "n:1".to_owned() };
+    let removed = peer::Removed { by: 1, voters: vec![member.clone()] };
     let joined = peer::JoinReply { node: 1, genesis: "record".into(), members: vec![member] };
     let fenced = peer::FencedRequest { hello: Some(hello.clone()), session: 1 };
     let records = [
@@ -120,6 +124,7 @@ fn messages_are_encoded_as_ever() {
         ("SnapshotRequest", snapshot.encode_to_vec()),
         ("SnapshotPiece", peer::SnapshotPiece { data: "bytes".into() }.encode_to_vec()),
         ("JoinReply", joined.encode_to_vec()),
+        ("Removed", removed.encode_to_vec()),
         ("FetchRequest", fetch.encode_to_vec()),
         ("FetchReply", reply.encode_to_vec()),
         ("JoinRequest", join.encode_to_vec()),

@@ -33,24 +33,92 @@ pub enum Action {
     },
 }
 
+/// What a rename says of the bytes of a file.
+#[derive(Clone, Copy, Debug)]
+pub enum Claim {
+    Nothing,
+    /// That it has them all on disks, or had before its last change.
+    OnDisks {
+        stale: bool,
+    },
+}
+
 /// An operation whose inodes are still to be chosen.
 #[derive(Clone, Debug)]
 pub enum Draft {
-    Make { kind: proto::Kind, parent: usize, name: &'static str, mode: u32, umask: u32 },
-    Link { ino: usize, parent: usize, name: &'static str },
-    Unlink { parent: usize, name: &'static str },
-    Rmdir { parent: usize, name: &'static str },
-    Rename { from: (usize, &'static str), to: (usize, &'static str), flags: u32 },
-    SetAttr { ino: usize, attributes: proto::SetAttr },
-    SetXattr { ino: usize, name: &'static str, value: &'static str, flags: u32 },
-    RemoveXattr { ino: usize, name: &'static str },
-    SetAcl { ino: usize, name: &'static str, acl: &'static [acls::Entry], flags: u32 },
-    Write { ino: usize, write: proto::Write },
-    Allocate { ino: usize, allocate: proto::Allocate },
-    Copy { source: usize, ino: usize, copy: proto::CopyRange, stale: bool },
-    AcceptLost { ino: usize, ranges: Vec<proto::Extent>, stale: bool },
-    Touch { ino: usize, atime: i64, stale: bool },
-    Release { ino: usize },
+    Make {
+        kind: proto::Kind,
+        parent: usize,
+        name: &'static str,
+        mode: u32,
+        umask: u32,
+    },
+    Link {
+        ino: usize,
+        parent: usize,
+        name: &'static str,
+    },
+    Unlink {
+        parent: usize,
+        name: &'static str,
+    },
+    Rmdir {
+        parent: usize,
+        name: &'static str,
+    },
+    Rename {
+        from: (usize, &'static str),
+        to: (usize, &'static str),
+        flags: u32,
+        claims: Option<[Claim; 2]>,
+    },
+    SetAttr {
+        ino: usize,
+        attributes: proto::SetAttr,
+    },
+    SetXattr {
+        ino: usize,
+        name: &'static str,
+        value: &'static str,
+        flags: u32,
+    },
+    RemoveXattr {
+        ino: usize,
+        name: &'static str,
+    },
+    SetAcl {
+        ino: usize,
+        name: &'static str,
+        acl: &'static [acls::Entry],
+        flags: u32,
+    },
+    Write {
+        ino: usize,
+        write: proto::Write,
+    },
+    Allocate {
+        ino: usize,
+        allocate: proto::Allocate,
+    },
+    Copy {
+        source: usize,
+        ino: usize,
+        copy: proto::CopyRange,
+        stale: bool,
+    },
+    AcceptLost {
+        ino: usize,
+        ranges: Vec<proto::Extent>,
+        stale: bool,
+    },
+    Touch {
+        ino: usize,
+        atime: i64,
+        stale: bool,
+    },
+    Release {
+        ino: usize,
+    },
     Grant,
 }
 
@@ -85,10 +153,8 @@ fn draft() -> impl Strategy<Value = Draft> {
         2 => (ino(), ino(), name()).prop_map(|(ino, parent, name)| Draft::Link { ino, parent, name }),
         3 => (ino(), name()).prop_map(|(parent, name)| Draft::Unlink { parent, name }),
         2 => (ino(), name()).prop_map(|(parent, name)| Draft::Rmdir { parent, name }),
-        7 => (ino(), name(), ino(), name(), prop_oneof![4 => Just(0), 1 => 1..5_u32, 3 => Just(2)])
-            .prop_map(|(from, name, to, new_name, flags)| {
-                Draft::Rename { from: (from, name), to: (to, new_name), flags }
-            }),
+        7 => ((ino(), name()), (ino(), name()), prop_oneof![4 => Just(0), 1 => 1..5_u32, 3 => Just(2)], claims())
+            .prop_map(|(from, to, flags, claims)| Draft::Rename { from, to, flags, claims }),
         3 => (ino(), attributes())
             .prop_map(|(ino, attributes)| Draft::SetAttr { ino, attributes }),
         2 => (ino(), prop_oneof![Just("user.a"), Just("security.capability")], prop_oneof![Just(""), Just("v")],
@@ -112,6 +178,18 @@ fn draft() -> impl Strategy<Value = Draft> {
         2 => ino().prop_map(|ino| Draft::Release { ino }),
         1 => Just(Draft::Grant),
     ]
+}
+
+fn claims() -> impl Strategy<Value = Option<[Claim; 2]>> {
+    let claim = || {
+        prop_oneof![
+            4 => Just(Claim::OnDisks { stale: false }),
+            1 => Just(Claim::OnDisks { stale: true }),
+            1 => Just(Claim::Nothing),
+        ]
+    };
+    let both = (claim(), claim()).prop_map(|(source, target)| Some([source, target]));
+    prop_oneof![1 => Just(None), 1 => both]
 }
 
 fn make() -> impl Strategy<Value = Draft> {
@@ -380,11 +458,27 @@ fn both(
             let expected = tree.rmdir(parent, name, when);
             (Op::Rmdir(proto::Rmdir { parent, name: bytes(name) }), expected)
         }
-        Draft::Rename { from: (from, name), to: (to, new_name), flags } => {
+        Draft::Rename { from: (from, name), to: (to, new_name), flags, claims } => {
             let (parent, new_parent) = (choose_directory(tree, *from), choose_directory(tree, *to));
-            let expected = tree.rename((parent, name), (new_parent, new_name), *flags, when);
+            let places = [(parent, *name), (new_parent, *new_name)];
+            let mut durable = Vec::new();
+            for (place, claim) in places.into_iter().zip(claims.iter().flatten()) {
+                let Some(all) = tree.on_disks(place.0, place.1) else { continue };
+                match claim {
+                    Claim::Nothing => {}
+                    Claim::OnDisks { stale } => durable.push(proto::OnDisks {
+                        data_version: all.data_version - u64::from(*stale),
+                        ..all
+                    }),
+                }
+            }
+            let asked = claims.map(|_| &durable[..]);
+            let expected = tree.rename(places[0], places[1], *flags, asked, when);
             let (name, new_name, flags) = (bytes(name), bytes(new_name), *flags);
-            (Op::Rename(proto::Rename { parent, name, new_parent, new_name, flags }), expected)
+            let only_durable = claims.is_some();
+            let op =
+                proto::Rename { parent, name, new_parent, new_name, flags, only_durable, durable };
+            (Op::Rename(op), expected)
         }
         Draft::SetAttr { ino, attributes } => {
             let ino = choose(tree, *ino);

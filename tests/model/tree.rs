@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use quorumfs::fs::{Errno, proto};
-
 use quorumfs::types::ByteRange;
 
 use crate::acls::{ACCESS, Acl, DEFAULT, Entry};
@@ -193,6 +192,12 @@ impl Tree {
         self.names(parent)?.get(name).copied().ok_or(Errno::ENOENT)
     }
 
+    /// What is said of a file with this name that is all on disks.
+    pub fn on_disks(&mut self, parent: u64, name: &str) -> Option<proto::OnDisks> {
+        let ino = self.named(parent, name).ok()?;
+        Some(proto::OnDisks { ino, data_version: self.nodes[&ino].data_version })
+    }
+
     fn names_changed(&mut self, ino: u64, when: When) {
         let node = self.nodes.get_mut(&ino).expect("was looked up");
         node.mtime = when.time;
@@ -298,6 +303,7 @@ impl Tree {
         (from, name): (u64, &str),
         (to, new_name): (u64, &str),
         flags: u32,
+        durable: Option<&[proto::OnDisks]>,
         when: When,
     ) -> Result<()> {
         if flags > 2 {
@@ -326,6 +332,17 @@ impl Tree {
                 (Body::Directory { .. }, _) => return Err(Errno::ENOTDIR),
                 (_, Body::Directory { .. }) => return Err(Errno::EISDIR),
                 _ => {}
+            }
+        }
+        if let (Some(durable), Some(target)) = (durable, target) {
+            let is_durable = |ino: u64| {
+                let node = &self.nodes[&ino];
+                let mut claims = durable.iter().filter(|claim| claim.ino == ino);
+                !matches!(node.body, Body::File(_))
+                    || claims.any(|claim| claim.data_version >= node.data_version)
+            };
+            if !is_durable(source) || flags == 2 && !is_durable(target) {
+                return Err(Errno::ECANCELED);
             }
         }
         self.names(from)?.remove(name);

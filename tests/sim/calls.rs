@@ -202,6 +202,7 @@ pub fn op(subject: Subject, call: Call) -> Op {
                 new_parent: directory.0,
                 new_name: spell(round, to).into(),
                 flags: mode as u32,
+                ..proto::Rename::default()
             })
         }
         (Subject::Slots { file }, Call::Fill { slots, value, .. }) => {

@@ -68,6 +68,11 @@ impl Disk {
         lost
     }
 
+    /// What is committed, as far as it would know after a crash.
+    pub fn commit(&self) -> LogIndex {
+        LogIndex(self.0.borrow().hard_state.commit)
+    }
+
     /// The last entry that is durable.
     pub fn end(&self) -> LogIndex {
         LogIndex(self.0.borrow().last_index())

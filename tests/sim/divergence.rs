@@ -19,6 +19,8 @@ use crate::world::World;
 const VOTERS_MIN: usize = 2;
 /// How often a replica that differs looks for another state.
 const ASKS: u64 = SECOND / 2;
+/// A peer waits so long for a snapshot that nobody can compare.
+const WAITS: u64 = 3 * SECOND;
 /// How often what was written of the cache is brought to where it is.
 const KEEPS: u64 = SECOND;
 
@@ -304,7 +306,13 @@ impl World {
         }
         let at_least = self.nodes[node].at_least();
         let voters = self.nodes[node].state.membership.get_voters().len();
+        let id = self.nodes[node].id.0;
         let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
+        let (committed, fails) = (daemon.core.commit_index(), daemon.retracing.fails);
+        self.trace.remark(self.now, id, || {
+            format!("heals: at {committed} of at least {at_least}, own log of no use: {fails}")
+        });
+        let daemon = self.nodes[node].daemon.as_mut().expect("as above");
         if daemon.is_installing {
             return;
         }
@@ -314,8 +322,9 @@ impl World {
             if at_least > daemon.core.commit_index() {
                 return;
             }
-            // As where what was wrong comes again.
-            let fails = voters > 2 && self.random.chance(300);
+            // As where what was wrong comes again. In doubt nobody gives a state.
+            let is_doubted = self.members().any(|node| node.standing() == Standing::Doubtful);
+            let fails = !(voters == 2 && is_doubted) && self.random.chance(300);
             match self.nodes[node].retrace(at_least).filter(|_| !fails) {
                 None => {
                     let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
@@ -355,11 +364,28 @@ impl World {
         if !is_new || found.is_none() {
             return;
         }
+        let voters = target.state.membership.get_voters().len();
+        let is_wrong = target.state.wrong.is_some();
+        if voters == 2 && is_wrong && self.may_replace() && self.random.chance(300) {
+            // The same comes out again.
+            let delay = self.random.within(SECOND, 3 * SECOND);
+            return self.after(delay, node, NodeEvent::FoundWrong);
+        }
+        let target = &mut self.nodes[node];
         let own = target.retrace(index);
         let expected = own.and_then(|(own, _)| own.ledger.sample_at(index));
         if expected.is_some() && expected != found {
             self.coverage.count("divergence: found by itself");
             self.diverge(node);
+        }
+    }
+
+    /// In doubt only a person can help.
+    pub fn found_wrong(&mut self, node: usize) {
+        let is_wrong = self.nodes[node].state.wrong.is_some();
+        let is_doubtful = self.nodes[node].standing() == Standing::Doubtful;
+        if is_wrong && is_doubtful && self.may_replace() {
+            self.replace_wrong(node);
         }
     }
 
@@ -395,7 +421,9 @@ impl World {
             let sync = target.files.begin_sync();
             target.files.end_sync(sync, true);
             let candidate = target.state.clone();
-            target.daemon.as_mut().expect("as above").candidate = Some(candidate);
+            let daemon = target.daemon.as_mut().expect("as above");
+            daemon.candidate = Some(candidate);
+            daemon.wanted_since = Some(self.now);
         }
         self.count_candidate(node);
     }
@@ -414,13 +442,19 @@ impl World {
     pub fn count_candidate(&mut self, node: usize) {
         let target = &mut self.nodes[node];
         let daemon = target.daemon.as_mut().expect("it writes them");
-        let attests = |state: &State| {
-            target.state.ledger.attests(state.applied.index, state.digest)
-                && state.applied >= target.snapshot.applied
-        };
-        if !daemon.candidate.as_ref().is_some_and(attests) {
+        let waits = daemon.wanted_since.is_some_and(|since| self.now - since >= WAITS);
+        let is_overdue = waits && daemon.standing == Standing::Sound;
+        let ledger = &target.state.ledger;
+        let attests = |state: &State| ledger.attests(state.applied.index, state.digest);
+        let is_newer = |state: &State| state.applied >= target.snapshot.applied;
+        let candidate = daemon.candidate.as_ref().filter(|state| is_newer(state));
+        let Some(is_attested) = candidate.map(attests).filter(|is| *is || is_overdue) else {
             return;
+        };
+        if !is_attested {
+            self.coverage.count("divergence: a snapshot counts that nobody has compared");
         }
+        daemon.wanted_since = None;
         target.snapshot = daemon.candidate.take().expect("just seen");
         let (needed, applied) = (daemon.core.needed_by_peers(), daemon.core.applied());
         let covered = target.snapshot.applied.index;

@@ -100,6 +100,7 @@ impl World {
             NodeEvent::ReturnLocks { ino } => self.return_locks(node, ino),
             NodeEvent::Snapshot => self.snapshot(node),
             NodeEvent::Heal => self.heal(node),
+            NodeEvent::FoundWrong => self.found_wrong(node),
             NodeEvent::Keep => self.keep(node),
             NodeEvent::Die => {
                 let power_lost = self.random.chance(300);
@@ -251,8 +252,9 @@ impl World {
     }
 
     /// A node joins: what an RPC to the leader would do.
-    pub fn add_member(&mut self, node: usize, nonce: u64) {
-        let op = Op::AddMember(add_member(nonce));
+    pub fn add_member(&mut self, node: usize, comes: usize) {
+        let (nonce, learner) = (self.nodes[comes].id.0, self.nodes[comes].is_learner);
+        let op = Op::AddMember(add_member(nonce, learner));
         let command =
             proto::Command { volume: 1, seq: nonce, op: Some(op), ..proto::Command::default() };
         let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(nonce) };

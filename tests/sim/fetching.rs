@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use quorumfs::fs::query;
+use quorumfs::store::says_it_lacks;
 use quorumfs::types::{ByteRange, LogIndex};
 
 use crate::clock::{MICRO, MILLI, SECOND};
@@ -72,6 +73,7 @@ impl World {
             let wanted = Wanted { key, range, version };
             if self.nobody_has(node, wanted) && self.nodes[node].files.believe_at_last(key, range) {
                 self.coverage.count("bytes: believed at last");
+                self.check_that_nobody_has(node, wanted);
                 let daemon = self.nodes[node].daemon.as_mut().expect("it runs");
                 daemon.fetching.remove(&(key, part.start));
                 self.check_bytes(node, key);
@@ -91,28 +93,61 @@ impl World {
         let members = state.members().into_iter().map(|(id, _)| id.0);
         let placed = &state.membership;
         let voters = placed.get_voters().iter().chain(placed.get_voters_outgoing()).copied();
-        let peers: BTreeSet<u64> = members.chain(voters).collect();
+        // One that differs applies nothing, but its core knows who has a place.
+        let daemon = self.nodes[node].daemon.as_ref().expect("it runs");
+        let placed_since = daemon.core.membership().map(|(id, _)| id.0);
+        let peers: BTreeSet<u64> = members.chain(voters).chain(placed_since).collect();
         let places = peers.into_iter().map(|id| usize::try_from(id).expect("few nodes") - 1);
         let others: Vec<_> = places.filter(|place| *place != node).collect();
         (!others.is_empty()).then(|| self.random.pick(&others))
     }
 
-    /// Whether all others would say at once that they lack it.
+    /// Whether all others would say at once that they lack it, and this one may believe that.
     fn nobody_has(&self, node: usize, wanted: Wanted) -> bool {
         let others = (0..self.nodes.len()).filter(|other| *other != node);
-        others.filter(|other| !self.nodes[*other].is_retired).all(|other| {
-            let is_reached = self.network.is_open(node, other)
-                && self.network.is_open(other, node)
-                && self.nodes[other].backlog.is_none();
-            let target = &self.nodes[other];
-            // The real one says so, too, while it replays; but it is asked again.
-            is_reached
-                && target.daemon.as_ref().is_some_and(|daemon| daemon.has_replayed)
-                && !target.is_off()
-                && target.is_sound()
-                && (self.version_of(other, wanted).is_none()
-                    || target.files.read(wanted.key, wanted.range).is_none())
-        })
+        self.is_ready(node)
+            && others.filter(|other| !self.nodes[*other].is_retired).all(|other| {
+                let is_reached = self.network.is_open(node, other)
+                    && self.network.is_open(other, node)
+                    && self.nodes[other].backlog.is_none();
+                is_reached && self.nodes[other].daemon.is_some() && self.lacks(other, wanted)
+            })
+    }
+
+    /// What a node says to whom it does not give what is wanted.
+    fn lacks(&self, node: usize, wanted: Wanted) -> bool {
+        let target = &self.nodes[node];
+        let has = self.version_of(node, wanted).is_some()
+            && target.files.read(wanted.key, wanted.range).is_some();
+        let applied = target.state.applied.index;
+        !has && says_it_lacks(self.is_ready(node), applied, wanted.version)
+    }
+
+    /// Its state is the right one, as far as it knows, and has come to what its files were when the last process died.
+    fn is_ready(&self, node: usize) -> bool {
+        let target = &self.nodes[node];
+        target.daemon.as_ref().is_some_and(|daemon| daemon.has_replayed)
+            && !target.is_off()
+            && target.is_sound()
+    }
+
+    /// Who believes a copy that was in doubt may give it to others.
+    fn check_that_nobody_has(&self, node: usize, wanted: Wanted) {
+        for (place, other) in self.nodes.iter().enumerate() {
+            let inode = query::inode(&other.state.view, wanted.key.0).expect("nothing rots here");
+            let knows = inode.is_some_and(|inode| {
+                inode.generation == wanted.key.1.0 && LogIndex(inode.data_version) >= wanted.version
+            });
+            let is_whole = other.files.read(wanted.key, wanted.range).is_some();
+            let has = place != node && !other.is_retired && other.state.wrong.is_none();
+            assert!(
+                !(has && knows && is_whole),
+                "node {} believes bytes of {:?} that node {} has",
+                self.nodes[node].id,
+                wanted,
+                other.id
+            );
+        }
     }
 
     fn send_fetch(&mut self, from: usize, to: usize, message: &Fetch) {
@@ -143,8 +178,7 @@ impl World {
     fn version_of(&self, node: usize, wanted: Wanted) -> Option<LogIndex> {
         // Until the state has come to what the files were when the last process died, they may be newer.
         // Who differs and does not know it yet might give anything: that is not looked at here.
-        let is_right = !self.nodes[node].is_off() && self.nodes[node].is_sound();
-        if !is_right || !self.nodes[node].daemon.as_ref()?.has_replayed {
+        if !self.is_ready(node) {
             return None;
         }
         let inode = query::inode(&self.nodes[node].state.view, wanted.key.0);

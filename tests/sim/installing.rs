@@ -130,19 +130,29 @@ impl Node {
             2 => {
                 let (carried_out, applied) = (self.files.carried_out(), self.state.applied.index);
                 let knows_all = carried_out.max(self.files.begun()) <= applied;
-                let under = knows_all.then_some(&self.state);
+                // Otherwise the state is not the one that they were changed under.
+                let is_theirs = self
+                    .diverged
+                    .is_none_or(|since| since > LogIndex(0) && !self.files.are_behind(applied));
+                let under = (knows_all && is_theirs).then_some(&self.state);
                 let until = match self.diverged {
-                    Some(since) if knows_all => since,
+                    Some(since) if under.is_some() => since,
                     Some(_) => LogIndex(0),
                     None => carried_out,
                 };
+                self.trusted = until;
                 let is_ahead = until >= carried_out || state.applied.index >= carried_out;
                 assert!(is_ahead, "files of {carried_out} follow a state of {:?}", state.applied);
                 self.files.adopt(state, until, under);
             }
             3 => {
-                let ledger =
-                    if own { state.ledger.clone() } else { self.state.ledger.of_replaced_state() };
+                let ledger = if own {
+                    let mut ledger = state.ledger.clone();
+                    ledger.keep_equal(&self.state.ledger, self.trusted);
+                    ledger
+                } else {
+                    self.state.ledger.of_replaced_state()
+                };
                 self.state = State { ledger, ..state.clone() };
                 self.kept = self.state.clone();
             }
@@ -157,7 +167,8 @@ impl Node {
         self.disk.fit(self.snapshot.applied);
         let applied = self.state.applied.index;
         let is_of_no_use = self.diverged.is_some() && applied < self.files.begun();
-        self.reached = if self.is_state_lost { self.disk.end() } else { self.files.begun() };
+        let knows_all = !self.is_state_lost && self.diverged != Some(LogIndex(0));
+        self.reached = if knows_all { self.files.begun() } else { self.disk.end() };
         if applied < self.snapshot.applied.index || is_of_no_use {
             self.is_state_lost = true;
         }

@@ -106,6 +106,7 @@ const MUST_MEET: &[&str] = &[
     "locks: refused",
     "locks: returned",
     "members replaced",
+    "members that never vote",
     "reads served by the daemon",
     "reads served by the kernel",
     "received entries replaced",
@@ -150,6 +151,7 @@ fn run(seed: u64, trace: Trace) -> Report {
     world.begin();
     assert!(world.run_until(20 * SECOND, World::is_up), "the cluster does not come up");
 
+    world.coverage.add("members that never vote", learners(&world));
     world.begin_faults();
     let end = world.now + 60 * SECOND;
     let is_enough = |world: &World| {
@@ -180,6 +182,10 @@ fn run(seed: u64, trace: Trace) -> Report {
         world.coverage.add("stages: written without any having come", counts.absent);
     }
     Report { hash: world.trace.hash(), coverage: world.coverage }
+}
+
+fn learners(world: &World) -> u64 {
+    world.members().filter(|node| node.is_learner).count() as u64
 }
 
 /// Whether nothing is under way and all replicas have applied the same.

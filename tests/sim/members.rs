@@ -6,7 +6,7 @@ use prost::Message;
 use quorumfs::consensus::{Input, Wait};
 use quorumfs::fs::proto::{self, command::Op};
 use quorumfs::fs::query;
-use quorumfs::types::{NodeId, ProposalKey, Seq, SessionId};
+use quorumfs::types::{LogIndex, NodeId, ProposalKey, Seq, SessionId};
 
 use crate::clock::{MILLI, SECOND};
 use crate::locks::Locker;
@@ -24,6 +24,8 @@ const AGAIN: u64 = SECOND;
 pub struct Replacing {
     leaves: usize,
     comes: usize,
+    /// It has no place any more from there on.
+    gone_at: Option<LogIndex>,
     /// It is going to notice that it was removed.
     is_noticing: bool,
 }
@@ -39,7 +41,7 @@ impl World {
         self.members().next().expect("somebody stays")
     }
 
-    /// Whether all of them vote, and nobody else does.
+    /// Whether all of them vote that are to, and nobody else has a place.
     pub fn is_membership_settled(&self) -> bool {
         let ids: Vec<NodeId> = self.members().map(|node| node.id).collect();
         let is_settled = |node: &Node| {
@@ -53,14 +55,29 @@ impl World {
     pub fn replace_member(&mut self, leaves: usize) -> &'static str {
         // Of two voters, one of which is wrong, no majority says who.
         let settled = self.is_membership_settled() && self.are_all_sound();
-        let settled = settled && !self.nodes[leaves].is_retired;
-        if settled && self.nodes.len() < NODES_MAX {
-            let comes = self.nodes.len();
-            self.add_node(comes);
-            self.replacing = Some(Replacing { leaves, comes, is_noticing: false });
-            self.schedule(0, Event::Replace);
+        if settled && !self.nodes[leaves].is_retired && self.may_replace() {
+            self.replace(leaves);
         }
         "fault: member replaced"
+    }
+
+    /// The voters differ, and what each looks at tells nothing: a person has found out who is wrong.
+    pub fn replace_wrong(&mut self, wrong: usize) {
+        self.coverage.count("divergence: a person decides");
+        self.replace(wrong);
+    }
+
+    pub fn may_replace(&self) -> bool {
+        self.replacing.is_none() && self.nodes.len() < NODES_MAX
+    }
+
+    fn replace(&mut self, leaves: usize) {
+        let comes = self.nodes.len();
+        self.add_node(comes);
+        // So that as many vote as before.
+        self.nodes[comes].is_learner = self.nodes[leaves].is_learner;
+        self.replacing = Some(Replacing { leaves, comes, gone_at: None, is_noticing: false });
+        self.schedule(0, Event::Replace);
     }
 
     fn add_node(&mut self, place: usize) {
@@ -86,10 +103,19 @@ impl World {
         let (has_left, has_come) = (!says(newest, old), says(newest, new));
         // It votes for as long as it has a place.
         let places = &newest.state.membership;
-        let is_placed =
-            places.get_voters().iter().chain(places.get_voters_outgoing()).any(|id| *id == old.0);
-        if has_left && !is_placed && !replacing.is_noticing {
-            self.replacing = Some(Replacing { is_noticing: true, ..replacing });
+        let voters = places.get_voters().iter().chain(places.get_voters_outgoing());
+        let is_placed = voters.chain(places.get_learners()).any(|id| *id == old.0);
+        let is_gone = has_left && !is_placed;
+        let gone_at = replacing.gone_at.or(is_gone.then_some(newest.state.applied.index));
+        // Who is to vote alone from then on, and does not remember it after a crash, needs the vote that is gone.
+        let voters = places.get_voters();
+        let all_know = gone_at.is_some_and(|at| {
+            let knows = |node: &Node| node.disk.commit() >= at;
+            self.members().all(|node| !voters.contains(&node.id.0) || knows(node))
+        });
+        self.replacing = Some(Replacing { gone_at, ..replacing });
+        if is_gone && all_know && !replacing.is_noticing {
+            self.replacing = Some(Replacing { gone_at, is_noticing: true, ..replacing });
             let delay = self.random.within(MILLI, 5 * SECOND);
             self.schedule(delay, Event::Retire { node: leaves });
         }
@@ -100,7 +126,8 @@ impl World {
         }
         let mut ops = BTreeMap::new();
         if !has_come {
-            ops.insert(0, Op::AddMember(add_member(new.0)));
+            let learner = self.nodes[comes].is_learner;
+            ops.insert(0, Op::AddMember(add_member(new.0, learner)));
         }
         if !has_left {
             ops.insert(1, Op::RemoveMember(proto::RemoveMember { node: old.0 }));
@@ -137,9 +164,7 @@ impl World {
             let sync = target.files.begin_sync();
             target.files.end_sync(sync, true);
         }
-        // What is in doubt may go.
-        let held = target.files.held();
-        let index = if target.is_sound() { held } else { held.min(target.state.ledger.equal()) };
+        let index = target.standing().holds(target.files.held());
         self.input_later(node, Input::Holds { node: self.nodes[node].id, index });
         for to in (0..self.nodes.len()).filter(|to| *to != node) {
             for delay in self.network.carry(&mut self.random, node, to) {

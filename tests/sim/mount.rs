@@ -100,6 +100,10 @@ impl World {
             return;
         }
         let Some(daemon) = self.nodes[node].daemon.as_mut() else { return };
+        if daemon.mount.opening.is_some() {
+            // One after the other.
+            return;
+        }
         daemon.mount.opening = Some(nonce);
         let op = Op::SessionOpen(proto::SessionOpen {
             node: id.0,

@@ -63,7 +63,13 @@ fn mutants_of_the_log_are_caught() {
 
 #[test]
 fn mutants_of_divergence_are_caught() {
-    must_catch(&[Mutant::IgnoreDigests, Mutant::BelieveAllFiles, Mutant::HealFromAny]);
+    must_catch(&[
+        Mutant::IgnoreDigests,
+        Mutant::BelieveAllFiles,
+        Mutant::HealFromAny,
+        Mutant::TakeNotNowForLacking,
+        Mutant::HoldNothingInDoubt,
+    ]);
 }
 
 #[test]

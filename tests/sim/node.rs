@@ -45,12 +45,16 @@ pub struct Node {
     pub applier_stuck_until: Nanos,
     /// It is stuck between changing the state and making sure that the kernel shows it.
     pub kernel_is_stuck: bool,
+    /// It is never to vote.
+    pub is_learner: bool,
     /// It was removed from the cluster, and its daemon knows it.
     pub is_retired: bool,
     /// It was found to differ: up to where its files are to be believed. Durable.
     pub diverged: Option<LogIndex>,
     /// It has healed: at which entry. What it lacked then, it has again once its disk holds all up to there.
     pub healed_at: Option<LogIndex>,
+    /// Up to where its state was right that is being replaced.
+    pub trusted: LogIndex,
     /// What earlier lives may have done to files goes no further than this entry.
     pub reached: LogIndex,
     /// The daemon dies in the middle of what it is doing, after so many effects.
@@ -94,6 +98,8 @@ pub struct Daemon {
     pub standing: Standing,
     /// A snapshot that is written and does not count yet.
     pub candidate: Option<State>,
+    /// Since when a peer waits for it.
+    pub wanted_since: Option<Nanos>,
     pub retracing: Retracing,
 }
 
@@ -162,6 +168,8 @@ pub enum NodeEvent {
     Snapshot,
     /// It differs, or may, and looks for another state.
     Heal,
+    /// A person has found out that it is wrong.
+    FoundWrong,
     /// The cache is written as far as it has come.
     Keep,
     /// The process dies.
@@ -254,9 +262,11 @@ impl Node {
             slow_disk_until: 0,
             applier_stuck_until: 0,
             kernel_is_stuck: false,
+            is_learner: false,
             is_retired: false,
             diverged: None,
             healed_at: None,
+            trusted: LogIndex(0),
             reached: LogIndex(0),
             dies_after_effects: None,
         }
@@ -299,6 +309,7 @@ impl Node {
             is_installing: false,
             standing: Standing::Sound,
             candidate: None,
+            wanted_since: None,
             retracing: Retracing::default(),
         });
     }

@@ -48,7 +48,7 @@ impl State {
         state.take_in(batch);
         let joined = voters.iter().skip(1).map(|node| proto::Command {
             volume: 1,
-            op: Some(Op::AddMember(add_member(*node))),
+            op: Some(Op::AddMember(add_member(*node, false))),
             ..proto::Command::default()
         });
         let commands: Vec<_> = commands.into_iter().chain(joined).collect();
@@ -100,14 +100,21 @@ impl State {
         members.iter().filter_map(joined).collect()
     }
 
-    /// Whether all members vote, and nobody else does.
+    /// Whether all members vote that are to, and nobody else has a place but the learners.
     pub fn is_membership_settled(&self) -> bool {
-        let mut voters = self.membership.get_voters().to_vec();
-        voters.sort_unstable();
-        let members: Vec<u64> = self.members().into_iter().map(|(node, _)| node.0).collect();
-        voters == members
+        let sorted = |nodes: &[u64]| {
+            let mut nodes = nodes.to_vec();
+            nodes.sort_unstable();
+            nodes
+        };
+        let members = self.members();
+        let all = |wanted| {
+            let are_it = members.iter().filter(move |(_, suffrage)| *suffrage == wanted);
+            are_it.map(|(node, _)| node.0).collect::<Vec<_>>()
+        };
+        sorted(self.membership.get_voters()) == all(Suffrage::Voter)
+            && sorted(self.membership.get_learners()) == all(Suffrage::Learner)
             && self.membership.get_voters_outgoing().is_empty()
-            && self.membership.get_learners().is_empty()
     }
 
     pub fn has_session(&self, session: SessionId) -> bool {
@@ -129,8 +136,8 @@ impl State {
 type Members = Vec<(NodeId, Option<Suffrage>)>;
 
 /// What is proposed when a node joins: its nonce is its id.
-pub fn add_member(nonce: u64) -> proto::AddMember {
-    proto::AddMember { nonce, address: format!("node{nonce}"), learner: false }
+pub fn add_member(nonce: u64, learner: bool) -> proto::AddMember {
+    proto::AddMember { nonce, address: format!("node{nonce}"), learner }
 }
 
 fn consequences(changes: &[Change]) -> (Vec<SessionChange>, Members) {

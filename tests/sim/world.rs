@@ -117,15 +117,24 @@ pub struct World {
 }
 
 impl World {
+    /// Some of them have a member that never votes.
     pub fn new(seed: u64, trace: Trace) -> Self {
+        Self::with(seed, seed % 8 == 7, trace)
+    }
+
+    pub fn with(seed: u64, has_learner: bool, trace: Trace) -> Self {
         let mut random = Random::new(seed);
         let count = random.pick(&[2_u64, 3, 3, 3, 5]);
         // Now and then the group grows from one node.
         let voters = if random.chance(250) { vec![1] } else { (1..=count).collect() };
         let (subjects, commands) = Subjects::new();
         let genesis = State::genesis(voters, commands);
-        let nodes: Vec<Node> =
+        let mut nodes: Vec<Node> =
             (1..=count).map(|id| Node::new(NodeId(id), &genesis, &mut random)).collect();
+        if has_learner {
+            let learner = Node::new(NodeId(count + 1), &genesis, &mut random);
+            nodes.push(Node { is_learner: true, ..learner });
+        }
         let fault_kinds = choose_kinds(&mut random);
         let per_node = if count == 3 { 4 } else { 3 };
         let clients = (0..nodes.len() * per_node).map(|i| Client::new(i % nodes.len())).collect();
@@ -137,8 +146,10 @@ impl World {
             network: Network::new(nodes.len()),
             lanes: Lanes::default(),
             reference: Reference::default(),
+            lockers: (0..nodes.len() as u64)
+                .flat_map(|node| [Locker::new(node), Locker::new(node)])
+                .collect(),
             nodes,
-            lockers: (0..count).flat_map(|node| [Locker::new(node), Locker::new(node)]).collect(),
             clients,
             subjects,
             replacing: None,
@@ -165,16 +176,19 @@ impl World {
             self.schedule(delay, Event::Client { client });
         }
         let voters = self.nodes[0].state.membership.get_voters().len();
-        for nonce in voters + 1..=self.nodes.len() {
-            self.add_member(0, nonce as u64);
+        for comes in voters..self.nodes.len() {
+            self.add_member(0, comes);
         }
     }
 
-    /// Whether all nodes vote and serve.
+    /// Whether all nodes serve, and vote as far as they are to.
     pub fn is_up(&self) -> bool {
-        let count = self.nodes.len();
+        let learners = self.nodes.iter().filter(|node| node.is_learner).count();
+        let voters = self.nodes.len() - learners;
         self.nodes.iter().all(|node| {
-            node.has_lease(self.now) && node.state.membership.get_voters().len() == count
+            let placed = &node.state.membership;
+            let are_there = (placed.get_voters().len(), placed.get_learners().len());
+            node.has_lease(self.now) && are_there == (voters, learners)
         })
     }
 
@@ -325,9 +339,9 @@ impl World {
         let Some(daemon) = self.nodes[node].daemon.take() else { return };
         // Bytes that only a wrong replica has beside one that loses power go with it: they were closed, and not fsynced. And
         // one that has healed has them from the others.
-        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
-        let power_lost = power_lost
-            && others.map(|(_, node)| node).all(|node| !node.is_off() && !node.is_healing());
+        let id = self.nodes[node].id;
+        let may_go = |other: &Node| other.id == id || !(other.is_off() || other.is_healing());
+        let power_lost = power_lost && self.members().all(may_go);
         let power_lost = self.lose_state(node, power_lost);
         self.coverage.add("retries", daemon.core.retries());
         let target = &mut self.nodes[node];

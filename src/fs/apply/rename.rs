@@ -39,6 +39,7 @@ pub(super) fn rename<V: ViewMut + Records>(
         rename.check_cycle(context, mode)?;
         rename.check_kinds(context, mode)?;
         rename.check_links(mode)?;
+        rename.check_durable(op, mode)?;
         rename.carry_out(context, mode)?;
     }
     Ok(proto::Outcome::default())
@@ -139,6 +140,19 @@ impl Rename {
             return Err(Errno::EMLINK);
         }
         Ok(())
+    }
+
+    /// What may be in memory only takes the place of nothing: a power loss would leave neither.
+    fn check_durable(&self, op: &proto::Rename, mode: Mode) -> Result<(), Errno> {
+        let Some(target) = self.target.as_ref().filter(|_| op.only_durable) else { return Ok(()) };
+        let met = (mode == Mode::Exchange).then_some(target);
+        let is_on_disks = |inode: &Inode| {
+            let version = inode.record.data_version;
+            let mut known = op.durable.iter().filter(|known| known.ino == inode.ino.0);
+            !inode.is_regular() || known.any(|known| known.data_version >= version)
+        };
+        let mut moved = [Some(&self.source), met].into_iter().flatten();
+        if moved.all(is_on_disks) { Ok(()) } else { Err(Errno::ECANCELED) }
     }
 
     fn carry_out<V: ViewMut + Records>(

@@ -192,6 +192,7 @@ pub(super) fn rename(from: (u64, &str), to: (u64, &str), flags: u32) -> Op {
         new_parent: to.0,
         new_name: bytes(to.1),
         flags,
+        ..proto::Rename::default()
     })
 }
 

@@ -88,7 +88,8 @@ async fn fetch_block(
         Came::Kept(_) | Came::NoRoom => {}
         Came::Misfit(_) | Came::Nothing { .. } => {
             let (fetching, asked) = (&handle.0.fetching, connected(handle));
-            if fetching.asked.lacked_by_all(&asked, What::of(&wanted)) {
+            let is_sound = handle.has_replayed();
+            if is_sound && fetching.asked.lacked_by_all(&asked, What::of(&wanted)) {
                 fetching.nobody_has(key, block, &asked);
             }
         }
@@ -125,7 +126,9 @@ async fn fetch_apart(
             }
             Came::Nothing { .. } => {
                 let asked = connected(handle);
-                if fetching.asked.lacked_by_all(&asked, What::of(&wanted))
+                // What this replica asks for it may have from a state that is wrong, or old.
+                if handle.has_replayed()
+                    && fetching.asked.lacked_by_all(&asked, What::of(&wanted))
                     && !find_here(handle, claim.key, range, is_everybody(handle, &asked)).await?
                 {
                     fetching.nobody_has(claim.key, range, &asked);
@@ -221,9 +224,8 @@ async fn find_here(
 
 /// Whether these are all that may have what this replica lacks.
 fn is_everybody(handle: &Handle, connected: &[NodeId]) -> bool {
-    let placed = handle.0.state.conf_state();
-    let mut others = placed.voters.iter().chain(&placed.voters_outgoing).chain(&placed.learners);
-    others.all(|id| *id == handle.node().0 || connected.contains(&NodeId(*id)))
+    let all = handle.members().with_a_place();
+    all.iter().all(|node| *node == handle.node() || connected.contains(node))
 }
 
 /// The peers that can be asked. Also those that are removed and still have a place: they keep it until most of the others hold

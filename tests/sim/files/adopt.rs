@@ -41,8 +41,8 @@ impl Files {
             named.insert(key);
             let record = under.and_then(|under| query::inode(&under.view, ino).expect("readable"));
             let known = under.map_or(Known::Nothing, |_| Known::Says(record.as_ref()));
-            let is_alone = state.membership.get_voters().len() == 1;
-            let belief = belief(&inode, known, until, is_alone);
+            // Of a replica that is alone no state becomes wrong here.
+            let belief = belief(&inode, known, until, false);
             if inode.kind() == proto::Kind::Regular && belief != Belief::Here {
                 let version = LogIndex(inode.data_version);
                 self.doubt(key, inode.size, version, belief == Belief::Agreed);
@@ -69,10 +69,15 @@ impl Files {
     /// Bytes of a file may be other ones than it has here: they stay until others come in their place.
     fn doubt(&mut self, key: Key, size: u64, version: LogIndex, is_agreed: bool) {
         let name = Name::Backing(key);
-        let layout = self.layouts.get(&key);
-        let is_staged = layout.is_some_and(|layout| !layout.stages().is_empty());
-        let before: Vec<_> = layout.into_iter().flat_map(Layout::away).collect();
-        let kept = if is_staged { 0 } else { self.drive.len(name).min(size) };
+        // What is staged may be the only copy as well as what is in place.
+        let goes_on = |files: &mut Self| {
+            is_agreed
+                && files.layouts.contains_key(&key)
+                && (files.place_durably(key) || files.merge_chunk(key))
+        };
+        while goes_on(self) {}
+        let before: Vec<_> = self.layouts.get(&key).into_iter().flat_map(Layout::away).collect();
+        let kept = self.drive.len(name).min(size);
         self.clear(key, ByteRange::from(0));
         self.set(key, ByteRange { start: 0, end: size }, Away::Missing { version });
         self.set(key, ByteRange::at(0, kept), Away::Doubted { version, is_agreed });

@@ -211,9 +211,12 @@ async fn stop(directory: &Arc<DataDir>, node: Node, mounts: &MountTable) -> Resu
         return Err(give_up(directory, &node, mounts, failed).await);
     }
     stopped?;
-    node.leave().await;
+    let stopping = async {
+        node.leave().await;
+        node.stop().await
+    };
     let ended = tokio::select! {
-        ended = node.stop() => ended.map_err(|error| Fatal::from(&error)),
+        ended = stopping => ended.map_err(|error| Fatal::from(&error)),
         () = disk.hangs() => {
             let path = directory.path().display();
             tracing::error!("the disk under {path} does not answer: the daemon ends as it is");

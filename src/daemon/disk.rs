@@ -12,6 +12,8 @@ use crate::store::DataDir;
 /// A disk that takes longer for a few bytes hangs. One that only is that slow costs the next start some of the log's
 /// replay: what is in the kernel's memory stays there, as after a SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What others are told takes no longer. Who tells them may wait for the own disk, and for as long as any operation does.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// A disk that was asked whether it answers.
 pub(super) struct Asked {
@@ -30,9 +32,10 @@ impl Asked {
         Self { until: Instant::now() + PATIENCE, answer: spawn_blocking(asking) }
     }
 
-    /// Resolves where it does not answer in time.
+    /// Resolves where it does not answer in time, and not before this node can have left.
     pub(super) async fn hangs(&mut self) {
-        if timeout_at(self.until, &mut self.answer).await.is_ok() {
+        let until = self.until.max(Instant::now() + LEAVING);
+        if timeout_at(until, &mut self.answer).await.is_ok() {
             pending::<()>().await;
         }
     }

@@ -170,18 +170,10 @@ async fn serve(
         let _ = server_stopped.await;
     }));
 
-    // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
-    let mounting = mounts.clone();
-    let mounting = tokio::spawn(async move { mounting.mount_configured().await });
-    let serving = async {
-        mounting.await??;
-        report(&node, config.on_quorum_loss).await;
-        Ok::<_, anyhow::Error>(())
-    };
     tokio::select! {
         biased;
         _ = fatal.wait_for(Option::is_some) => {}
-        served = serving => served?,
+        served = mount_and_report(&mounts, &node, config.on_quorum_loss) => served?,
         () = &mut stopping => {}
     }
 
@@ -192,6 +184,19 @@ async fn serve(
     let _ = stop_server.send(());
     // Streams of peers end with the process.
     server.abort();
+    Ok(())
+}
+
+/// Returns where the mount of the configuration cannot be made.
+async fn mount_and_report(
+    mounts: &MountTable,
+    node: &Node,
+    on_quorum_loss: OnQuorumLoss,
+) -> Result<()> {
+    // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
+    let mounts = mounts.clone();
+    tokio::spawn(async move { mounts.mount_configured().await }).await??;
+    report(node, on_quorum_loss).await;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! One daemon: puts the store, the node, the services and the mount together.
 
 mod descriptors;
+mod disk;
 mod ending;
 mod guarding;
 mod lost_state;
@@ -86,18 +87,34 @@ pub fn run(config: &Config, after_crash_loop: bool) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    // Signals, and the beginning and end of mounts, have their own thread, timers and threads for disks: whatever those of
+    // the mounts' operations wait for.
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime of the daemon")?;
     let streams = Streams::start()?;
-    let result = runtime.block_on(serve(config, after_crash_loop, &streams.handle));
+    let runtimes = Runtimes { work: runtime.handle().clone(), streams: streams.handle.clone() };
+    let result = control.block_on(serve(config, after_crash_loop, &runtimes));
     drop(streams);
     // Reads of a disk that does not answer must not keep the daemon from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    control.shutdown_background();
     result
+}
+
+/// Where what runs beside [`serve`].
+struct Runtimes {
+    /// Operations of mounts that have to wait, and all that moves bytes.
+    work: tokio::runtime::Handle,
+    /// See [`Streams`].
+    streams: tokio::runtime::Handle,
 }
 
 async fn serve(
     config: &Config,
     after_crash_loop: bool,
-    streams: &tokio::runtime::Handle,
+    Runtimes { work, streams }: &Runtimes,
 ) -> Result<()> {
     // From here on a signal is not lost.
     let stopping = told_to_stop()?;
@@ -124,28 +141,28 @@ async fn serve(
         (identity.cluster, identity.node),
         identity.address.clone(),
         streams.clone(),
-        tokio::runtime::Handle::current(),
+        work.clone(),
     ));
     let recovered = tokio::select! {
         recovered = lost_state::recover(config, &directory, &starting) => recovered?,
         () = &mut stopping => return Ok(()),
     };
     let settings = node_config(config, &identity, &directory);
-    let node = Node::start(settings, recovered, peers.clone(), streams)
-        .map_err(|error| ending::not_started(&directory, error))?;
+    let started = within(work, || Node::start(settings, recovered, peers.clone(), streams));
+    let node = started.map_err(|error| ending::not_started(&directory, error))?;
     let handle = node.handle();
     peers.serve_node(handle.clone());
     let mut fatal = handle.fatal();
     streams.spawn(end_what_hangs(handle.fatal()));
 
-    let guardian = guarding::start(config, &identity, &handle)?;
-    let mounts = MountTable::new(handle.clone(), guardian.clone(), config);
+    let guardian = guarding::start(config, &identity, &handle, work)?;
+    let mounts = MountTable::new(handle.clone(), guardian.clone(), config, work);
     let peer_service = PeerService::new(identity.cluster, handle.clone(), genesis);
     let bulk = BulkService::new(identity.cluster, handle.clone());
-    let bulk = (bulk, tokio::runtime::Handle::current());
+    let bulk = (bulk, work.clone());
     let admin = AdminService::new(identity.cluster, handle, Arc::new(mounts.clone()));
     if let Some(address) = config.metrics {
-        rpc::serve_metrics(address, admin.clone()).await?;
+        work.spawn(rpc::serve_metrics(address, admin.clone())).await??;
     }
     drop(starting);
     let (stop_server, server_stopped) = tokio::sync::oneshot::channel::<()>();
@@ -153,16 +170,11 @@ async fn serve(
         let _ = server_stopped.await;
     }));
 
-    // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
     tokio::select! {
         biased;
         _ = fatal.wait_for(Option::is_some) => {}
-        mounted = mounts.mount_configured() => mounted?,
-    }
-    tokio::select! {
-        () = report(&node, config.on_quorum_loss) => {}
+        served = mount_and_report(&mounts, &node, config.on_quorum_loss) => served?,
         () = &mut stopping => {}
-        _ = fatal.wait_for(Option::is_some) => {}
     }
 
     telemetry::notify_stopping();
@@ -175,16 +187,47 @@ async fn serve(
     Ok(())
 }
 
+/// Returns where the mount of the configuration cannot be made.
+async fn mount_and_report(
+    mounts: &MountTable,
+    node: &Node,
+    on_quorum_loss: OnQuorumLoss,
+) -> Result<()> {
+    // Without a quorum, too: programs then get what the configuration says, and not an empty directory.
+    let mounts = mounts.clone();
+    tokio::spawn(async move { mounts.mount_configured().await }).await??;
+    report(node, on_quorum_loss).await;
+    Ok(())
+}
+
+/// Has `work` spawn what it spawns in another runtime.
+fn within<T>(runtime: &tokio::runtime::Handle, work: impl FnOnce() -> T) -> T {
+    let _entered = runtime.enter();
+    work()
+}
+
 /// Ends in good order. It may fail while it stops, too: then it ends in the other way after all.
-async fn stop(directory: &DataDir, node: Node, mounts: &MountTable) -> Result<()> {
+async fn stop(directory: &Arc<DataDir>, node: Node, mounts: &MountTable) -> Result<()> {
     let fatal = node.handle().fatal();
+    let mut disk = disk::Asked::now(directory.clone());
     let stopped = if fatal.borrow().is_none() { mounts.stop().await } else { Ok(()) };
     let failed = fatal.borrow().clone();
     if let Some(failed) = failed {
         return Err(give_up(directory, &node, mounts, failed).await);
     }
     stopped?;
-    let ended = node.stop().await.map_err(|error| Fatal::from(&error));
+    let stopping = async {
+        node.leave().await;
+        node.stop().await
+    };
+    let ended = tokio::select! {
+        ended = stopping => ended.map_err(|error| Fatal::from(&error)),
+        () = disk.hangs() => {
+            let path = directory.path().display();
+            tracing::error!("the disk under {path} does not answer: the daemon ends as it is");
+            std::process::exit(1);
+        }
+    };
     let failed = fatal.borrow().clone().or(ended.err());
     failed.map_or(Ok(()), |failed| Err(ending::ended(directory, failed)))
 }
@@ -348,8 +391,14 @@ async fn open(config: &Config) -> Result<DataDir> {
     if !DataDir::holds_replica(&config.data) {
         return join(config).await;
     }
-    let mut directory = DataDir::open(&config.data)?;
-    if directory.is_removed()? {
+    let data = config.data.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let directory = DataDir::open(&data)?;
+        let is_removed = directory.is_removed()?;
+        Ok::<_, StoreError>((directory, is_removed))
+    });
+    let (mut directory, is_removed) = opening.await??;
+    if is_removed {
         return Err(StaysDown(Fatal::removed(directory.identity().node).reason).into());
     }
     if let Some(wanted) = config.cluster {

@@ -119,6 +119,13 @@ impl<S: Storage> Core<S> {
         self.persisting.front().map_or(Duration::ZERO, |(_, since)| self.now.since(*since))
     }
 
+    /// How long this node's disk has had the write that it has not done; zero where it works.
+    #[must_use]
+    pub fn stands_still(&self) -> Duration {
+        let stalled = self.stalled();
+        if stalled >= STANDS_STILL { stalled } else { Duration::ZERO }
+    }
+
     /// A disk that stands still is no reason for silence: the others are told.
     pub(super) fn tell_stall(&mut self) {
         let stalled = self.stalled();

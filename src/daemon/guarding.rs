@@ -11,7 +11,12 @@ use crate::node::Handle;
 use crate::store::{self, Identity, StoreError};
 
 /// Starts the guardian, and keeps it informed for as long as the daemon runs.
-pub(super) fn start(config: &Config, identity: &Identity, node: &Handle) -> Result<Guardian> {
+pub(super) fn start(
+    config: &Config,
+    identity: &Identity,
+    node: &Handle,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Guardian> {
     let guardian =
         Guardian::start(config.log.as_deref()).context("cannot start the daemon's guardian")?;
     let blank = Report {
@@ -20,7 +25,7 @@ pub(super) fn start(config: &Config, identity: &Identity, node: &Handle) -> Resu
         address: identity.address.clone(),
         ..Report::default()
     };
-    tokio::spawn(inform(guardian.clone(), blank, node.clone(), config.data.clone()));
+    runtime.spawn(inform(guardian.clone(), blank, node.clone(), config.data.clone()));
     Ok(guardian)
 }
 

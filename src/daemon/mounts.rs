@@ -21,6 +21,8 @@ use crate::store;
 const MOUNTS_MAX: usize = 64;
 /// A mount takes no longer to be made, unless there is no quorum.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
+/// A list of mounts is written within this time.
+const RECORDING: Duration = Duration::from_secs(1);
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -30,14 +32,16 @@ pub(super) struct MountTable(Arc<Shared>);
 struct Shared {
     node: Handle,
     guardian: Guardian,
-    /// Where mounts are served: never on the thread of the services.
+    /// Where mounts are made and taken away: never on the thread of the services.
     runtime: tokio::runtime::Handle,
+    /// Where operations go on that have to wait.
+    work: tokio::runtime::Handle,
     config: Config,
     /// Where the mount of the configuration is, once it was made.
     configured: OnceLock<PathBuf>,
     known: Mutex<Known>,
-    /// Held while the list on disk is written, so that the last word is the last one written.
-    recording: Mutex<()>,
+    /// One permit, of whoever writes the list on disk, so that the last word is the last one written.
+    recording: Arc<Semaphore>,
     epochs: AtomicBool,
     /// One permit: whoever holds it changes which mounts there are. Closed when the daemon stops.
     turn: Semaphore,
@@ -51,16 +55,22 @@ struct Known {
 }
 
 impl MountTable {
-    /// No mount yet. Must be called within the runtime that is to serve them.
-    pub(super) fn new(node: Handle, guardian: Guardian, config: &Config) -> Self {
+    /// No mount yet. Must be called within the runtime that is to make them; `work` is where operations go on.
+    pub(super) fn new(
+        node: Handle,
+        guardian: Guardian,
+        config: &Config,
+        work: &tokio::runtime::Handle,
+    ) -> Self {
         Self(Arc::new(Shared {
             node,
             guardian,
             runtime: tokio::runtime::Handle::current(),
+            work: work.clone(),
             config: config.clone(),
             configured: OnceLock::new(),
             known: Mutex::default(),
-            recording: Mutex::default(),
+            recording: Arc::new(Semaphore::new(1)),
             epochs: AtomicBool::new(false),
             turn: Semaphore::new(1),
         }))
@@ -113,8 +123,10 @@ impl Shared {
             return Err(MountError::TooMany { most: MOUNTS_MAX });
         }
         let inline_max = usize::try_from(self.config.inline_max).expect("validated: at most 1 MiB");
+        let runtime = self.work.clone();
+        let point = mount_point.clone();
         let options =
-            MountOptions { mount_point: mount_point.clone(), source, subtree, flags, inline_max };
+            MountOptions { mount_point: point, source, subtree, flags, inline_max, runtime };
         // Before it is there: whoever cleans up after a crash must find it.
         self.known.lock().coming = Some(mount_point);
         self.record().await;
@@ -141,16 +153,33 @@ impl Shared {
         Ok(mount)
     }
 
-    /// Records where mounts are, and where one is going to be.
+    /// Records where mounts are, and where one is going to be. A disk that does not answer is not waited for: whoever waits
+    /// for a mount, or for its end, is not to.
     async fn record(self: &Arc<Self>) {
         let shared = self.clone();
-        let recording = tokio::task::spawn_blocking(move || {
-            let _turn = shared.recording.lock();
-            let points = shared.known.lock().points();
-            store::record_mounts(&shared.config.data, &points)
-        });
-        if let Ok(Err(error)) = recording.await {
-            tracing::warn!(%error, "nobody will clean up after this daemon");
+        let recording = async move {
+            // Whoever waits here has not begun; who waits for the disk goes on, and nobody else does meanwhile.
+            let turn = shared.recording.clone().acquire_owned().await;
+            let writing = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                loop {
+                    let points = shared.known.lock().points();
+                    store::record_mounts(&shared.config.data, &points)?;
+                    // They may have changed while the disk took its time.
+                    if shared.known.lock().points() == points {
+                        return Ok::<_, store::StoreError>(());
+                    }
+                }
+            });
+            writing.await
+        };
+        match tokio::time::timeout(RECORDING, recording).await {
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "nobody will clean up after this daemon"),
+            // A panic ends the daemon.
+            Ok(_) => {}
+            Err(_) => tracing::warn!(
+                "the disk does not answer: should this daemon die, nobody will know where it has mounted"
+            ),
         }
     }
 

@@ -28,7 +28,6 @@ const ROOT: u64 = 1;
 #[derive(Debug)]
 pub(super) struct Watching {
     place: Place,
-    alias: u64,
     /// The daemon's own, so that the kernel aborts nothing before we have let go of it.
     fuse: File,
     watched: Seen,
@@ -36,10 +35,10 @@ pub(super) struct Watching {
 
 impl Watching {
     /// With the descriptors that came along.
-    pub(super) fn new(place: Place, alias: u64, descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+    pub(super) fn new(place: Place, descriptors: Vec<OwnedFd>) -> io::Result<Self> {
         let [fuse, memory] =
             <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| io::ErrorKind::InvalidData)?;
-        Ok(Self { place, alias, fuse: fuse.into(), watched: Seen::new(memory)? })
+        Ok(Self { place, fuse: fuse.into(), watched: Seen::new(memory)? })
     }
 
     pub(super) fn point(&self) -> &Path {
@@ -65,9 +64,8 @@ impl Watching {
         }
         // Refused where there are no epochs.
         let _ = self.notify(INC_EPOCH, &[]);
-        let known = self.watched.nodes().flat_map(|node| [node, node | self.alias]);
         // In mounts of subtrees the root has a number that the table does not have.
-        let mut nodes = known.chain([ROOT]);
+        let mut nodes = self.watched.nodes().chain([ROOT]);
         nodes.all(|node| self.forget_inode(node)) && self.watched.is_complete()
     }
 

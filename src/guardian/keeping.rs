@@ -54,7 +54,6 @@ struct Running {
 #[derive(Debug)]
 struct Mounted {
     place: Place,
-    alias: u64,
     fuse: OwnedFd,
     watched: Arc<Watched>,
 }
@@ -85,8 +84,7 @@ impl Guardian {
         Ok(Self(shared))
     }
 
-    /// Watches a mount, which is in the tree and not served yet. Its descriptor is that of FUSE. The kernel may know
-    /// each inode by a second number, with the bit `alias` set.
+    /// Watches a mount, which is in the tree and not served yet. Its descriptor is that of FUSE.
     ///
     /// # Errors
     /// When the mount is not in the tree, or there can be no further descriptor.
@@ -95,10 +93,9 @@ impl Guardian {
         point: &Path,
         fuse: BorrowedFd<'_>,
         watched: Arc<Watched>,
-        alias: u64,
     ) -> io::Result<Watch> {
         let place = Place::of(point)?.ok_or(io::ErrorKind::NotFound)?;
-        let mounted = Mounted { place, alias, fuse: fuse.try_clone_to_owned()?, watched };
+        let mounted = Mounted { place, fuse: fuse.try_clone_to_owned()?, watched };
         let mut state = self.0.state.lock();
         state.last_mount += 1;
         let mount = state.last_mount;
@@ -232,7 +229,7 @@ impl State {
 
 impl Mounted {
     fn order(&self, mount: u64) -> (Order, [BorrowedFd<'_>; 2]) {
-        let order = Order::Watch { mount, place: self.place.clone(), alias: self.alias };
+        let order = Order::Watch { mount, place: self.place.clone() };
         (order, [self.fuse.as_fd(), self.watched.as_fd()])
     }
 }

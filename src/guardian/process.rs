@@ -28,8 +28,8 @@ pub fn run(tell: impl FnOnce(&Report)) -> io::Result<()> {
     let mut report = Report::default();
     while let Some((order, descriptors)) = receive(&socket.as_fd())? {
         match order {
-            Order::Watch { mount, place, alias } => {
-                mounts.insert(mount, Watching::new(place, alias, descriptors)?);
+            Order::Watch { mount, place } => {
+                mounts.insert(mount, Watching::new(place, descriptors)?);
             }
             Order::Forget { mount } => drop(mounts.remove(&mount)),
             Order::Report(latest) => report = latest,

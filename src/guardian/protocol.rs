@@ -31,8 +31,6 @@ pub(super) enum Order {
         /// Its name in [`Order::Forget`].
         mount: u64,
         place: Place,
-        /// The kernel may know each inode by a second number, with this bit set.
-        alias: u64,
     },
     /// It has ended.
     Forget { mount: u64 },
@@ -154,7 +152,7 @@ mod tests {
         file.write_all(b"same").expect("written");
         let point = std::ffi::OsString::from_vec(b"/mnt/\xff".to_vec());
         let place = Place { point, id: 7, unique: Some(1 << 40), device: "0:52".into() };
-        let watch = Order::Watch { mount: 1, place, alias: 1 << 63 };
+        let watch = Order::Watch { mount: 1, place };
         send(&daemon, &watch, &[file.as_fd(), file.as_fd()]).expect("sent");
         let report = Order::Report(Report { session: 9, ..Report::default() });
         send(&daemon, &report, &[]).expect("sent");

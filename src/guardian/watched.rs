@@ -2,8 +2,9 @@
 //! daemon is dead: a table of slots in shared memory, each with the number by which the kernel knows an inode.
 //!
 //! Whoever gives the kernel something takes a slot before, which is one relaxed store, and gives it back when the kernel
-//! has nothing any more. A slot keeps its number until it is taken again, and that is not soon: so what is lost is only
-//! precision, and the guardian has the kernel forget a little more than needed.
+//! has nothing any more. A slot keeps its number for a while then: what is lost is only precision, and the guardian has the
+//! kernel forget a little more than needed. Then it is emptied: what the guardian has to do before it tells the peers
+//! depends on what the kernel has, and not on how many inodes there ever were.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,6 +21,8 @@ use super::sys::SharedNumbers;
 const SLOTS: usize = 1 << 20;
 /// For so long a slot that was given back stays as it is: whoever gave it back may be about to tell the kernel.
 const KEPT: Duration = Duration::from_secs(1);
+/// Slots that are emptied at once: whoever wants one waits meanwhile.
+const SWEPT: usize = 1024;
 /// What comes before the slots.
 const HEADER: usize = 2;
 /// Place of: how many slots were ever used.
@@ -40,6 +43,7 @@ struct Free {
     next: usize,
     /// The one that was given back first comes first.
     given_back: VecDeque<(Instant, usize)>,
+    empty: Vec<usize>,
 }
 
 /// A place in the table, until it is dropped; or the note that there was none.
@@ -77,6 +81,24 @@ impl Watched {
         numbers[USED].store(free.next as u64, Ordering::Relaxed);
         Slot { watched: self.clone(), place }
     }
+
+    /// Empties the slots that were given back a while ago. To be called from time to time.
+    pub fn sweep(&self) {
+        loop {
+            let mut free = self.free.lock();
+            let mut swept = 0;
+            while swept < SWEPT
+                && let Some(place) = free.take_old()
+            {
+                self.memory.numbers()[HEADER + place].store(0, Ordering::Relaxed);
+                free.empty.push(place);
+                swept += 1;
+            }
+            if swept < SWEPT {
+                return;
+            }
+        }
+    }
 }
 
 impl AsFd for Watched {
@@ -87,13 +109,18 @@ impl AsFd for Watched {
 
 impl Free {
     fn take(&mut self, slots: usize) -> Option<usize> {
-        let is_old = |(when, _): &mut (Instant, usize)| when.elapsed() > KEPT;
-        if let Some((_, place)) = self.given_back.pop_front_if(is_old) {
+        if let Some(place) = self.empty.pop().or_else(|| self.take_old()) {
             return Some(place);
         }
         let place = self.next;
         (place < slots).then(|| self.next += 1)?;
         Some(place)
+    }
+
+    /// One that was given back a while ago.
+    fn take_old(&mut self) -> Option<usize> {
+        let is_old = |(when, _): &mut (Instant, usize)| when.elapsed() > KEPT;
+        self.given_back.pop_front_if(is_old).map(|(_, place)| place)
     }
 }
 
@@ -144,7 +171,7 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use super::{AsFd, Seen, Watched};
+    use super::{AsFd, KEPT, Seen, Watched};
 
     fn seen(watched: &Watched) -> Seen {
         Seen::new(watched.as_fd().try_clone_to_owned().expect("a descriptor")).expect("mapped")
@@ -161,6 +188,25 @@ mod tests {
         let _other = watched.watch(9);
         assert_eq!(guardian.nodes().collect::<Vec<_>>(), [5, 7, 9]);
         assert!(guardian.is_complete());
+    }
+
+    /// What the kernel had a while ago is no work for the guardian, however much it was.
+    #[test]
+    fn slots_that_were_given_back_are_emptied() {
+        let watched = Watched::new().expect("memory");
+        let slots: Vec<_> = (1..=100_000).map(|node| watched.watch(node)).collect();
+        let kept = watched.watch(1 << 40);
+        drop(slots);
+        let guardian = seen(&watched);
+        watched.sweep();
+        assert_eq!(guardian.nodes().count(), 100_001, "the kernel may not know yet");
+        std::thread::sleep(KEPT + KEPT / 4);
+        watched.sweep();
+        assert_eq!(guardian.nodes().collect::<Vec<_>>(), [1 << 40]);
+        drop(kept);
+        let _again: Vec<_> = (1..=100_000).map(|node| watched.watch(node)).collect();
+        assert_eq!(watched.free.lock().next, 100_001, "they are used again");
+        assert_eq!(guardian.nodes().count(), 100_001);
     }
 
     /// The guardian knows when it does not know everything.

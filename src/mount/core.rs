@@ -73,8 +73,8 @@ impl Core {
             root: Root::WHOLE,
             flags: RwLock::new(flags),
             open: OpenTable::new(watched.clone()),
-            cache: KernelCache::new(watched),
-            passthrough: Arc::default(),
+            cache: KernelCache::new(watched.clone()),
+            passthrough: Arc::new(Passthrough::new(watched)),
             in_flight: AtomicUsize::new(0),
             waiting: Waiting::new(),
             late: Late::default(),
@@ -102,13 +102,15 @@ impl Core {
     }
 
     /// Waits until reads of this mount may look at the state: where they are bounded, until it is fresh
-    /// enough; in any case until it has come to what the files are.
+    /// enough; where they are strong, for the lease; in any case until it has come to what the files are.
     pub(super) async fn until_fresh(&self) -> Result<(), OpError> {
         self.node.until_sound().await?;
         let read = self.flags.read().read;
         match read {
             ReadMode::Bounded(age) => Ok(self.node.until_fresh(age).await?),
-            ReadMode::Strong => Ok(()),
+            // Nobody without a lease asks the disk: where that hangs, the lease is over soon.
+            ReadMode::Strong if self.node.may_serve(LogIndex(0)) => Ok(()),
+            ReadMode::Strong => Ok(self.node.until_servable(LogIndex(0)).await?),
             ReadMode::Eventual if self.node.session() != SessionId::CLUSTER => Ok(()),
             ReadMode::Eventual => Ok(self.node.until_session().await.map(drop)?),
         }

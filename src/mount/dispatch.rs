@@ -116,6 +116,8 @@ where
         unanswered: Mutex::new(Some((reply, answer))),
     };
     start(&core.runtime, request, |operation| {
+        // However it ends, the thread that is in it is looked after.
+        operation.ending.core.waiting.begin(operation.clone());
         let caller: Arc<dyn Caller> = operation.clone();
         let deadline = if operation.ending.call.is_long {
             Deadline::of_long_call(caller)
@@ -124,6 +126,7 @@ where
         };
         deadline.covers(work)
     });
+    core.waiting.end();
 }
 
 impl<R, T, A> Request<R, T, A>

@@ -421,13 +421,12 @@ impl Filesystem for QuorumFs {
         reply.ok();
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match self.0.statfs() {
-            Ok(Room { blocks, free, inos, free_inos }) => {
-                reply.statfs(blocks, free, free, inos, free_inos, BLOCK, NAME_MAX, BLOCK);
-            }
-            Err(error) => reply.error((&error).into()),
-        }
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let core = self.0.clone();
+        let work = async move { core.statfs() };
+        self.run(req, reply, work, |_, reply, Room { blocks, free, inos, free_inos }| {
+            reply.statfs(blocks, free, free, inos, free_inos, BLOCK, NAME_MAX, BLOCK);
+        });
     }
 
     fn setxattr(

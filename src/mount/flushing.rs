@@ -320,6 +320,7 @@ impl Core {
         loop {
             tokio::time::sleep(AGE_TICK).await;
             let Some(core) = core.upgrade() else { return };
+            core.cache.tidy(Instant::now());
             for buffer in core.open.buffers() {
                 let (since, is_staged) = {
                     let state = buffer.lock();

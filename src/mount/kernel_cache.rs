@@ -26,6 +26,9 @@ pub(super) const LATELY: Duration = Duration::from_secs(1);
 /// lease: what the node keeps back in `Handle::lease_left` covers it.
 pub(super) const LATE_REPLY: Duration = Duration::from_millis(20);
 
+/// How often what is over is looked for.
+const TIDY: Duration = Duration::from_secs(1);
+
 /// Leave to cache something, until a moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Grant(Option<Instant>);
@@ -107,6 +110,7 @@ struct Attributes {
     /// Inodes that others have changed while the kernel was interested; until they may be given again.
     lately: Expiries<Ino>,
     under_way: UnderWay<Ino>,
+    tidied: Option<Instant>,
 }
 
 impl Attributes {
@@ -138,6 +142,19 @@ impl Attributes {
 }
 
 impl KernelCache {
+    /// Gives back what the guardian need not know any more. To be called from time to time.
+    pub(super) fn tidy(&self, now: Instant) {
+        let mut attributes = self.attributes.lock();
+        if attributes.tidied.is_some_and(|at| now.saturating_duration_since(at) < TIDY) {
+            return;
+        }
+        attributes.tidied = Some(now);
+        attributes.given.prune(now);
+        let watched = attributes.watched.clone();
+        drop(attributes);
+        watched.sweep();
+    }
+
     /// Of a kernel that knows nothing yet. The guardian finds in `watched` whose attributes it was given.
     pub(super) fn new(watched: Arc<Watched>) -> Self {
         let attributes = Attributes {
@@ -145,6 +162,7 @@ impl KernelCache {
             watched,
             lately: Expiries::default(),
             under_way: UnderWay::default(),
+            tidied: None,
         };
         Self {
             attributes: Arc::new(Mutex::new(attributes)),
@@ -264,12 +282,17 @@ impl<K: Copy + Eq + Hash, V> Expiries<K, V> {
     /// Notes a key; `keep` makes what is kept with it where it is new.
     fn note_with(&mut self, key: K, until: Instant, now: Instant, keep: impl FnOnce() -> V) -> &V {
         if self.until.len() >= self.prune_at {
-            self.until.retain(|_, (until, _)| *until > now);
-            self.prune_at = 2 * self.until.len() + 1024;
+            self.prune(now);
         }
         let (known, kept) = self.until.entry(key).or_insert_with(|| (until, keep()));
         *known = until.max(*known);
         kept
+    }
+
+    /// Forgets those that are over.
+    fn prune(&mut self, now: Instant) {
+        self.until.retain(|_, (until, _)| *until > now);
+        self.prune_at = 2 * self.until.len() + 1024;
     }
 
     pub(super) fn is_live(&self, key: K, now: Instant) -> bool {

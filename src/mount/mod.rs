@@ -8,7 +8,7 @@
 //! | `mounting`, `options`, `mount_point`, `mount_error`, `sys` | mounting, remounting, unmounting, and what can be wrong |
 //! | `root` | which directory the mount shows as its root |
 //! | `filesystem`, `requests`, `dispatch`, `operation` | fuser's trait: decodes a request, runs it, sends the reply |
-//! | `waiting`, `signals`, `late` | who waits for long: answered when killed, and at the deadline at the latest |
+//! | `waiting`, `session_threads`, `signals`, `late` | who waits for long: answered when killed, and at the deadline at the latest |
 //! | `attributes`, `names`, `renames`, `directories`, `open_files`, `file_io`, `space`, `xattrs`, `locks` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
@@ -49,6 +49,7 @@ mod passthrough;
 mod renames;
 mod requests;
 mod root;
+mod session_threads;
 mod signals;
 mod space;
 mod sys;

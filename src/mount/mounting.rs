@@ -19,15 +19,13 @@ use super::names::Place;
 use super::notify::Kernel;
 use super::options::MountFlags;
 use super::root::Root;
-use super::{mount_point, sys};
+use super::{mount_point, session_threads, sys};
 use crate::fs::proto::Kind;
 use crate::fs::query;
 use crate::guardian::{Guardian, Watched};
 use crate::node::{Deadline, Handle, Observer};
 use crate::store::StateRead;
 
-/// Two threads are best on two cores, and more gain nothing: no operation blocks one.
-const SESSION_THREADS: usize = 2;
 /// A mount that nobody uses ends within this after it was unmounted.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -44,6 +42,8 @@ pub struct MountOptions {
     pub flags: MountFlags,
     /// The most bytes of one flush that travel inside a command of the log.
     pub inline_max: usize,
+    /// Where operations go on that have to wait.
+    pub runtime: tokio::runtime::Handle,
 }
 
 /// A mount that is being served. Dropping it without [`Mount::stop`] leaves it to serve on.
@@ -81,14 +81,17 @@ impl Mount {
         guardian: &Guardian,
         options: MountOptions,
     ) -> Result<Self, MountError> {
-        let MountOptions { mount_point, source, subtree, flags, inline_max } = options;
-        let runtime = tokio::runtime::Handle::current();
+        let MountOptions { mount_point, source, subtree, flags, inline_max, runtime } = options;
         let serve = |source| MountError::Serve { path: mount_point.clone(), source };
         let watched = Watched::new().map_err(serve)?;
         let watching = Watching { guardian: guardian.clone(), watched: watched.clone() };
-        let mut core = Core::new(handle.for_mount(), runtime, flags, inline_max, watched);
-        core.root = Deadline::of_node().covers(core.find_root(&subtree)).await?;
-        let core = Arc::new(core);
+        let mut core = Core::new(handle.for_mount(), runtime.clone(), flags, inline_max, watched);
+        // It may wait for the disk.
+        let finding = runtime.spawn(async move {
+            core.root = Deadline::of_node().covers(core.find_root(&subtree)).await?;
+            Ok::<_, MountError>(Arc::new(core))
+        });
+        let core = finding.await.map_err(|_| MountError::Stopping)??;
         let starting = {
             let (core, source) = (core.clone(), source.clone());
             spawn_blocking(move || begin(&core, watching, &mount_point, &source, flags))
@@ -366,7 +369,7 @@ fn config(source: &str, flags: MountFlags) -> Config {
         config.mount_options.push(either(no_dev, MountOption::NoDev, MountOption::Dev));
     }
     config.acl = SessionACL::All;
-    config.n_threads = Some(SESSION_THREADS);
+    config.n_threads = Some(session_threads::ALL);
     config
 }
 
@@ -380,7 +383,7 @@ fn serve_session(
 ) -> io::Result<watch::Receiver<bool>> {
     let device = session.as_fd().try_clone_to_owned()?;
     // Before the first request is answered, as below.
-    let watch = guardian.watch(point, device.as_fd(), watched, Root::ALIAS)?;
+    let watch = guardian.watch(point, device.as_fd(), watched)?;
     let passthrough = core.passthrough.clone();
     core.try_passthrough(&device);
     core.waiting.start()?;

@@ -14,7 +14,7 @@ use super::core::{Caller, Core};
 use super::errors::OpError;
 use super::names::{NewInode, Place, make};
 use super::open_table::OpenMode;
-use super::passthrough::{Backing, LookAgain, Way};
+use super::passthrough::{Access, Backing, LookAgain, Offer, Way};
 use crate::fs::proto::{Inode, Kind};
 use crate::fs::query;
 use crate::node::NodeError;
@@ -34,8 +34,16 @@ pub(super) struct Opening {
     seen: Seen,
     flags: i32,
     by_alias: bool,
-    /// How, where that is decided.
-    way: Option<Way>,
+    how: How,
+}
+
+/// How a file is opened.
+#[derive(Debug)]
+enum How {
+    /// That is decided.
+    Way(Way),
+    /// It is read, by the kernel itself where that is offered.
+    Reads(Offer),
 }
 
 /// What the kernel is told of an open file.
@@ -64,7 +72,7 @@ impl Core {
         let new = NewInode { kind: Kind::Regular, mode, umask, rdev: 0, target: Bytes::new() };
         let buffer = self.open.hold(ino);
         // Nobody has it open, nor can until it is made.
-        let way = match self.enter(ino, false, NOT_LENT) {
+        let way = match self.enter(ino, false, Access::Daemon) {
             Ok((way, _)) => way,
             Err(error) => {
                 self.unhold(ino);
@@ -82,8 +90,7 @@ impl Core {
             }
         };
         let attr = seen.file_attr(0);
-        let opening = Opening { buffer, seen, flags, by_alias: false, way: Some(way) };
-        Ok((attr, self.opened(opening, way, None)))
+        Ok((attr, self.opened((buffer, seen, flags), way, None)))
     }
 
     /// OPEN, with `O_TRUNC` where the program asked for it.
@@ -102,11 +109,17 @@ impl Core {
         let seen = async {
             // Before it changes anything: it may have to come again.
             if writes(flags) || flags & (libc::O_TRUNC | EXEC) != 0 {
-                way = Some(self.enter(ino, by_alias, NOT_LENT)?.0);
+                way = Some(self.enter(ino, by_alias, Access::Daemon)?.0);
             }
-            self.seen_to_open(caller, ino, flags).await
+            let seen = self.seen_to_open(caller, ino, flags).await?;
+            let how = match way {
+                Some(way) => How::Way(way),
+                None if by_alias => How::Reads(Offer::Nothing),
+                None => How::Reads(self.offer(&seen).await?),
+            };
+            Ok((seen, how))
         };
-        let seen = match seen.await {
+        let (seen, how) = match seen.await {
             Ok(seen) => seen,
             Err(error) => {
                 if let Some(way) = way {
@@ -120,13 +133,13 @@ impl Core {
         if reads {
             self.touch(ino, &seen.inode, flags);
         }
-        Ok(Opening { buffer, seen, flags, by_alias, way })
+        Ok(Opening { buffer, seen, flags, by_alias, how })
     }
 
     /// The kernel was not told that it may open a file.
     pub(super) fn unsent_opening(self: &Arc<Self>, opening: &Opening) {
         let ino = opening.buffer.ino;
-        if let Some(way) = opening.way {
+        if let How::Way(way) = opening.how {
             self.passthrough.leave(ino, way, Instant::now());
         }
         self.unhold(ino);
@@ -142,32 +155,34 @@ impl Core {
         });
     }
 
-    /// Grants it, when the reply goes out. `register` makes a backing file known to the kernel.
+    /// What whoever opens a file may read by itself.
+    async fn offer(&self, seen: &Seen) -> Result<Offer, OpError> {
+        let (inode, key) = (&seen.inode, (seen.ino, Generation(seen.inode.generation)));
+        let is_worth_it = inode.size >= WORTH_PASSTHROUGH && seen.buffered.is_none();
+        if !is_worth_it || !self.passthrough.works() {
+            return Ok(Offer::Nothing);
+        }
+        Offer::find(&self.passthrough, &self.node, key, inode.size).await
+    }
+
+    /// Grants it, when the reply goes out: waits for nothing. `register` makes a backing file known to the kernel.
     pub(super) fn open_now(
         &self,
         opening: Opening,
         register: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Result<Opened, OpError> {
-        if let Some(way) = opening.way {
-            return Ok(self.opened(opening, way, None));
-        }
-        let Opening { seen, by_alias, .. } = &opening;
-        let (ino, inode) = (seen.ino, &seen.inode);
-        let key = (ino, Generation(inode.generation));
-        let is_worth_it = inode.size >= WORTH_PASSTHROUGH && seen.buffered.is_none();
-        let may = is_worth_it
-            && self.passthrough.works()
-            && self.node.files().is_whole(key, ByteRange::from(0));
-        let lend = may.then_some(|| {
-            Backing::lend(&self.node, key, inode.size, register).unwrap_or_else(|error| {
-                self.passthrough.refused(&error);
-                None
-            })
-        });
-        match self.enter(ino, *by_alias, lend) {
-            Ok((way, backing)) => Ok(self.opened(opening, way, backing)),
+        let Opening { buffer, seen, flags, by_alias, how } = opening;
+        let entered = match how {
+            How::Way(way) => Ok((way, None)),
+            How::Reads(offer) => {
+                let access = offer.access(&self.passthrough, register);
+                self.enter(seen.ino, by_alias, access)
+            }
+        };
+        match entered {
+            Ok((way, backing)) => Ok(self.opened((buffer, seen, flags), way, backing)),
             Err(error) => {
-                self.unhold(ino);
+                self.unhold(seen.ino);
                 Err(error)
             }
         }
@@ -178,10 +193,10 @@ impl Core {
         &self,
         ino: Ino,
         by_alias: bool,
-        lend: Option<impl FnOnce() -> Option<Backing>>,
+        access: Access<Backing>,
     ) -> Result<(Way, Option<Arc<Backing>>), OpError> {
         let now = Instant::now();
-        self.passthrough.enter(ino, by_alias, now, lend).map_err(|LookAgain { is_new }| {
+        self.passthrough.enter(ino, by_alias, now, access).map_err(|LookAgain { is_new }| {
             if is_new {
                 // What is written by the alias changes them, and the kernel would not know.
                 self.attributes_changed(ino, true, now);
@@ -190,8 +205,12 @@ impl Core {
         })
     }
 
-    fn opened(&self, opening: Opening, way: Way, backing: Option<Arc<Backing>>) -> Opened {
-        let Opening { buffer, seen, flags, .. } = opening;
+    fn opened(
+        &self,
+        (buffer, seen, flags): (Arc<Buffer>, Seen, i32),
+        way: Way,
+        backing: Option<Arc<Backing>>,
+    ) -> Opened {
         let fopen = self.fopen_flags(&buffer, &seen.inode, flags, way);
         let direct = fopen.contains(FopenFlags::FOPEN_DIRECT_IO);
         if way == Way::Plain && !writes(flags) && !fopen.contains(FopenFlags::FOPEN_KEEP_CACHE) {
@@ -290,9 +309,6 @@ impl Core {
         Ok(())
     }
 }
-
-/// Nobody reads it in passthrough.
-const NOT_LENT: Option<fn() -> Option<Backing>> = None;
 
 fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY

@@ -6,9 +6,11 @@
 //! alias. From then on everybody who opens the file gets the alias, until nobody has it open any more. Hence, at
 //! any time: the plain number is open in passthrough only, or not, or the alias is not open.
 //!
-//! The table here decides; what it hands out counts until [`Passthrough::leave`].
+//! The table here decides; what it hands out counts until [`Passthrough::leave`]. Everybody asks it, also those who must not
+//! wait, so nothing is waited for under its lock: a file is lent, and made known to the kernel, before that is taken.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,11 +19,17 @@ use std::time::{Duration, Instant};
 use fuser::BackingId;
 use parking_lot::Mutex;
 
-use crate::node::Handle;
-use crate::types::Ino;
+use super::errors::OpError;
+use super::root::Root;
+use crate::guardian::{Slot, Watched};
+use crate::node::{Handle, NodeError};
+use crate::store::{Lending, StoreError};
+use crate::types::{ByteRange, Generation, Ino};
 
 /// Whoever was sent to the alias opens it within this time.
 const MOVING: Duration = Duration::from_secs(5);
+/// Whoever opens a file waits no longer than this for the disk to have it lent.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a file is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,45 +54,137 @@ pub(super) struct LookAgain {
 #[derive(Debug)]
 pub(super) struct Backing {
     id: BackingId,
-    node: Handle,
-    ino: Ino,
+    _lent: Lent,
 }
 
 impl Backing {
-    /// Lends the backing file of a file of `size` bytes, which `register` makes known to the kernel; nothing where
-    /// not all of it is in place here.
-    pub(super) fn lend(
-        node: &Handle,
-        (ino, generation): (Ino, crate::types::Generation),
-        size: u64,
-        register: impl FnOnce(&std::fs::File) -> io::Result<BackingId>,
-    ) -> io::Result<Option<Self>> {
-        let lent = node.files().lend((ino, generation), size).map_err(io::Error::other)?;
-        let Some(file) = lent else { return Ok(None) };
-        match register(&file) {
-            Ok(id) => Ok(Some(Self { id, node: node.clone(), ino })),
-            Err(error) => {
-                node.files().take_back(ino);
-                Err(error)
-            }
-        }
-    }
-
     pub(super) fn id(&self) -> &BackingId {
         &self.id
     }
 }
 
-impl Drop for Backing {
+/// A backing file that stays what it is until this is dropped.
+#[derive(Debug)]
+pub(super) struct Lent {
+    file: Arc<File>,
+    node: Handle,
+    ino: Ino,
+}
+
+impl Lent {
+    /// Lends the backing file of a file of `size` bytes; nothing where not all of it is in place here. Here where that
+    /// needs no waiting, as for each file that was lent before.
+    async fn new(
+        node: &Handle,
+        key: (Ino, Generation),
+        size: u64,
+    ) -> Result<Option<Self>, OpError> {
+        let lent = |file| Self { file, node: node.clone(), ino: key.0 };
+        match node.files().lend_nowait(key, size) {
+            Lending::Lent(file) => return Ok(Some(lent(file))),
+            Lending::NotWhole => return Ok(None),
+            Lending::Waits => {}
+        }
+        let of = node.clone();
+        let lending = tokio::task::spawn_blocking(move || {
+            let file = of.files().lend(key, size)?;
+            // Whoever waited may have gone: it is taken back then.
+            Ok::<_, StoreError>(file.map(|file| Self { file, ino: key.0, node: of }))
+        });
+        let Ok(lent) = node.within(tokio::time::timeout(PATIENCE, lending)).await? else {
+            // The daemon may have in memory what the disk is asked for.
+            return Ok(None);
+        };
+        Ok(lent.map_err(|_| NodeError::Stopping)?.unwrap_or_else(|error| {
+            tracing::debug!(%error, "a file is read through the daemon");
+            None
+        }))
+    }
+
+    /// Has `register` make it known to the kernel.
+    fn backing(self, register: impl FnOnce(&File) -> io::Result<BackingId>) -> io::Result<Backing> {
+        Ok(Backing { id: register(&self.file)?, _lent: self })
+    }
+}
+
+impl Drop for Lent {
     fn drop(&mut self) {
         self.node.files().take_back(self.ino);
     }
+}
+
+/// What whoever opens a file may read by itself, as was found out before it is granted.
+#[derive(Debug)]
+pub(super) enum Offer {
+    /// Nothing: it goes through the daemon.
+    Nothing,
+    /// What others read already.
+    Shared(Arc<Backing>),
+    /// What nobody does yet.
+    Lent(Lent),
+}
+
+impl Offer {
+    /// For a file of that generation and size. Waits where the disk has to be asked.
+    pub(super) async fn find(
+        table: &Passthrough,
+        node: &Handle,
+        key: (Ino, Generation),
+        size: u64,
+    ) -> Result<Self, OpError> {
+        match table.reading(key.0, Instant::now()) {
+            Reading::Kernel(backing) => {
+                let is_whole = node.files().is_whole(key, ByteRange::from(0));
+                Ok(if is_whole { Self::Shared(backing) } else { Self::Nothing })
+            }
+            Reading::Daemon => Ok(Self::Nothing),
+            Reading::Nobody => {
+                Ok(Lent::new(node, key, size).await?.map_or(Self::Nothing, Self::Lent))
+            }
+        }
+    }
+
+    /// How the file may be opened. Waits for nothing.
+    pub(super) fn access(
+        self,
+        table: &Passthrough,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Access<Backing> {
+        match self {
+            Self::Nothing => Access::Daemon,
+            Self::Shared(backing) => Access::Kernel(Some(backing)),
+            Self::Lent(lent) => Access::Kernel(match lent.backing(register) {
+                Ok(backing) => Some(Arc::new(backing)),
+                Err(error) => {
+                    table.refused(&error);
+                    None
+                }
+            }),
+        }
+    }
+}
+
+/// Who reads a file at present, for those who have it open.
+enum Reading<B> {
+    Kernel(Arc<B>),
+    Daemon,
+    Nobody,
+}
+
+/// Who may read a file for whoever opens it.
+#[derive(Debug)]
+pub(super) enum Access<B> {
+    /// The daemon only.
+    Daemon,
+    /// The kernel, too: where it does not so far, it reads this.
+    Kernel(Option<Arc<B>>),
 }
 
 /// What is open how.
 #[derive(Debug)]
 pub(super) struct Passthrough<B = Backing> {
     files: Mutex<HashMap<Ino, Known<B>>>,
+    watched: Arc<Watched>,
     /// The kernel has not refused it.
     works: AtomicBool,
     refusal: Mutex<Option<String>>,
@@ -100,11 +200,21 @@ struct Known<B> {
     moving: Option<Instant>,
     /// How often the kernel was given the alias and has not forgotten it.
     lookups: u64,
+    /// It may have pages of the alias then.
+    watched: Option<Slot>,
 }
 
 impl<B> Default for Known<B> {
     fn default() -> Self {
-        Self { passthrough: 0, backing: None, plain: 0, alias: 0, moving: None, lookups: 0 }
+        Self {
+            passthrough: 0,
+            backing: None,
+            plain: 0,
+            alias: 0,
+            moving: None,
+            lookups: 0,
+            watched: None,
+        }
     }
 }
 
@@ -125,22 +235,20 @@ impl<B> Known<B> {
     }
 }
 
-impl<B> Default for Passthrough<B> {
-    fn default() -> Self {
-        let (works, refusal) = (AtomicBool::new(true), Mutex::default());
-        Self { files: Mutex::default(), works, refusal }
-    }
-}
-
 impl<B> Passthrough<B> {
-    /// Somebody opens a file, by its alias where `by_alias`. `lend` is for those who may read it in passthrough, and
-    /// is called where nobody does so far.
+    /// Nothing is open yet. The guardian finds in `watched` of what the kernel knows an alias.
+    pub(super) fn new(watched: Arc<Watched>) -> Self {
+        let (works, refusal) = (AtomicBool::new(true), Mutex::default());
+        Self { files: Mutex::default(), watched, works, refusal }
+    }
+
+    /// Somebody opens a file, by its alias where `by_alias`.
     pub(super) fn enter(
         &self,
         ino: Ino,
         by_alias: bool,
         now: Instant,
-        lend: Option<impl FnOnce() -> Option<B>>,
+        access: Access<B>,
     ) -> Result<(Way, Option<Arc<B>>), LookAgain> {
         let mut files = self.files.lock();
         let known = files.entry(ino).or_default();
@@ -157,7 +265,7 @@ impl<B> Passthrough<B> {
             return Err(known.look_again(now));
         }
         if known.passthrough > 0 {
-            if lend.is_none() {
+            if matches!(access, Access::Daemon) {
                 let answer = known.look_again(now);
                 files.retain(|_, known| known.is_needed(now));
                 return Err(answer);
@@ -165,11 +273,12 @@ impl<B> Passthrough<B> {
             known.passthrough += 1;
             return Ok((Way::Passthrough, known.backing.clone()));
         }
-        let lent = if known.plain == 0 { lend.and_then(|lend| lend()) } else { None };
-        if let Some(backing) = lent {
+        if let Access::Kernel(Some(backing)) = access
+            && known.plain == 0
+        {
             known.passthrough = 1;
-            known.backing = Some(Arc::new(backing));
-            return Ok((Way::Passthrough, known.backing.clone()));
+            known.backing = Some(backing.clone());
+            return Ok((Way::Passthrough, Some(backing)));
         }
         known.plain += 1;
         Ok((Way::Plain, None))
@@ -203,6 +312,7 @@ impl<B> Passthrough<B> {
         };
         known.moving = Some(now + MOVING);
         known.lookups += 1;
+        known.watched.get_or_insert_with(|| self.watched.watch(Root::alias(ino).0));
         true
     }
 
@@ -211,6 +321,9 @@ impl<B> Passthrough<B> {
         let mut files = self.files.lock();
         if let Some(known) = files.get_mut(&ino) {
             known.lookups = known.lookups.saturating_sub(lookups);
+            if known.lookups == 0 {
+                known.watched = None;
+            }
             if !known.is_needed(now) {
                 files.remove(&ino);
             }
@@ -225,6 +338,15 @@ impl<B> Passthrough<B> {
     /// Whether the kernel may know the alias.
     pub(super) fn has_alias(&self, ino: Ino) -> bool {
         self.files.lock().get(&ino).is_some_and(|known| known.lookups > 0)
+    }
+
+    fn reading(&self, ino: Ino, now: Instant) -> Reading<B> {
+        let files = self.files.lock();
+        match files.get(&ino) {
+            Some(Known { backing: Some(backing), .. }) => Reading::Kernel(backing.clone()),
+            Some(known) if known.plain > 0 || known.is_aliased(now) => Reading::Daemon,
+            Some(_) | None => Reading::Nobody,
+        }
     }
 
     /// Whether somebody reads it in passthrough.
@@ -280,18 +402,28 @@ fn reason(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arc, Duration, Ino, Instant, LookAgain, MOVING, Passthrough, Way, io};
+    use super::{
+        Access, Arc, Duration, Ino, Instant, LookAgain, MOVING, Passthrough, Watched, Way, io,
+    };
 
     const INO: Ino = Ino(5);
     type Table = Passthrough<u32>;
     type Answer = Result<(Way, Option<Arc<u32>>), LookAgain>;
 
+    fn table() -> Table {
+        Table::new(Watched::new().expect("memory"))
+    }
+
+    fn kernel(backing: u32) -> Access<u32> {
+        Access::Kernel(Some(Arc::new(backing)))
+    }
+
     fn reader(table: &Table, now: Instant) -> Answer {
-        table.enter(INO, false, now, Some(|| Some(7)))
+        table.enter(INO, false, now, kernel(7))
     }
 
     fn writer(table: &Table, by_alias: bool, now: Instant) -> Answer {
-        table.enter(INO, by_alias, now, None::<fn() -> Option<u32>>)
+        table.enter(INO, by_alias, now, Access::Daemon)
     }
 
     fn way(answer: Answer) -> Way {
@@ -300,10 +432,10 @@ mod tests {
 
     #[test]
     fn readers_share_a_backing_file_until_the_last_one_leaves() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (table(), Instant::now());
         let (first, backing) = reader(&table, now).expect("open");
         assert_eq!((first, backing.as_deref()), (Way::Passthrough, Some(&7)));
-        let (_, shared) = table.enter(INO, false, now, Some(|| Some(8))).expect("open");
+        let (_, shared) = table.enter(INO, false, now, kernel(8)).expect("open");
         assert_eq!(shared.as_deref(), Some(&7));
         drop(shared);
         let backing = Arc::downgrade(&backing.expect("lent"));
@@ -316,14 +448,14 @@ mod tests {
 
     #[test]
     fn a_writer_that_finds_readers_gets_the_alias_and_so_does_whoever_comes_after_it() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (table(), Instant::now());
         assert_eq!(way(reader(&table, now)), Way::Passthrough);
         assert!(!table.give_alias(INO, now), "nobody needs it");
         assert_eq!(writer(&table, false, now).expect_err("readers"), LookAgain { is_new: true });
         assert!(table.give_alias(INO, now) && table.has_alias(INO));
         assert_eq!(way(writer(&table, true, now)), Way::Alias);
         assert_eq!(reader(&table, now).expect_err("a writer"), LookAgain { is_new: false });
-        assert_eq!(way(table.enter(INO, true, now, Some(|| Some(9)))), Way::Alias);
+        assert_eq!(way(table.enter(INO, true, now, kernel(9))), Way::Alias);
         table.leave(INO, Way::Alias, now);
         table.leave(INO, Way::Alias, now);
         assert!(table.is_aliased(INO, now), "another may be on its way");
@@ -339,7 +471,7 @@ mod tests {
 
     #[test]
     fn who_comes_late_to_the_alias_is_sent_back_only_where_the_file_is_open_plainly() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (table(), Instant::now());
         assert_eq!(way(writer(&table, false, now)), Way::Plain);
         assert_eq!(way(reader(&table, now)), Way::Plain, "it is open already");
         assert_eq!(writer(&table, true, now).expect_err("plain"), LookAgain { is_new: false });
@@ -352,8 +484,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_lent_is_read_through_the_daemon() {
-        let (table, now) = (Table::default(), Instant::now());
-        assert_eq!(way(table.enter(INO, false, now, Some(|| None))), Way::Plain);
+        let (table, now) = (table(), Instant::now());
+        assert_eq!(way(table.enter(INO, false, now, Access::Kernel(None))), Way::Plain);
         assert!(table.works() && table.refusal().is_none());
         table.refused(&io::Error::from_raw_os_error(libc::ELOOP));
         assert!(!table.works());
@@ -362,14 +494,14 @@ mod tests {
 
     #[test]
     fn those_who_move_are_forgotten_in_time() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (table(), Instant::now());
         assert_eq!(way(reader(&table, now)), Way::Passthrough);
         writer(&table, false, now).expect_err("readers");
         table.leave(INO, Way::Passthrough, now);
         assert_eq!(table.files.lock().len(), 1);
         let later = now + MOVING + Duration::from_millis(1);
-        table.enter(Ino(6), false, later, Some(|| Some(1))).expect("open");
-        table.enter(Ino(6), false, later, None::<fn() -> Option<u32>>).expect_err("readers");
+        table.enter(Ino(6), false, later, kernel(1)).expect("open");
+        table.enter(Ino(6), false, later, Access::Daemon).expect_err("readers");
         assert_eq!(table.files.lock().len(), 1);
     }
 }

@@ -12,7 +12,7 @@ pub(super) struct Root(pub(super) Ino);
 
 impl Root {
     /// Marks the number of an alias (see [`super::passthrough`]). Inode numbers stay below.
-    pub(super) const ALIAS: u64 = 1 << 63;
+    const ALIAS: u64 = 1 << 63;
 
     /// The root of the whole file system.
     pub(super) const WHOLE: Self = Self(Ino::ROOT);

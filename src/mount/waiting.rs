@@ -1,5 +1,5 @@
-//! Calls that wait, and one thread that looks after them: whoever is killed gets an answer, and so does whoever's
-//! deadline is over while something here is stuck.
+//! Calls that wait, or that a session thread is stuck in, and one thread that looks after them: whoever is killed gets an
+//! answer, and so does whoever's deadline is over while something here is stuck.
 //!
 //! The kernel waits for an answer once a request was read, whatever signals its process gets, and the library does not
 //! pass on what it says of them: `/proc` has to be asked. The thread sleeps while nobody has waited for long.
@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::session_threads::SessionThreads;
 use super::signals;
 use crate::node::Left;
 
@@ -37,6 +39,9 @@ pub(super) struct Waiting(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     calls: Mutex<Calls>,
+    threads: Arc<SessionThreads>,
+    /// The thread waits until there is something to look at. Set under the lock of `calls`.
+    is_idle: AtomicBool,
     /// Told when one comes while the thread is idle, and at the end.
     came: Condvar,
 }
@@ -46,10 +51,11 @@ struct Calls {
     /// In the order in which they came.
     waiting: BTreeMap<u64, Call>,
     last: u64,
-    /// The thread waits until one comes.
-    is_idle: bool,
     closed: bool,
 }
+
+/// One that is to be looked at, with its number where it has one.
+type Found = (Option<u64>, Arc<dyn WaitingCall>);
 
 struct Call {
     since: Instant,
@@ -78,13 +84,27 @@ impl Waiting {
         Ok(())
     }
 
+    /// A session thread begins to work on one.
+    pub(super) fn begin(&self, call: Arc<dyn WaitingCall>) {
+        self.0.threads.begin(call);
+        if self.0.is_idle.load(Ordering::SeqCst) {
+            let _calls = self.0.calls.lock();
+            self.0.came.notify_one();
+        }
+    }
+
+    /// It is done with that. It may have to stand by from now on.
+    pub(super) fn end(&self) {
+        self.0.threads.end();
+    }
+
     /// One has to wait. Answers its number, which is not 0.
     pub(super) fn enter(&self, call: Arc<dyn WaitingCall>) -> u64 {
         let mut calls = self.0.calls.lock();
         calls.last += 1;
         let number = calls.last;
         calls.waiting.insert(number, Call { since: Instant::now(), call });
-        if calls.is_idle {
+        if self.0.is_idle.load(Ordering::SeqCst) {
             self.0.came.notify_one();
         }
         number
@@ -117,7 +137,8 @@ fn look_after(shared: &Shared) {
             };
             if let Some(why) = why {
                 call.answer_early(why);
-                let answered = shared.calls.lock().waiting.remove(&number);
+                let answered =
+                    number.and_then(|number| shared.calls.lock().waiting.remove(&number));
                 drop(answered);
             }
         }
@@ -125,28 +146,38 @@ fn look_after(shared: &Shared) {
 }
 
 impl Shared {
-    /// Those that have waited for long, once there are any, and some time after the last look. Nothing at the end.
-    fn next(&self) -> Option<Vec<(u64, Arc<dyn WaitingCall>)>> {
+    /// Those that have waited for long, with their numbers, and those that threads are stuck in: some time after the
+    /// last look, where there may be any. Nothing at the end.
+    fn next(&self) -> Option<Vec<Found>> {
         let mut calls = self.calls.lock();
         // Since the last look.
-        let next_look = Instant::now() + LOOK;
+        let mut next_look = Instant::now() + LOOK;
         loop {
             if calls.closed {
                 return None;
             }
-            let Some(first) = calls.waiting.values().next() else {
-                calls.is_idle = true;
-                self.came.wait(&mut calls);
-                calls.is_idle = false;
-                continue;
-            };
-            let due = next_look.max(first.since + LOOK);
             let now = Instant::now();
-            if now >= due {
-                let long = calls.waiting.iter().take_while(|(_, call)| call.since + LOOK <= now);
-                return Some(long.map(|(number, call)| (*number, call.call.clone())).collect());
+            if now < next_look {
+                self.came.wait_until(&mut calls, next_look);
+                continue;
             }
-            self.came.wait_until(&mut calls, due);
+            let seen = self.threads.look();
+            let long = calls.waiting.iter().take_while(|(_, call)| call.since + LOOK <= now);
+            let long = long.map(|(number, call)| (Some(*number), call.call.clone()));
+            let stuck = seen.stuck.into_iter().map(|call| (None, call));
+            let found: Vec<_> = long.chain(stuck).collect();
+            if !found.is_empty() {
+                return Some(found);
+            }
+            if calls.waiting.is_empty() && seen.is_quiet {
+                self.is_idle.store(true, Ordering::SeqCst);
+                // Whoever has begun since the look may not have seen that.
+                if !self.threads.is_any_busy() {
+                    self.came.wait(&mut calls);
+                }
+                self.is_idle.store(false, Ordering::SeqCst);
+            }
+            next_look = Instant::now() + LOOK;
         }
     }
 }

@@ -347,6 +347,7 @@ impl Driver {
                 .membership()
                 .map(|(node, votes)| (node, votes, self.core.matched(node)))
                 .collect(),
+            stalled: self.core.stands_still(),
             suspicions: self
                 .core
                 .membership()

@@ -226,10 +226,7 @@ impl Handle {
             end: range.end.checked_next_multiple_of(CHECKSUM_BLOCK).unwrap_or(range.end),
         };
         let mut pieces = FuturesUnordered::new();
-        for (part, version) in self.files().missing(key, blocks) {
-            if self.files().is_arriving(key, version) {
-                continue;
-            }
+        for part in self.not_coming(key, blocks).await {
             while let Some(claim) = fetching.under_way.claim(key, part, PIECE) {
                 pieces.push(async move {
                     let _slot = fetching.urgent.take(claim.range.len()).await;
@@ -248,28 +245,34 @@ impl Handle {
 
     /// Fetches what is missing of a range, while nobody waits for it.
     fn fetch_ahead(&self, key: Key, range: ByteRange) {
-        for (missing, version) in self.files().missing(key, range) {
-            if self.files().is_arriving(key, version) {
-                continue;
-            }
-            let mut at = missing.start;
-            while at < missing.end {
-                let part = ByteRange { start: at, end: missing.end.min(at + PIECE) };
-                at = part.end;
-                let handle = self.clone();
-                tokio::spawn(async move {
-                    let fetching = &handle.0.fetching;
-                    let _slot = fetching.ahead.take(part.len()).await;
-                    // Whoever needed it at once may have been here, or be about it.
-                    for (missing, _) in handle.files().missing(key, part) {
-                        if let Some(claim) = fetching.under_way.claim(key, missing, PIECE) {
-                            piece::fetch(&handle, claim, AGAIN).await;
-                            fetching.changed.notify_waiters();
-                        }
-                    }
-                });
-            }
+        if self.files().missing(key, range).is_empty() {
+            return;
         }
+        let handle = self.clone();
+        self.0.runtime.spawn(async move {
+            for missing in handle.not_coming(key, range).await {
+                let mut at = missing.start;
+                while at < missing.end {
+                    let part = ByteRange { start: at, end: missing.end.min(at + PIECE) };
+                    at = part.end;
+                    tokio::spawn(fetch_part(handle.clone(), key, part));
+                }
+            }
+        });
+    }
+
+    /// What is missing of a range and does not come by itself.
+    async fn not_coming(&self, key: Key, range: ByteRange) -> Vec<ByteRange> {
+        let handle = self.clone();
+        // Whoever makes a stage holds up those who ask what is arriving, and waits for the disk.
+        let looking = tokio::task::spawn_blocking(move || {
+            let files = handle.files();
+            let missing = files.missing(key, range).into_iter();
+            let lacks = missing.filter(|(_, version)| !files.is_arriving(key, *version));
+            lacks.map(|(part, _)| part).collect()
+        });
+        // This node is stopping otherwise.
+        looking.await.unwrap_or_default()
     }
 
     /// What a peer wants, as far as this replica has it and can say so. Waits for the disk.
@@ -284,5 +287,18 @@ impl Handle {
         let given = self.read_for_peer(&Wanted { range: most, ..wanted })?;
         // It may have been found wrong meanwhile.
         Ok(if matches!(given, Given::Lacks) && !self.is_sound() { Given::NotNow } else { given })
+    }
+}
+
+/// Fetches a part that somebody is going to read.
+async fn fetch_part(handle: Handle, key: Key, part: ByteRange) {
+    let fetching = &handle.0.fetching;
+    let _slot = fetching.ahead.take(part.len()).await;
+    // Whoever needed it at once may have been here, or be about it.
+    for (missing, _) in handle.files().missing(key, part) {
+        if let Some(claim) = fetching.under_way.claim(key, missing, PIECE) {
+            piece::fetch(&handle, claim, AGAIN).await;
+            fetching.changed.notify_waiters();
+        }
     }
 }

@@ -433,9 +433,13 @@ impl Drop for OpenStage {
                 self.handle.0.transport.stage(*node, lane, ToStage::Abandon { id: self.id });
             }
         }
-        if let Err(error) = self.handle.files().abandon_stage(self.id) {
-            tracing::warn!(%error, "a stage that nobody needs stays until the next start");
-        }
+        // Whoever drops it may be a thread that must not wait for the disk.
+        let (handle, id) = (self.handle.clone(), self.id);
+        self.handle.0.runtime.spawn_blocking(move || {
+            if let Err(error) = handle.files().abandon_stage(id) {
+                tracing::warn!(%error, "a stage that nobody needs stays until the next start");
+            }
+        });
     }
 }
 

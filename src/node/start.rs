@@ -196,8 +196,15 @@ impl Node {
         let _ = tokio::time::timeout(patience, hand_over(&self.handle, patience)).await;
     }
 
-    /// Stops cleanly: closes the session, hands leadership over, ends the threads, and makes the cache
-    /// of the state durable. The mount must be gone.
+    /// Closes the session and hands leadership over: nobody waits for this node from then on, also where its disk does not
+    /// let it [`Self::stop`]. The mount must be gone.
+    pub async fn leave(&self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        session::close(&self.handle).await;
+        hand_over(&self.handle, HANDING_OVER).await;
+    }
+
+    /// Stops cleanly a node that has left: ends the threads, and makes the cache of the state durable. Waits for the disk.
     ///
     /// # Errors
     /// When something cannot be made durable: the next start believes only what is.
@@ -205,10 +212,7 @@ impl Node {
     /// # Panics
     /// Where the sync at the end has panicked.
     pub async fn stop(self) -> Result<(), StoreError> {
-        let Self { handle, driver, threads, tasks } = self;
-        tasks.iter().for_each(tokio::task::JoinHandle::abort);
-        session::close(&handle).await;
-        hand_over(&handle, HANDING_OVER).await;
+        let Self { handle, driver, threads, tasks: _ } = self;
         let _ = handle.0.driver.send(ToDriver::Stop);
         if driver.await.is_err() {
             tracing::error!("the driver panicked");

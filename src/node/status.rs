@@ -1,5 +1,7 @@
 //! What a node says of itself.
 
+use std::time::Duration;
+
 use crate::consensus::{Role, SessionInfo, Suspicion};
 use crate::types::{LogIndex, NodeId, Term};
 
@@ -18,6 +20,8 @@ pub struct RaftStatus {
     pub last_index: LogIndex,
     /// Members: id, whether it votes, and on a leader what it is known to hold.
     pub members: Vec<(NodeId, bool, Option<LogIndex>)>,
+    /// How long this node's own disk has had the write that it has not done; zero where it works.
+    pub stalled: Duration,
     /// What is known of the others' health.
     pub suspicions: Vec<(NodeId, Suspicion)>,
     /// Open sessions, and what each is known to show.

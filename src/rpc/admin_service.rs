@@ -159,6 +159,13 @@ impl AdminService {
                     .to_owned(),
             );
         }
+        if !raft.stalled.is_zero() {
+            problems.push(format!(
+                "the disk of this node, node {}, has not done a write for {:.1?}: its mounts wait for it",
+                self.handle.node(),
+                raft.stalled
+            ));
+        }
         problems.extend(membership::problems(&self.handle, raft));
         let Some(BehindLocks { missing, .. }) = behind_locks else {
             problems.push(format!(

@@ -97,11 +97,31 @@ impl<C: Caller> Service<Request<Body>> for NotYet<C> {
     }
 
     fn call(&mut self, _: Request<Body>) -> Self::Future {
-        let said = self.0.clone();
+        let mut said = self.0.clone();
         Box::pin(async move {
-            tokio::time::sleep(C::PAUSE).await;
+            // No longer than the start takes: a peer is wanted then.
+            let ended = async { while said.changed().await.is_ok() {} };
+            let _ = tokio::time::timeout(C::PAUSE, ended).await;
             let line = format!("it has not started yet: {}", *said.borrow());
             Ok(tonic::Status::unavailable(line).into_http())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::{Body, NotYet, Peer, Request, Service, watch};
+
+    /// A start that takes no time is not to keep its peers away for longer.
+    #[tokio::test]
+    async fn a_peer_that_waits_is_let_go_when_the_start_is_over() {
+        let (says, said) = watch::channel(String::new());
+        let mut answer = NotYet(said, Peer).call(Request::new(Body::empty()));
+        says.send_replace("something else".to_owned());
+        assert!((&mut answer).now_or_never().is_none(), "it has come too early");
+        drop(says);
+        assert!(answer.now_or_never().is_some());
     }
 }

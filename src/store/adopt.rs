@@ -11,7 +11,7 @@
 use prost::Message;
 
 use super::files::{Files, Key};
-use super::layout::{Away, Layout};
+use super::layout::Away;
 use super::lent::was_lent;
 use super::state::State;
 use crate::fs::{Records, keys, proto, query};
@@ -217,10 +217,12 @@ impl Files {
         // Where it is only not known which bytes it has, checksums may prove some.
         let is_lost = self.layouts().is_lost();
         let kept = if is_seen && !is_lost { 0 } else { found.min(inode.size) };
-        let before: Vec<_> = layouts.get(key).into_iter().flat_map(Layout::away).collect();
-        layouts.clear(key, ByteRange::from(0))?;
+        let before: Vec<_> =
+            layouts.get(key).map_or_else(Vec::new, |layout| layout.away().collect());
+        // At no moment is any of it in place.
         let all = ByteRange { start: 0, end: inode.size };
         layouts.set(key, all, Away::Missing { version })?;
+        layouts.clear(key, ByteRange::from(inode.size))?;
         let is_agreed = belief == Belief::Agreed;
         layouts.set(key, ByteRange::at(0, kept), Away::Doubted { version, is_agreed })?;
         for (part, away) in before {

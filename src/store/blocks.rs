@@ -106,7 +106,7 @@ impl Files {
         self.checksums().last_change(file.key.0) == file.change
     }
 
-    /// Whether nothing of a range is staged or missing.
+    /// Whether nothing of a range is staged or missing. Waits for no disk.
     #[must_use]
     pub fn is_whole(&self, key: Key, range: ByteRange) -> bool {
         self.parts(key, range).is_none()

@@ -23,7 +23,7 @@ impl Files {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<bool, StoreError> {
-        if !self.is_in_place((ino, generation), ByteRange::at(offset, buffer.len() as u64)) {
+        if !self.is_whole((ino, generation), ByteRange::at(offset, buffer.len() as u64)) {
             return Ok(false);
         }
         // Not there, not in memory, or not to be found out without waiting: `read` will say.

@@ -18,7 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use super::durable::{self, Syncs};
 use super::files::Key;
@@ -38,7 +38,10 @@ const SHARDS: usize = 16;
 #[derive(Debug)]
 pub(super) struct Layouts {
     dir: PathBuf,
-    shards: [Mutex<ByKey>; SHARDS],
+    /// Held by whoever changes layouts, also while bytes go to the disk.
+    turns: [Mutex<()>; SHARDS],
+    /// What they are. Changed by who has the turn; locked by anybody, and never across anything that waits for a disk.
+    known: [Mutex<ByKey>; SHARDS],
     /// Files that are not wholly in place.
     away: AtomicUsize,
     /// Follows the layouts; locked last.
@@ -148,7 +151,8 @@ impl Layouts {
         let regained = regained.into_iter().map(|key| (key, number)).collect();
         let layouts = Self {
             dir: dir.to_owned(),
-            shards: std::array::from_fn(|_| Mutex::default()),
+            turns: std::array::from_fn(|_| Mutex::default()),
+            known: std::array::from_fn(|_| Mutex::default()),
             away: AtomicUsize::new(0),
             unfinished: Mutex::default(),
             notes: Mutex::new(Notes { file, number, imaged, regained, retired: Vec::new() }),
@@ -164,7 +168,7 @@ impl Layouts {
         for (key, layout) in files {
             if !layout.is_in_place() {
                 layouts.index(key, &layout);
-                layouts.shard(key.0).lock().insert(key, layout);
+                layouts.known[shard(key.0)].lock().insert(key, layout);
                 layouts.away.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -207,14 +211,29 @@ impl Layouts {
         Ok(())
     }
 
-    /// The layouts of `ino` and some others: nobody else reads or changes them, or bytes of these files, meanwhile.
+    /// The layouts of `ino` and some others: nobody else changes them, or bytes of these files, meanwhile. Waits for
+    /// whoever does, and so perhaps for a disk.
     pub(super) fn lock(&self, ino: Ino) -> Locked<'_> {
-        Locked { layouts: self, shard: self.shard(ino).lock() }
+        let shard = shard(ino);
+        Locked { layouts: self, known: &self.known[shard], _turn: self.turns[shard].lock() }
     }
 
     /// The same where nobody has to be waited for.
     pub(super) fn try_lock(&self, ino: Ino) -> Option<Locked<'_>> {
-        Some(Locked { layouts: self, shard: self.shard(ino).try_lock()? })
+        let shard = shard(ino);
+        let turn = self.turns[shard].try_lock()?;
+        Some(Locked { layouts: self, known: &self.known[shard], _turn: turn })
+    }
+
+    /// The layout of a file as it is at this moment; none where it is wholly in place. Waits for no disk: for one
+    /// expression.
+    pub(super) fn get(&self, key: Key) -> Option<MappedMutexGuard<'_, Layout>> {
+        get(&self.known[shard(key.0)], key)
+    }
+
+    /// The parts of a range, as they are at this moment.
+    pub(super) fn parts(&self, key: Key, range: ByteRange) -> Vec<Part> {
+        parts(&self.known[shard(key.0)], key, range)
     }
 
     /// Whether nothing is known of the files but what was found out since the start. Once an image says so much, they are as
@@ -235,10 +254,10 @@ impl Layouts {
 
     /// Stages that some file needs.
     pub(super) fn stages(&self) -> Vec<LogIndex> {
-        let of = |shard: &Mutex<ByKey>| {
-            shard.lock().values().flat_map(Layout::stages).collect::<Vec<_>>()
+        let of = |known: &Mutex<ByKey>| {
+            known.lock().values().flat_map(Layout::stages).collect::<Vec<_>>()
         };
-        self.shards.iter().flat_map(of).collect()
+        self.known.iter().flat_map(of).collect()
     }
 
     /// Up to `limit` files that lack bytes, in order, beginning behind `after`.
@@ -256,8 +275,7 @@ impl Layouts {
         if self.are_in_place() {
             return 0;
         }
-        let of = |layout: &Layout| layout.away().map(|(range, _)| range.len()).sum();
-        self.lock(key.0).get(key).map_or(0, of)
+        self.get(key).map_or(0, |layout| layout.away().map(|(range, _)| range.len()).sum())
     }
 
     /// The first file behind `after` that has staged bytes.
@@ -277,10 +295,8 @@ impl Layouts {
 
     /// The files that are not wholly in place.
     pub(super) fn keys(&self) -> Vec<Key> {
-        self.shards
-            .iter()
-            .flat_map(|shard| shard.lock().keys().copied().collect::<Vec<_>>())
-            .collect()
+        let of = |known: &Mutex<ByKey>| known.lock().keys().copied().collect::<Vec<_>>();
+        self.known.iter().flat_map(of).collect()
     }
 
     /// Nothing needs that stage any more, but a replay from the last image.
@@ -290,7 +306,10 @@ impl Layouts {
 
     /// The stages that a replay may need for a file.
     pub(super) fn stages_of(&self, key: Key) -> Vec<LogIndex> {
-        let mut stages = self.lock(key.0).get(key).map(Layout::stages).unwrap_or_default();
+        // One that is retired meanwhile is in either.
+        let layouts = self.lock(key.0);
+        let mut stages = layouts.get(key).map(|layout| layout.stages()).unwrap_or_default();
+        drop(layouts);
         let notes = self.notes.lock();
         let its = |of: &Option<Key>| of.is_none_or(|of| of == key);
         stages.extend(notes.retired.iter().filter(|(_, of)| its(of)).map(|(index, _)| *index));
@@ -304,8 +323,9 @@ impl Layouts {
 
     /// More may be missing than was known when the last image was made.
     pub(super) fn lower_held(&self) {
-        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
-        let held = held(shards.iter().flat_map(|shard| shard.values()), self.synced().0);
+        let _turns: Vec<_> = self.turns.iter().map(Mutex::lock).collect();
+        let known: Vec<_> = self.known.iter().map(Mutex::lock).collect();
+        let held = held(known.iter().flat_map(|known| known.values()), self.synced().0);
         self.held.fetch_min(held, Ordering::AcqRel);
     }
 
@@ -341,7 +361,7 @@ impl Layouts {
         &self,
         is_arriving: impl Fn(LogIndex) -> bool,
     ) -> Result<Image, StoreError> {
-        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let _turns: Vec<_> = self.turns.iter().map(Mutex::lock).collect();
         // Nothing is noted without one of these.
         let mut notes = self.notes.lock();
         let number = notes.number + 1;
@@ -349,16 +369,17 @@ impl Layouts {
         notes.number = number;
         let synced = self.done.load(Ordering::Acquire);
         notes.imaged = synced;
-        let all = shards.iter().flat_map(|shard| shard.iter());
+        let known: Vec<_> = self.known.iter().map(Mutex::lock).collect();
+        let all = known.iter().flat_map(|known| known.iter());
         let away = |(key, layout): (&Key, &Layout)| {
             let key = *key;
             layout.away().map(move |(range, away)| (key, range, away)).collect::<Vec<_>>()
         };
         let bytes = image_of(number, synced, all.flat_map(away));
-        let held = held(shards.iter().flat_map(|shard| shard.values()), synced);
+        let held = held(known.iter().flat_map(|known| known.values()), synced);
         // What a replay may set aside again, or has, stays.
         let needed: Vec<_> =
-            shards.iter().flat_map(|shard| shard.values()).flat_map(Layout::stages).collect();
+            known.iter().flat_map(|known| known.values()).flat_map(Layout::stages).collect();
         let unneeded =
             std::mem::take(&mut notes.retired).into_iter().filter(|(i, _)| !needed.contains(i));
         let is_done = |index: LogIndex| index.0 <= synced && !is_arriving(index);
@@ -378,10 +399,6 @@ impl Layouts {
         remove_notes(&self.dir, image.number)
     }
 
-    fn shard(&self, ino: Ino) -> &Mutex<ByKey> {
-        &self.shards[usize::from(ino.0.to_le_bytes()[0]) % SHARDS]
-    }
-
     fn note(&self, key: Key, range: ByteRange, note: Note) -> Result<(), StoreError> {
         let mut notes = self.notes.lock();
         let written = notes.file.write_all(&checked(&encode(key, range, note)));
@@ -393,21 +410,19 @@ impl Layouts {
 #[derive(Debug)]
 pub(super) struct Locked<'a> {
     layouts: &'a Layouts,
-    shard: MutexGuard<'a, ByKey>,
+    known: &'a Mutex<ByKey>,
+    _turn: MutexGuard<'a, ()>,
 }
 
 impl Locked<'_> {
-    /// The layout of a file; none where it is wholly in place.
-    pub(super) fn get(&self, key: Key) -> Option<&Layout> {
-        self.shard.get(&key)
+    /// The layout of a file; none where it is wholly in place. For one expression.
+    pub(super) fn get(&self, key: Key) -> Option<MappedMutexGuard<'_, Layout>> {
+        get(self.known, key)
     }
 
     /// The parts of a range.
     pub(super) fn parts(&self, key: Key, range: ByteRange) -> Vec<Part> {
-        self.shard.get(&key).map_or_else(
-            || if range.is_empty() { Vec::new() } else { vec![(range, None)] },
-            |layout| layout.parts(range),
-        )
+        parts(self.known, key, range)
     }
 
     /// Bytes of a file are somewhere else from now on.
@@ -427,8 +442,7 @@ impl Locked<'_> {
 
     /// Bytes of a file are in place from now on.
     pub(super) fn clear(&mut self, key: Key, range: ByteRange) -> Result<(), StoreError> {
-        let Some(layout) = self.shard.get(&key) else { return Ok(()) };
-        if layout.parts(range).iter().all(|(_, away)| away.is_none()) {
+        if self.parts(key, range).iter().all(|(_, away)| away.is_none()) {
             return Ok(());
         }
         self.layouts.note(key, range, Note::InPlace)?;
@@ -439,8 +453,10 @@ impl Locked<'_> {
 
     /// What is missing of a range, of such versions, has come.
     fn note_regained(&self, key: Key, range: ByteRange, is_it: impl Fn(LogIndex) -> bool) {
-        let layout = self.shard.get(&key);
-        if layout.is_some_and(|layout| layout.missing(range).any(|(_, version)| is_it(version))) {
+        let is_any = |layout: MappedMutexGuard<'_, Layout>| {
+            layout.missing(range).any(|(_, version)| is_it(version))
+        };
+        if self.get(key).is_some_and(is_any) {
             let mut notes = self.layouts.notes.lock();
             let number = notes.number;
             notes.regained.insert(key, number);
@@ -449,7 +465,8 @@ impl Locked<'_> {
 
     /// The file is gone.
     pub(super) fn forget(&mut self, key: Key) -> Result<(), StoreError> {
-        if self.shard.contains_key(&key) {
+        let is_known = self.get(key).is_some();
+        if is_known {
             self.layouts.note(key, ByteRange::at(0, 0), Note::Gone)?;
             self.change(key, |layout| *layout = Layout::default());
         }
@@ -457,23 +474,42 @@ impl Locked<'_> {
     }
 
     fn change(&mut self, key: Key, change: impl FnOnce(&mut Layout)) {
-        let is_new = !self.shard.contains_key(&key);
-        let layout = self.shard.entry(key).or_default();
+        let mut known = self.known.lock();
+        let is_new = !known.contains_key(&key);
+        let layout = known.entry(key).or_default();
         let before = layout.stages();
         change(layout);
         let after = layout.stages();
-        for index in before.into_iter().filter(|index| !after.contains(index)) {
-            self.layouts.retire(index, Some(key));
-        }
         self.layouts.index(key, layout);
         match (is_new, layout.is_in_place()) {
             (true, false) => drop(self.layouts.away.fetch_add(1, Ordering::AcqRel)),
             (false, true) => drop(self.layouts.away.fetch_sub(1, Ordering::AcqRel)),
             (true, true) | (false, false) => {}
         }
-        if self.shard[&key].is_in_place() {
-            self.shard.remove(&key);
+        if layout.is_in_place() {
+            known.remove(&key);
         }
+        drop(known);
+        // Whoever notes something waits for the disk.
+        for index in before.into_iter().filter(|index| !after.contains(index)) {
+            self.layouts.retire(index, Some(key));
+        }
+    }
+}
+
+fn shard(ino: Ino) -> usize {
+    usize::from(ino.0.to_le_bytes()[0]) % SHARDS
+}
+
+fn get(known: &Mutex<ByKey>, key: Key) -> Option<MappedMutexGuard<'_, Layout>> {
+    MutexGuard::try_map(known.lock(), |known| known.get_mut(&key)).ok()
+}
+
+fn parts(known: &Mutex<ByKey>, key: Key, range: ByteRange) -> Vec<Part> {
+    match get(known, key) {
+        Some(layout) => layout.parts(range),
+        None if range.is_empty() => Vec::new(),
+        None => vec![(range, None)],
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -26,6 +26,17 @@ pub(super) fn was_lent(file: &File) -> bool {
     fgetxattr(file, MARK, &mut [0_u8; 1]).is_ok()
 }
 
+/// What comes of lending a file without waiting.
+#[derive(Debug)]
+pub enum Lending {
+    /// It is lent, until [`Files::take_back`].
+    Lent(Arc<File>),
+    /// Not all of it is in place.
+    NotWhole,
+    /// A disk, or whoever waits for one, would have to be waited for: [`Files::lend`] does.
+    Waits,
+}
+
 /// How often each inode's file is lent.
 #[derive(Debug, Default)]
 pub(super) struct Lent(Mutex<HashMap<Ino, usize>>);
@@ -38,28 +49,57 @@ impl Lent {
 
 impl Files {
     /// Lends the backing file of a file of `size` bytes, until [`Self::take_back`]. Nothing where not all of it is
-    /// in place.
+    /// in place. Waits for the disk.
     ///
     /// # Errors
     /// When the local file system refuses.
     pub fn lend(&self, key: Key, size: u64) -> Result<Option<Arc<File>>, StoreError> {
-        // Whatever changes the file from here on finds it lent.
-        let layouts = self.layouts().lock(key.0);
-        if layouts.get(key).is_some() {
+        if !self.is_whole(key, ByteRange::from(0)) {
             return Ok(None);
         }
         let Some(file) = self.file(key.0, key.1)? else { return Ok(None) };
-        let found = file.metadata().map_err(|source| self.failed("stat", key.0, key.1, source))?;
-        if found.len() != size {
-            return Ok(None);
-        }
-        let marked = fsetxattr(&*file, MARK, b"1", XattrFlags::empty());
-        if marked.is_err() {
+        // Before anybody has to wait for this: it is a write, which a disk may take its time for.
+        if !was_lent(&file) && fsetxattr(&*file, MARK, b"1", XattrFlags::empty()).is_err() {
             // Without it nobody would know of a mapping that outlives this.
             return Ok(None);
         }
+        self.lend_marked(&self.layouts().lock(key.0), key, size, &file)
+    }
+
+    /// The same where nothing has to be waited for: of a file that was lent before.
+    pub fn lend_nowait(&self, key: Key, size: u64) -> Lending {
+        let Some(layouts) = self.layouts().try_lock(key.0) else { return Lending::Waits };
+        if layouts.get(key).is_some() {
+            return Lending::NotWhole;
+        }
+        match self.file_nowait(key.0, key.1) {
+            Ok(file) if was_lent(&file) => {
+                match self.lend_marked(&layouts, key, size, &file) {
+                    Ok(Some(file)) => Lending::Lent(file),
+                    Ok(None) => Lending::NotWhole,
+                    // Who waits says why.
+                    Err(_) => Lending::Waits,
+                }
+            }
+            Ok(_) | Err(_) => Lending::Waits,
+        }
+    }
+
+    /// Whatever changes the file from here on finds it lent.
+    fn lend_marked(
+        &self,
+        layouts: &Locked<'_>,
+        key: Key,
+        size: u64,
+        file: &Arc<File>,
+    ) -> Result<Option<Arc<File>>, StoreError> {
+        let found = file.metadata().map_err(|source| self.failed("stat", key.0, key.1, source))?;
+        // It may have gone, or become another one, before this has the layouts.
+        if layouts.get(key).is_some() || found.len() != size || found.nlink() == 0 {
+            return Ok(None);
+        }
         *self.lent().0.lock().entry(key.0).or_default() += 1;
-        Ok(Some(file))
+        Ok(Some(file.clone()))
     }
 
     /// Ends what [`Self::lend`] began.

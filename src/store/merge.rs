@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::fs::XattrFlags;
 
 use super::files::{Files, Key};
-use super::layout::{Away, Layout, Part};
+use super::layout::{Away, Part};
 use super::layouts::Locked;
 use super::refused::is_lost;
 use super::room;
@@ -216,7 +216,7 @@ impl Files {
     /// A stage that may not be durable yet becomes the backing file. Waits for the disk: not for the thread that
     /// applies.
     pub(super) fn place_durably(&self, key: Key) -> Result<bool, StoreError> {
-        let index = self.layouts().lock(key.0).get(key).and_then(Layout::is_one_stage);
+        let index = self.layouts().get(key).and_then(|layout| layout.is_one_stage());
         let Some(index) = index else { return Ok(false) };
         if self.path_of(key.0, key.1).exists() {
             return Ok(false);
@@ -233,7 +233,7 @@ impl Files {
     /// no checksum tells apart.
     fn place(&self, key: Key, index: LogIndex) -> Result<bool, StoreError> {
         let mut layouts = self.layouts().lock(key.0);
-        if layouts.get(key).and_then(Layout::is_one_stage) != Some(index) {
+        if layouts.get(key).and_then(|layout| layout.is_one_stage()) != Some(index) {
             return Ok(false);
         }
         let Some(stage) = self.stages().file(index)? else { return Ok(false) };
@@ -252,14 +252,16 @@ impl Files {
     pub(super) fn note_placed(&self) -> Result<(), StoreError> {
         for key in self.layouts().keys() {
             let mut layouts = self.layouts().lock(key.0);
-            for index in layouts.get(key).map(Layout::stages).unwrap_or_default() {
+            let stages = layouts.get(key).map(|layout| layout.stages()).unwrap_or_default();
+            for index in stages {
                 if self.stages().written_path(index).exists() {
                     continue;
                 }
                 let is_placed = self.is_placed(key, index)?;
                 // What was missing when the layout was synced had come when the stage was placed.
                 let of_it = |(_, away): &(ByteRange, Away)| away.is_of(index);
-                let away: Vec<_> = layouts.get(key).into_iter().flat_map(Layout::away).collect();
+                let away: Vec<_> =
+                    layouts.get(key).map_or_else(Vec::new, |layout| layout.away().collect());
                 for (part, _) in away.into_iter().filter(of_it) {
                     if is_placed {
                         layouts.clear(key, part)?;
@@ -353,27 +355,19 @@ impl Files {
         if self.layouts().are_in_place() {
             return None;
         }
-        let parts = self.layouts().lock(key.0).parts(key, range);
+        let parts = self.layouts().parts(key, range);
         parts.iter().any(|(_, away)| away.is_some()).then_some(parts)
     }
 
-    /// The same where nobody has to be waited for; false where that is not to be found out.
-    pub(super) fn is_in_place(&self, key: Key, range: ByteRange) -> bool {
-        if self.layouts().are_in_place() {
-            return true;
-        }
-        let Some(layouts) = self.layouts().try_lock(key.0) else { return false };
-        layouts.parts(key, range).iter().all(|(_, away)| away.is_none())
-    }
-
-    /// The parts of a range that are missing here, each with the data_version that it needs; ascending.
+    /// The parts of a range that are missing here, each with the data_version that it needs; ascending. Waits for no
+    /// disk.
     #[must_use]
     pub fn missing(&self, key: Key, range: ByteRange) -> Vec<(ByteRange, LogIndex)> {
         if self.layouts().are_in_place() {
             return Vec::new();
         }
-        let layouts = self.layouts().lock(key.0);
-        layouts.get(key).into_iter().flat_map(|layout| layout.missing(range)).collect()
+        let layout = self.layouts().get(key);
+        layout.map_or_else(Vec::new, |layout| layout.missing(range).collect())
     }
 
     /// Whether all bytes of all files are in place.
@@ -569,7 +563,7 @@ impl Files {
             }
         }
         let range = ByteRange::at(offset, buffer.len() as u64);
-        Ok(self.layouts().lock(key.0).parts(key, range) == parts)
+        Ok(self.layouts().parts(key, range) == parts)
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod adopt;
 mod ahead;
+mod answers;
 mod beneath;
 mod blocks;
 mod cached;
@@ -74,6 +75,7 @@ pub use files::Files;
 pub use genesis::{found_cluster, join_cluster, joining_nonce};
 pub use identity::Identity;
 pub use layout::{Away, Layout};
+pub use lent::Lending;
 pub use log::{LogOptions, RaftLog};
 pub use mount_list::{record_mounts, recorded_mounts};
 pub use peer_list::{record_peers, recorded_peers};

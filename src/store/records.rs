@@ -125,7 +125,8 @@ impl Records {
         range: (Bound<&[u8]>, Bound<&[u8]>),
         limit: usize,
     ) -> Result<Vec<Pair>, StoreError> {
-        let pending = self.pending.read();
+        // Not behind whoever waits for a scan that waits for the disk.
+        let pending = self.pending.read_recursive();
         let owned = |(key, value): (&Vec<u8>, &Known)| Ok((key.clone(), value.clone()));
         let in_sled = self.db.range::<&[u8], _>(range).map(|pair| {
             let (key, value) = pair.map_err(StoreError::sled("read", &self.path))?;
@@ -143,10 +144,7 @@ impl Records {
     }
 
     /// Takes the changes of a round.
-    pub(super) fn commit(
-        &self,
-        writes: impl Iterator<Item = (Vec<u8>, Known)>,
-    ) -> Result<(), StoreError> {
+    pub(super) fn commit(&self, writes: impl Iterator<Item = (Vec<u8>, Known)>) {
         let mut pending = self.pending.write();
         let Pending { newest, newest_bytes, groups, .. } = &mut *pending;
         if groups.back().is_none_or(|group| group.changes >= GROUP) {
@@ -159,13 +157,15 @@ impl Records {
             group.add(&key, value.as_deref());
             newest.insert(key, value);
         }
-        drop(pending);
+    }
+
+    /// Whoever commits waits for sled where there is too much that sled does not have.
+    pub(super) fn make_room(&self) -> Result<(), StoreError> {
         if self.is_full() { self.drain(Pace::AtOnce) } else { Ok(()) }
     }
 
-    /// Who commits waits for sled.
     fn is_full(&self) -> bool {
-        self.pending.read().newest_bytes > MAX_PENDING_BYTES
+        self.pending.read_recursive().newest_bytes > MAX_PENDING_BYTES
     }
 
     /// Gives sled all rounds that it does not have. Readers and commits go on.
@@ -217,10 +217,13 @@ impl Records {
     }
 
     fn find(&self, key: &[u8]) -> Result<Known, StoreError> {
-        let pending = self.pending.read();
-        if let Some(known) = pending.newest.get(key).or_else(|| pending.leaving.get(key)) {
-            return Ok(known.clone());
+        {
+            let pending = self.pending.read_recursive();
+            if let Some(known) = pending.newest.get(key).or_else(|| pending.leaving.get(key)) {
+                return Ok(known.clone());
+            }
         }
+        // Nobody commits meanwhile, so what is in neither is in sled, whatever sled is given. It may wait for the disk.
         let value = self.db.get(key).map_err(StoreError::sled("read", &self.path))?;
         Ok(value.map(|value| value.to_vec()))
     }

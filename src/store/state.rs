@@ -30,6 +30,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// How long sled's threads may go on with a database after it was dropped in this process. Other
 /// processes are kept out by the data directory's lock.
 const CLOSING: Duration = Duration::from_secs(5);
+/// A commit that has waited for so long for queries has others wait for itself no more.
+const TURN: Duration = Duration::from_millis(20);
 /// Pairs in one batch when a state is built from a snapshot.
 const BUILD_CHUNK: usize = 1000;
 
@@ -112,7 +114,8 @@ impl State {
             found.add(&key, &value);
             writes.push((key, Some(value)));
             if writes.len() == BUILD_CHUNK {
-                state.records.load().commit(writes.drain(..))?;
+                state.records.load().commit(writes.drain(..));
+                state.records.load().make_room()?;
             }
         }
         if found != digest {
@@ -120,15 +123,17 @@ impl State {
         }
         let point = Point::default().advanced(digest, at);
         writes.extend(point.writes(at.conf_state));
-        state.records.load().commit(writes.into_iter())?;
+        state.records.load().commit(writes.into_iter());
         state.records.load().flush()?;
         *state.point.write() = point;
         Ok(state)
     }
 
-    /// The state at one applied index, for a query. Short: applies wait while it lives.
+    /// The state at one applied index, for a query. Short: applies wait while it lives. One that waits for the disk must not
+    /// have others wait for it: they go before a commit that waits for it, too.
     pub fn read(&self) -> StateRead<'_> {
-        StateRead { state: self, point: self.point.read() }
+        let point = self.point.try_read_for(TURN);
+        StateRead { state: self, point: point.unwrap_or_else(|| self.point.read_recursive()) }
     }
 
     /// What of the newest state is in memory, for whoever must wait neither for a disk nor for an apply
@@ -148,9 +153,11 @@ impl State {
         let meta = point.writes(at.conf_state);
         let mut current = self.point.write();
         self.keep_for_exports(&batch)?;
-        self.records.load().commit(batch.writes.into_iter().chain(meta))?;
+        self.records.load().commit(batch.writes.into_iter().chain(meta));
         *current = point;
-        Ok(())
+        drop(current);
+        // Queries go on while sled takes what there is too much of.
+        self.records.load().make_room()
     }
 
     /// Becomes another state, whole: whoever reads sees either. No image may be under way. By the apply loop's turn.

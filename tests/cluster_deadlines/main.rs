@@ -1,8 +1,9 @@
-//! What programs see when the quorum is lost: every call ends, or can be ended; mounts come and go; and what was lost
-//! is said, once.
+//! What programs see when the quorum is lost, or their own node's disk hangs: every call ends, or can be ended; mounts come and
+//! go; and what was lost is said, once.
 #![allow(clippy::disallowed_methods, reason = "tests measure how long calls take")]
 
 mod calls;
+mod hung;
 mod lost;
 mod mounts;
 #[path = "../support/mod.rs"]
@@ -39,13 +40,23 @@ fn nodes(cluster: &Cluster) -> (u64, [u64; 2]) {
     (node, [5 - leader, leader])
 }
 
+fn operations() -> Command {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/operations.py");
+    let mut python = Command::new("python3");
+    python.arg(script);
+    python
+}
+
 /// One process for each operation, all prepared.
 fn all_calls(mount: &Path) -> Vec<Call> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/operations.py");
-    let names = succeed(Command::new("python3").arg(&script).arg("--list")).stdout;
-    let names = text(&names);
-    let calls = names.lines().map(|name| {
-        let program = Program::spawn(Command::new("python3").arg(&script).arg(name).arg(mount));
+    let names = succeed(operations().arg("--list")).stdout;
+    calls(mount, text(&names).lines())
+}
+
+/// One process for each of these operations, all prepared.
+fn calls<'a>(mount: &Path, names: impl IntoIterator<Item = &'a str>) -> Vec<Call> {
+    let calls = names.into_iter().map(|name| {
+        let program = Program::spawn(operations().arg(name).arg(mount));
         Call { name: name.to_owned(), program }
     });
     let mut calls: Vec<_> = calls.collect();

@@ -9,30 +9,12 @@ use std::process::Command;
 use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
 use rustix::io::Errno;
 
-use super::support::disk::SmallDisk;
+use super::support::disk::{Frozen, SmallDisk};
 use super::support::{self, Cluster, PATIENCE, succeed, wait_until, write_and_sync};
 use super::{MIB, open, pattern};
 
 /// Of a disk, where nobody says otherwise.
 const RESERVE: u64 = 256 * MIB;
-
-/// A file system that takes in nothing until this is dropped: whoever writes to it hangs.
-struct Frozen<'a>(&'a SmallDisk);
-
-impl<'a> Frozen<'a> {
-    fn freeze(disk: &'a SmallDisk) -> Self {
-        succeed(Command::new("fsfreeze").arg("--freeze").arg(disk.path()));
-        Self(disk)
-    }
-}
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        let thawed = Command::new("fsfreeze").arg("--unfreeze").arg(self.0.path()).status();
-        let thawed = thawed.is_ok_and(|status| status.success());
-        assert!(thawed || std::thread::panicking(), "{} stays frozen", self.0.path().display());
-    }
-}
 
 /// A cluster whose nodes have small disks and keep 48 MiB of them. A test that fails detaches the disks
 /// before the daemons are stopped; one that does not stops the cluster first.

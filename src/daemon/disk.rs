@@ -11,9 +11,11 @@ use crate::store::DataDir;
 
 /// A disk that takes longer for a few bytes hangs. One that only is that slow costs the next start some of the log's
 /// replay: what is in the kernel's memory stays there, as after a SIGKILL.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// What others are told takes no longer. Who tells them may wait for the own disk, and for as long as any operation does.
-const LEAVING: Duration = Duration::from_secs(1);
+/// (A disk that has gigabytes to write first is slow, too.)
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What others are told takes no longer: the session ends, and leadership goes to another one. Who tells them may wait for
+/// the own disk, and for as long as any operation does.
+const LEAVING: Duration = Duration::from_secs(4);
 
 /// A disk that was asked whether it answers.
 pub(super) struct Asked {

@@ -149,9 +149,11 @@ impl KernelCache {
             return;
         }
         attributes.tidied = Some(now);
-        attributes.given.prune(now);
+        let over = attributes.given.prune(now);
         let watched = attributes.watched.clone();
         drop(attributes);
+        // Nobody waits for these.
+        drop(over);
         watched.sweep();
     }
 
@@ -282,7 +284,7 @@ impl<K: Copy + Eq + Hash, V> Expiries<K, V> {
     /// Notes a key; `keep` makes what is kept with it where it is new.
     fn note_with(&mut self, key: K, until: Instant, now: Instant, keep: impl FnOnce() -> V) -> &V {
         if self.until.len() >= self.prune_at {
-            self.prune(now);
+            drop(self.prune(now));
         }
         let (known, kept) = self.until.entry(key).or_insert_with(|| (until, keep()));
         *known = until.max(*known);
@@ -290,9 +292,11 @@ impl<K: Copy + Eq + Hash, V> Expiries<K, V> {
     }
 
     /// Forgets those that are over.
-    fn prune(&mut self, now: Instant) {
-        self.until.retain(|_, (until, _)| *until > now);
+    fn prune(&mut self, now: Instant) -> Vec<V> {
+        let over = self.until.extract_if(|_, (until, _)| *until <= now);
+        let over = over.map(|(_, (_, kept))| kept).collect();
         self.prune_at = 2 * self.until.len() + 1024;
+        over
     }
 
     pub(super) fn is_live(&self, key: K, now: Instant) -> bool {

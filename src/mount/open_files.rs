@@ -72,7 +72,7 @@ impl Core {
         let new = NewInode { kind: Kind::Regular, mode, umask, rdev: 0, target: Bytes::new() };
         let buffer = self.open.hold(ino);
         // Nobody has it open, nor can until it is made.
-        let way = match self.enter(ino, false, Access::Daemon) {
+        let way = match self.enter(ino, false, &Access::Daemon) {
             Ok((way, _)) => way,
             Err(error) => {
                 self.unhold(ino);
@@ -109,7 +109,7 @@ impl Core {
         let seen = async {
             // Before it changes anything: it may have to come again.
             if writes(flags) || flags & (libc::O_TRUNC | EXEC) != 0 {
-                way = Some(self.enter(ino, by_alias, Access::Daemon)?.0);
+                way = Some(self.enter(ino, by_alias, &Access::Daemon)?.0);
             }
             let seen = self.seen_to_open(caller, ino, flags).await?;
             let how = match way {
@@ -176,7 +176,7 @@ impl Core {
             How::Way(way) => Ok((way, None)),
             How::Reads(offer) => {
                 let access = offer.access(&self.passthrough, register);
-                self.enter(seen.ino, by_alias, access)
+                self.enter(seen.ino, by_alias, &access)
             }
         };
         match entered {
@@ -193,7 +193,7 @@ impl Core {
         &self,
         ino: Ino,
         by_alias: bool,
-        access: Access<Backing>,
+        access: &Access<Backing>,
     ) -> Result<(Way, Option<Arc<Backing>>), OpError> {
         let now = Instant::now();
         self.passthrough.enter(ino, by_alias, now, access).map_err(|LookAgain { is_new }| {

@@ -12,8 +12,8 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use fuser::BackingId;
@@ -69,6 +69,7 @@ pub(super) struct Lent {
     file: Arc<File>,
     node: Handle,
     ino: Ino,
+    _coming: Coming<Backing>,
 }
 
 impl Lent {
@@ -78,10 +79,12 @@ impl Lent {
         node: &Handle,
         key: (Ino, Generation),
         size: u64,
+        coming: Coming<Backing>,
     ) -> Result<Option<Self>, OpError> {
-        let lent = |file| Self { file, node: node.clone(), ino: key.0 };
+        let lent =
+            move |node: Handle, file, coming| Self { file, node, ino: key.0, _coming: coming };
         match node.files().lend_nowait(key, size) {
-            Lending::Lent(file) => return Ok(Some(lent(file))),
+            Lending::Lent(file) => return Ok(Some(lent(node.clone(), file, coming))),
             Lending::NotWhole => return Ok(None),
             Lending::Waits => {}
         }
@@ -89,7 +92,7 @@ impl Lent {
         let lending = tokio::task::spawn_blocking(move || {
             let file = of.files().lend(key, size)?;
             // Whoever waited may have gone: it is taken back then.
-            Ok::<_, StoreError>(file.map(|file| Self { file, ino: key.0, node: of }))
+            Ok::<_, StoreError>(file.map(|file| lent(of, file, coming)))
         });
         let Ok(lent) = node.within(tokio::time::timeout(PATIENCE, lending)).await? else {
             // The daemon may have in memory what the disk is asked for.
@@ -127,7 +130,7 @@ pub(super) enum Offer {
 impl Offer {
     /// For a file of that generation and size. Waits where the disk has to be asked.
     pub(super) async fn find(
-        table: &Passthrough,
+        table: &Arc<Passthrough>,
         node: &Handle,
         key: (Ino, Generation),
         size: u64,
@@ -138,8 +141,8 @@ impl Offer {
                 Ok(if is_whole { Self::Shared(backing) } else { Self::Nothing })
             }
             Reading::Daemon => Ok(Self::Nothing),
-            Reading::Nobody => {
-                Ok(Lent::new(node, key, size).await?.map_or(Self::Nothing, Self::Lent))
+            Reading::Nobody(coming) => {
+                Ok(Lent::new(node, key, size, coming).await?.map_or(Self::Nothing, Self::Lent))
             }
         }
     }
@@ -168,7 +171,27 @@ impl Offer {
 enum Reading<B> {
     Kernel(Arc<B>),
     Daemon,
-    Nobody,
+    /// Nobody but who has asked, perhaps soon.
+    Nobody(Coming<B>),
+}
+
+/// Somebody may be going to read a file in passthrough: whoever writes it has it shown to them, as to those who do.
+#[derive(Debug)]
+struct Coming<B> {
+    table: Weak<Passthrough<B>>,
+    ino: Ino,
+}
+
+impl<B> Drop for Coming<B> {
+    fn drop(&mut self) {
+        let Some(table) = self.table.upgrade() else { return };
+        let mut files = table.files.lock();
+        let Some(known) = files.get_mut(&self.ino) else { return };
+        known.coming = known.coming.saturating_sub(1);
+        if !known.is_needed(Instant::now()) {
+            files.remove(&self.ino);
+        }
+    }
 }
 
 /// Who may read a file for whoever opens it.
@@ -194,6 +217,8 @@ pub(super) struct Passthrough<B = Backing> {
 struct Known<B> {
     passthrough: usize,
     backing: Option<Arc<B>>,
+    /// Those who may come to read it so, and those by whose loan others do.
+    coming: usize,
     plain: usize,
     alias: usize,
     /// Until then somebody may still open the alias.
@@ -209,6 +234,7 @@ impl<B> Default for Known<B> {
         Self {
             passthrough: 0,
             backing: None,
+            coming: 0,
             plain: 0,
             alias: 0,
             moving: None,
@@ -224,7 +250,7 @@ impl<B> Known<B> {
     }
 
     fn is_needed(&self, now: Instant) -> bool {
-        self.passthrough + self.plain > 0 || self.lookups > 0 || self.is_aliased(now)
+        self.passthrough + self.coming + self.plain > 0 || self.lookups > 0 || self.is_aliased(now)
     }
 
     /// Keeps the alias for whoever is being sent there.
@@ -242,13 +268,14 @@ impl<B> Passthrough<B> {
         Self { files: Mutex::default(), watched, works, refusal }
     }
 
-    /// Somebody opens a file, by its alias where `by_alias`.
+    /// Somebody opens a file, by its alias where `by_alias`. What is offered and not used is dropped by the caller, without
+    /// the lock.
     pub(super) fn enter(
         &self,
         ino: Ino,
         by_alias: bool,
         now: Instant,
-        access: Access<B>,
+        access: &Access<B>,
     ) -> Result<(Way, Option<Arc<B>>), LookAgain> {
         let mut files = self.files.lock();
         let known = files.entry(ino).or_default();
@@ -278,7 +305,7 @@ impl<B> Passthrough<B> {
         {
             known.passthrough = 1;
             known.backing = Some(backing.clone());
-            return Ok((Way::Passthrough, Some(backing)));
+            return Ok((Way::Passthrough, Some(backing.clone())));
         }
         known.plain += 1;
         Ok((Way::Plain, None))
@@ -340,18 +367,23 @@ impl<B> Passthrough<B> {
         self.files.lock().get(&ino).is_some_and(|known| known.lookups > 0)
     }
 
-    fn reading(&self, ino: Ino, now: Instant) -> Reading<B> {
-        let files = self.files.lock();
+    fn reading(self: &Arc<Self>, ino: Ino, now: Instant) -> Reading<B> {
+        let mut files = self.files.lock();
         match files.get(&ino) {
-            Some(Known { backing: Some(backing), .. }) => Reading::Kernel(backing.clone()),
-            Some(known) if known.plain > 0 || known.is_aliased(now) => Reading::Daemon,
-            Some(_) | None => Reading::Nobody,
+            Some(Known { backing: Some(backing), .. }) => {
+                return Reading::Kernel(backing.clone());
+            }
+            Some(known) if known.plain > 0 || known.is_aliased(now) => return Reading::Daemon,
+            Some(_) | None => {}
         }
+        files.entry(ino).or_default().coming += 1;
+        Reading::Nobody(Coming { table: Arc::downgrade(self), ino })
     }
 
-    /// Whether somebody reads it in passthrough.
+    /// Whether somebody reads it in passthrough, or may be about to.
     pub(super) fn reads(&self, ino: Ino) -> bool {
-        self.files.lock().get(&ino).is_some_and(|known| known.passthrough > 0)
+        let reads = |known: &Known<B>| known.passthrough + known.coming > 0;
+        self.files.lock().get(&ino).is_some_and(reads)
     }
 
     /// Whether it is worth trying.
@@ -403,7 +435,8 @@ fn reason(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::{
-        Access, Arc, Duration, Ino, Instant, LookAgain, MOVING, Passthrough, Watched, Way, io,
+        Access, Arc, Duration, Ino, Instant, LookAgain, MOVING, Passthrough, Reading, Watched, Way,
+        io,
     };
 
     const INO: Ino = Ino(5);
@@ -419,11 +452,11 @@ mod tests {
     }
 
     fn reader(table: &Table, now: Instant) -> Answer {
-        table.enter(INO, false, now, kernel(7))
+        table.enter(INO, false, now, &kernel(7))
     }
 
     fn writer(table: &Table, by_alias: bool, now: Instant) -> Answer {
-        table.enter(INO, by_alias, now, Access::Daemon)
+        table.enter(INO, by_alias, now, &Access::Daemon)
     }
 
     fn way(answer: Answer) -> Way {
@@ -435,7 +468,7 @@ mod tests {
         let (table, now) = (table(), Instant::now());
         let (first, backing) = reader(&table, now).expect("open");
         assert_eq!((first, backing.as_deref()), (Way::Passthrough, Some(&7)));
-        let (_, shared) = table.enter(INO, false, now, kernel(8)).expect("open");
+        let (_, shared) = table.enter(INO, false, now, &kernel(8)).expect("open");
         assert_eq!(shared.as_deref(), Some(&7));
         drop(shared);
         let backing = Arc::downgrade(&backing.expect("lent"));
@@ -443,6 +476,25 @@ mod tests {
         assert!(backing.upgrade().is_some() && table.reads(INO));
         table.leave(INO, Way::Passthrough, now);
         assert!(backing.upgrade().is_none() && !table.reads(INO));
+        assert!(table.files.lock().is_empty());
+    }
+
+    /// Between the loan and the open a writer may come and go: what it writes is to be where the kernel reads.
+    #[test]
+    fn who_is_about_to_read_counts_as_a_reader() {
+        let (table, now) = (Arc::new(table()), Instant::now());
+        let Reading::Nobody(coming) = table.reading(INO, now) else { panic!("nobody reads") };
+        assert!(table.reads(INO));
+        assert_eq!(way(writer(&table, false, now)), Way::Plain);
+        assert!(matches!(table.reading(INO, now), Reading::Daemon));
+        table.leave(INO, Way::Plain, now);
+        assert!(table.reads(INO));
+        assert_eq!(way(reader(&table, now)), Way::Passthrough);
+        drop(coming);
+        assert!(matches!(table.reading(INO, now), Reading::Kernel(_)));
+        table.leave(INO, Way::Passthrough, now);
+        assert!(!table.reads(INO) && table.files.lock().is_empty());
+        drop(table.reading(INO, now));
         assert!(table.files.lock().is_empty());
     }
 
@@ -455,7 +507,7 @@ mod tests {
         assert!(table.give_alias(INO, now) && table.has_alias(INO));
         assert_eq!(way(writer(&table, true, now)), Way::Alias);
         assert_eq!(reader(&table, now).expect_err("a writer"), LookAgain { is_new: false });
-        assert_eq!(way(table.enter(INO, true, now, kernel(9))), Way::Alias);
+        assert_eq!(way(table.enter(INO, true, now, &kernel(9))), Way::Alias);
         table.leave(INO, Way::Alias, now);
         table.leave(INO, Way::Alias, now);
         assert!(table.is_aliased(INO, now), "another may be on its way");
@@ -485,7 +537,7 @@ mod tests {
     #[test]
     fn what_cannot_be_lent_is_read_through_the_daemon() {
         let (table, now) = (table(), Instant::now());
-        assert_eq!(way(table.enter(INO, false, now, Access::Kernel(None))), Way::Plain);
+        assert_eq!(way(table.enter(INO, false, now, &Access::Kernel(None))), Way::Plain);
         assert!(table.works() && table.refusal().is_none());
         table.refused(&io::Error::from_raw_os_error(libc::ELOOP));
         assert!(!table.works());
@@ -500,8 +552,8 @@ mod tests {
         table.leave(INO, Way::Passthrough, now);
         assert_eq!(table.files.lock().len(), 1);
         let later = now + MOVING + Duration::from_millis(1);
-        table.enter(Ino(6), false, later, kernel(1)).expect("open");
-        table.enter(Ino(6), false, later, Access::Daemon).expect_err("readers");
+        table.enter(Ino(6), false, later, &kernel(1)).expect("open");
+        table.enter(Ino(6), false, later, &Access::Daemon).expect_err("readers");
         assert_eq!(table.files.lock().len(), 1);
     }
 }

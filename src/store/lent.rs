@@ -63,7 +63,13 @@ impl Files {
             // Without it nobody would know of a mapping that outlives this.
             return Ok(None);
         }
-        self.lend_marked(&self.layouts().lock(key.0), key, size, &file)
+        drop(file);
+        let layouts = self.layouts().lock(key.0);
+        // It may have gone meanwhile, or become another file.
+        match self.file(key.0, key.1)? {
+            Some(file) if was_lent(&file) => self.lend_marked(&layouts, key, size, &file),
+            Some(_) | None => Ok(None),
+        }
     }
 
     /// The same where nothing has to be waited for: of a file that was lent before.
@@ -94,7 +100,6 @@ impl Files {
         file: &Arc<File>,
     ) -> Result<Option<Arc<File>>, StoreError> {
         let found = file.metadata().map_err(|source| self.failed("stat", key.0, key.1, source))?;
-        // It may have gone, or become another one, before this has the layouts.
         if layouts.get(key).is_some() || found.len() != size || found.nlink() == 0 {
             return Ok(None);
         }

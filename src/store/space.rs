@@ -3,9 +3,11 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use rangemap::RangeSet;
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 use rustix::io::Errno;
 
@@ -162,21 +164,28 @@ impl Files {
             (None, None) => punch(&file, to),
         };
         let copied = copied.map_err(|source| self.failed("copy to", target.0, target.1, source));
-        if copied.is_err() && !aside && !self.lent().has(target.0) {
+        let is_whole = copied.is_ok();
+        let lacking: RangeSet<u64> =
+            missing.iter().map(|part| part.moved(by)).map(|part| part.start..part.end).collect();
+        let written = copied.and_then(|()| {
+            // First: at no moment is any of it in place.
+            for Range { start, end } in lacking.iter().cloned() {
+                layouts.set(target, ByteRange { start, end }, Away::Missing { version: index })?;
+            }
+            lacking.gaps(&(to.start..to.end)).try_for_each(|Range { start, end }| {
+                let part = ByteRange { start, end };
+                if aside {
+                    layouts.set(target, part, Away::Staged { index, shift: 0 })
+                } else {
+                    layouts.clear(target, part)
+                }
+            })
+        });
+        self.or_missing(written, &mut layouts, (target, to), index)?;
+        if !is_whole && !aside && !self.lent().has(target.0) {
             // What came of it takes room. Whether it can be given back or not, it is not believed. (Whoever reads the file
             // by himself would take the hole for zeros.)
             let _ = punch(&file, to);
-        }
-        let written = copied.and_then(|()| {
-            if aside {
-                layouts.set(target, to, Away::Staged { index, shift: 0 })
-            } else {
-                layouts.clear(target, to)
-            }
-        });
-        self.or_missing(written, &mut layouts, (target, to), index)?;
-        for part in missing {
-            layouts.set(target, part.moved(by), Away::Missing { version: index })?;
         }
         Ok(())
     }

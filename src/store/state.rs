@@ -132,8 +132,12 @@ impl State {
     /// The state at one applied index, for a query. Short: applies wait while it lives. One that waits for the disk must not
     /// have others wait for it: they go before a commit that waits for it, too.
     pub fn read(&self) -> StateRead<'_> {
-        let point = self.point.try_read_for(TURN);
-        StateRead { state: self, point: point.unwrap_or_else(|| self.point.read_recursive()) }
+        StateRead { state: self, point: self.point() }
+    }
+
+    /// Where it is. Behind a commit that waits only for so long.
+    fn point(&self) -> RwLockReadGuard<'_, Point> {
+        self.point.try_read_for(TURN).unwrap_or_else(|| self.point.read_recursive())
     }
 
     /// What of the newest state is in memory, for whoever must wait neither for a disk nor for an apply
@@ -149,7 +153,7 @@ impl State {
     /// # Errors
     /// When sled refuses: what it holds in memory is not known then, and must not be read.
     pub fn commit(&self, batch: Batch, at: AppliedPoint<'_>) -> Result<(), StoreError> {
-        let point = self.point.read().clone().advanced(batch.digest, at);
+        let point = self.point().clone().advanced(batch.digest, at);
         let meta = point.writes(at.conf_state);
         let mut current = self.point.write();
         self.keep_for_exports(&batch)?;
@@ -171,7 +175,7 @@ impl State {
 
     /// Starts an image of the replicated tables as they are now.
     pub fn export(&self) -> Export<'_> {
-        let point = self.point.read();
+        let point = self.point();
         let export = Export::new(self, point.clone());
         let mut exports = self.exports.lock();
         exports.retain(|export| export.strong_count() > 0);
@@ -183,25 +187,25 @@ impl State {
     /// The index up to which commands are applied.
     #[must_use]
     pub fn applied(&self) -> LogIndex {
-        self.point.read().index
+        self.point().index
     }
 
     /// The term of the entry at that index.
     #[must_use]
     pub fn term(&self) -> Term {
-        self.point.read().term
+        self.point().term
     }
 
     /// The membership as of that index.
     #[must_use]
     pub fn conf_state(&self) -> ConfState {
-        self.point.read().conf_state.clone()
+        self.point().conf_state.clone()
     }
 
     /// The digest of the replicated tables at that index.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.point.read().digest
+        self.point().digest
     }
 
     /// Where it is.

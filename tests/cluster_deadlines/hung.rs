@@ -39,7 +39,7 @@ const SOME: [&str; 12] = [
 const DEATH: Duration = Duration::from_secs(1);
 /// What people may take who look at it, or take a mount away.
 const LOOK: Duration = Duration::from_secs(2);
-const END: Duration = Duration::from_secs(10);
+const END: Duration = Duration::from_secs(20);
 
 fn up() -> (Cluster, SmallDisk) {
     let mut disk = None;

@@ -372,20 +372,6 @@ fn stages_end_with_their_session() {
     assert_eq!(count(dir.path(), "new"), 0);
 }
 
-/// A start that is behind takes stages of a session whose end it has still to replay.
-#[test]
-fn stages_that_came_while_a_start_was_behind_end_when_it_has_caught_up() {
-    let dir = tempfile::tempdir().unwrap();
-    let files = open(dir.path(), true);
-    carry_out(&files, 5, &FileEffect::EndStages { session: SESSION });
-    carry_out(&files, 6, &FileEffect::EndStages { session: SessionId(4) });
-    drop(files);
-    let files = open(dir.path(), true);
-    files.stage(id(1), 0, b"late").unwrap();
-    carry_out(&files, 5, &FileEffect::EndStages { session: SESSION });
-    assert_eq!(count(dir.path(), "new"), 0);
-}
-
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64, u64, u8, usize),
@@ -574,6 +560,12 @@ fn what_comes_of_a_session_that_has_ended_leaves_nothing_behind() {
     files.stage(id(2), 0, b"others").unwrap();
     assert!(!files.is_stage_open(id(1)) && !files.is_stage_open(id(2)));
     assert_eq!(count(dir.path(), "new"), 0);
+    carry_out(&files, 6, &FileEffect::EndStages { session: SessionId(4) });
+    drop(files);
+    let files = open(dir.path(), true);
+    files.stage(id(1), 0, b"late").unwrap();
+    carry_out(&files, 5, &FileEffect::EndStages { session: SESSION });
+    assert_eq!(count(dir.path(), "new"), 0, "it came before the end was replayed");
 }
 
 /// A backing file that takes nothing costs no bytes that can be read where they are. The memory of a process is a file

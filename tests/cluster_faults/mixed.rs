@@ -14,7 +14,7 @@ const WORTH_EACH_ALONE: Duration = Duration::from_secs(240);
 
 #[test]
 fn what_programs_see_is_linearizable_whatever_fails() {
-    torment(Duration::from_secs(40));
+    torment(Duration::from_secs(60));
 }
 
 /// `QUORUMFS_FAULTS_SECONDS` says for how long.

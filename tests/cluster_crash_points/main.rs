@@ -48,7 +48,7 @@ fn a_replica_recovers_wherever_it_is_killed() {
     assert!(record.count(Outcome::Recovered) > 0, "nothing was killed");
 }
 
-/// All of them. Those that `QUORUMFS_CRASH_STATE` names as done, by this very commit, are left out, and it is told of each one
+/// All of them. Those that `QUORUMFS_CRASH_STATE` names as done, by this very daemon, are left out, and it is told of each one
 /// more; `QUORUMFS_CRASH_SCENE` names the only scene to be played.
 #[test]
 #[ignore = "long"]

@@ -19,7 +19,7 @@ pub enum Outcome {
     NotReached,
 }
 
-/// What was tried, of one commit.
+/// What was tried, of one daemon.
 #[derive(Debug, Default)]
 pub struct Record {
     file: Option<PathBuf>,
@@ -30,9 +30,7 @@ pub struct Record {
 impl Record {
     /// Goes on with what the file says that `QUORUMFS_CRASH_STATE` names, if it does.
     pub fn resume() -> Self {
-        let mut git = Command::new("git");
-        let commit = git.args(["describe", "--always", "--dirty"]).output().expect("git runs");
-        let commit = text(&commit.stdout).trim().to_owned();
+        let commit = commit_of_the_daemon();
         let file = std::env::var_os("QUORUMFS_CRASH_STATE").map(PathBuf::from);
         let known = file.as_ref().and_then(|file| fs::read_to_string(file).ok());
         let mut outcomes = BTreeMap::new();
@@ -65,6 +63,18 @@ impl Record {
     pub fn count(&self, outcome: Outcome) -> usize {
         self.outcomes.values().filter(|of_one| **of_one == outcome).count()
     }
+}
+
+/// The last commit that changed what the daemon is made of: later ones, of documents or tests, are no reason to begin anew.
+fn commit_of_the_daemon() -> String {
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        let output = git.args(arguments).args(["--", "src", "proto", "Cargo.toml", "Cargo.lock"]);
+        text(&output.output().expect("git runs").stdout).trim().to_owned()
+    };
+    let commit = git(&["log", "-1", "--format=%h"]);
+    let is_dirty = !git(&["status", "--porcelain"]).is_empty();
+    if is_dirty { format!("{commit}-dirty") } else { commit }
 }
 
 impl fmt::Display for Outcome {

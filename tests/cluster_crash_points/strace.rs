@@ -55,7 +55,13 @@ impl Attached {
             status.is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
         };
         let attached = Self(child);
-        wait_until(PATIENCE, "strace", || threads.iter().all(is_traced).then_some(()));
+        // The first thread may come to the call before strace has the last one.
+        let has_ended = || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"));
+            status.map_or(true, |status| status.contains("State:\tZ"))
+        };
+        let is_done = || threads.iter().all(is_traced) || has_ended();
+        wait_until(PATIENCE, "strace", || is_done().then_some(()));
         attached
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Keeper {
     expiry: Duration,
     leads: bool,
     deadlines: BTreeMap<SessionId, Monotonic>,
+    /// When it was last looked whose is over.
+    looked: Option<Monotonic>,
     expiring: BTreeMap<SessionId, Monotonic>,
     /// Sessions under which nothing is served any more, and whose they are.
     fenced: BTreeMap<SessionId, NodeId>,
@@ -55,6 +57,7 @@ impl Keeper {
             expiry,
             leads: false,
             deadlines: BTreeMap::new(),
+            looked: None,
             expiring: BTreeMap::new(),
             fenced: BTreeMap::new(),
             waiting: Vec::new(),
@@ -167,6 +170,12 @@ impl Keeper {
         });
         if !self.leads {
             return Vec::new();
+        }
+        let stood_still =
+            self.looked.replace(now).map_or(Duration::ZERO, |looked| now.since(looked));
+        if stood_still > self.ttl / 4 {
+            // It could hear and renew nobody, so that time counts for nobody.
+            self.deadlines.values_mut().for_each(|deadline| *deadline = *deadline + stood_still);
         }
         let open: BTreeSet<_> = roster.iter().map(|(info, _)| info.session).collect();
         self.deadlines.retain(|session, _| open.contains(session));

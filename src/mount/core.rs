@@ -206,6 +206,7 @@ impl Core {
         self.take_space_for(&op)?;
         let outcome = match self.node.mutate_in(only_in, op).await {
             Ok(outcome) => outcome,
+            Err(NodeError::NotDone) => return Err(NodeError::NotDone.into()),
             Err(error) => return Err(self.unknown_outcome(touched, error)),
         };
         match i32::try_from(outcome.errno) {

@@ -15,6 +15,11 @@ pub(super) enum OpError {
 }
 
 impl OpError {
+    /// Nothing was done, and it can be asked for again.
+    pub(super) fn is_not_done(&self) -> bool {
+        matches!(self, Self::Node(NodeError::NotDone))
+    }
+
     /// What the program is told.
     pub(super) fn errno(&self) -> i32 {
         match self {

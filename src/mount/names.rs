@@ -112,12 +112,21 @@ impl Core {
         place: Place,
         new: NewInode,
     ) -> Result<Entry, OpError> {
-        let ino = self.node.new_ino().await?;
-        let grant = self.give_name(&place, caller.pid);
-        let parent = place.parent;
-        let outcome = self.mutate(&[parent], make(caller, place, ino, new)).await?;
-        let attr = self.file_attr(&Seen::of_outcome(ino, outcome)?)?;
-        Ok(Entry { attr, grant, is_alias: false })
+        loop {
+            let ino = self.node.new_ino().await?;
+            let grant = self.give_name(&place, caller.pid);
+            let parent = place.parent;
+            let making = make(caller, place.clone(), ino, new.clone());
+            match self.mutate(&[parent], making).await {
+                // Its number was the last session's.
+                Err(error) if error.is_not_done() => {}
+                Err(error) => return Err(error),
+                Ok(outcome) => {
+                    let attr = self.file_attr(&Seen::of_outcome(ino, outcome)?)?;
+                    return Ok(Entry { attr, grant, is_alias: false });
+                }
+            }
+        }
     }
 
     /// LINK, by a thread.

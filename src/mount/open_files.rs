@@ -67,6 +67,22 @@ impl Core {
         (mode, umask): (u32, u32),
         flags: i32,
     ) -> Result<(FileAttr, Opened), OpError> {
+        loop {
+            match self.create_once(caller, place.clone(), (mode, umask), flags).await {
+                // Its number was the last session's.
+                Err(error) if error.is_not_done() => {}
+                created => return created,
+            }
+        }
+    }
+
+    async fn create_once(
+        &self,
+        caller: Caller,
+        place: Place,
+        (mode, umask): (u32, u32),
+        flags: i32,
+    ) -> Result<(FileAttr, Opened), OpError> {
         let ino = self.node.new_ino().await?;
         let parent = place.parent;
         let new = NewInode { kind: Kind::Regular, mode, umask, rdev: 0, target: Bytes::new() };

@@ -22,6 +22,9 @@ use crate::types::{ByteRange, Generation, Ino, LogIndex, NodeId};
 const AGE: Duration = Duration::from_secs(5);
 /// The same while members come and go, which waits for it.
 const MOVING_AGE: Duration = Duration::from_millis(100);
+/// A leader may wait for something newer than what this node took for it, or another one may wait: it is looked at again after
+/// this long.
+const TAKEN: Duration = Duration::from_secs(1);
 /// Between two attempts to find a quorum.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -252,7 +255,7 @@ pub(super) async fn write_back(handle: Handle) {
         }
         let shared = handle.0.clone();
         target = handle.is_membership_moving().then(|| match target {
-            Some((index, since)) if !holds(&shared, index) || since.elapsed() < AGE => {
+            Some((index, since)) if !holds(&shared, index) || since.elapsed() < TAKEN => {
                 (index, since)
             }
             _ => (shared.state.applied(), Instant::now()),

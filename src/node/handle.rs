@@ -40,6 +40,9 @@ pub enum NodeError {
     /// The session ended while the operation waited.
     #[error("this mount's session ended while the operation waited")]
     SessionLost,
+    /// The same, and it is known that nothing was done: it can be asked for again.
+    #[error("this mount's session ended before the operation was carried out")]
+    NotDone,
     /// This replica cannot read or write its own disk.
     #[error("this replica's own state cannot be used: {0}")]
     Store(#[from] StoreError),

@@ -195,6 +195,7 @@ fn switch(shared: &Shared, received: Received) -> Result<Boot, StoreError> {
     let index = received.index();
     let session = shared.mutations.session();
     shared.durability.skip_to(index);
+    shared.mutations.skip();
     // Files are cut before the state says so.
     shared.cuts.begin();
     let adopted =

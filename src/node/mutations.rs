@@ -64,7 +64,7 @@ struct Inner {
 }
 
 /// A mutation that somebody wants.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Submission {
     pub(super) op: Op,
     pub(super) wait: Wait,
@@ -79,6 +79,7 @@ pub(super) struct Submission {
 #[derive(Debug)]
 struct Queued {
     submission: Submission,
+    ended: Ended,
     number: Number,
     answer: Answering,
 }
@@ -89,7 +90,53 @@ struct Waiting {
     outcome: Option<Outcome>,
     /// The mount whose change it is.
     proposer: Option<MountId>,
+    refused: Refused,
     answer: Answering,
+}
+
+/// What becomes of a mutation that was not carried out before its session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// It is proposed in the next one.
+    GoesOn,
+    /// What it is made of was the session's, and can be had again in the next one.
+    NotDone,
+    /// It depends on what went with the session.
+    Lost,
+}
+
+impl Ended {
+    /// What depends on locks is `only_in` a session. Bytes of a stage go with it, and so does what was granted to it.
+    fn of(op: &Op, only_in: Option<SessionId>) -> Self {
+        match op {
+            _ if only_in.is_some() => Self::Lost,
+            Op::Make(_) => Self::NotDone,
+            Op::Link(_)
+            | Op::Unlink(_)
+            | Op::Rmdir(_)
+            | Op::Rename(_)
+            | Op::SetAttr(_)
+            | Op::SetXattr(_)
+            | Op::RemoveXattr(_)
+            | Op::Allocate(_) => Self::GoesOn,
+            Op::Write(write) if write.stage == 0 => Self::GoesOn,
+            _ => Self::Lost,
+        }
+    }
+
+    fn error(self) -> NodeError {
+        match self {
+            Self::GoesOn | Self::NotDone => NodeError::NotDone,
+            Self::Lost => NodeError::SessionLost,
+        }
+    }
+}
+
+/// What is done where the log says that a command was refused.
+#[derive(Debug)]
+enum Refused {
+    Again(Box<(Submission, Number)>),
+    Tell(NodeError),
 }
 
 impl Mutations {
@@ -127,8 +174,8 @@ impl Mutations {
         inner.propose_queued(self.node, hlc)
     }
 
-    /// A session is known to have ended. What is proposed is refused, and so is what waits for room in its window; what comes from
-    /// now on waits for the next one.
+    /// A session is known to have ended. What is proposed is refused, and so is what depends on it and waits for room in its
+    /// window; all else waits for the next one.
     pub(super) fn end(&self, session: SessionId) {
         let mut inner = self.inner.lock();
         if inner.session != session || inner.is_over {
@@ -136,10 +183,22 @@ impl Mutations {
         }
         inner.is_over = true;
         inner.inos.clear();
-        let queue = std::mem::take(&mut inner.queue);
+        let (stay, queue): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut inner.queue)
+            .into_iter()
+            .partition(|queued| queued.ended == Ended::GoesOn);
+        inner.queue = stay;
         // Whoever is answered may go on at once, on this thread, and submit more.
         drop(inner);
-        drop(queue);
+        for Queued { ended, answer, .. } in queue {
+            let _ = answer.send(Err(ended.error()));
+        }
+    }
+
+    /// Entries are skipped: of what waits it is not known any more whether it was carried out before it is refused.
+    pub(super) fn skip(&self) {
+        for waiting in self.inner.lock().waiting.values_mut() {
+            waiting.refused = Refused::Tell(NodeError::SessionLost);
+        }
     }
 
     /// The session is given up: whoever waits under it is told that it is lost, and what comes from now on waits for
@@ -191,12 +250,13 @@ impl Mutations {
         let mut inner = self.inner.lock();
         let is_another = |session| session != inner.session || !inner.is_open();
         // The number of what is made was granted to the session that has ended.
-        let is_of_ended = inner.is_over && matches!(submission.op, Op::Make(_));
+        let ended = Ended::of(&submission.op, only_in);
+        let is_of_ended = inner.is_over && ended == Ended::NotDone;
         if only_in.is_some_and(is_another) || is_of_ended {
-            // Dropped, which says it.
+            let _ = answer.send(Err(ended.error()));
             return (receiver, number, None);
         }
-        let queued = Queued { submission, number: number.clone(), answer };
+        let queued = Queued { submission, ended, number: number.clone(), answer };
         if inner.has_room() {
             (receiver, number, Some(inner.propose(self.node, queued, hlc)))
         } else {
@@ -211,7 +271,8 @@ impl Mutations {
         let key = ProposalKey { session: SessionId::CLUSTER, seq: Seq(name) };
         let data = encode(self.node, key, 0, Vec::new(), op, None, hlc);
         let deadline = Deadline::of_node();
-        let waiting = Waiting { deadline, outcome: None, proposer: None, answer };
+        let refused = Refused::Tell(NodeError::SessionLost);
+        let waiting = Waiting { deadline, outcome: None, proposer: None, refused, answer };
         self.inner.lock().waiting.insert(key, waiting);
         (receiver, Input::Propose { key, data, wait: Wait::Here })
     }
@@ -236,12 +297,23 @@ impl Mutations {
         let waiting = inner.waiting.remove(&key);
         inner.answered(key);
         inner.told(key);
+        let mut told = None;
+        if let Some(Waiting { outcome: Some(outcome), answer, refused, .. }) = waiting {
+            match refused {
+                _ if outcome.errno != REFUSED => told = Some((answer, Ok(outcome))),
+                // Whoever waits has seen all that became of it: it was never carried out.
+                Refused::Again(again) => {
+                    let (submission, number) = *again;
+                    let ended = Ended::GoesOn;
+                    inner.queue.push_back(Queued { submission, ended, number, answer });
+                }
+                Refused::Tell(error) => told = Some((answer, Err(error))),
+            }
+        }
         let inputs = inner.propose_queued(self.node, hlc);
         // Whoever is answered may go on at once, on this thread, and submit more.
         drop(inner);
-        if let Some(Waiting { outcome: Some(outcome), answer, .. }) = waiting {
-            let refused = outcome.errno == REFUSED;
-            let answered = if refused { Err(NodeError::SessionLost) } else { Ok(outcome) };
+        if let Some((answer, answered)) = told {
             // Whoever waited may have given up.
             let _ = answer.send(answered);
         }
@@ -307,7 +379,11 @@ impl Inner {
     }
 
     fn propose(&mut self, node: NodeId, queued: Queued, hlc: u64) -> Input {
-        let Queued { submission, number, answer } = queued;
+        let Queued { submission, ended, number, answer } = queued;
+        let refused = match ended {
+            Ended::GoesOn => Refused::Again(Box::new((submission.clone(), number.clone()))),
+            Ended::NotDone | Ended::Lost => Refused::Tell(ended.error()),
+        };
         let Submission { op, wait, time, proposer, deadline } = submission;
         self.last_seq += 1;
         number.0.store(self.last_seq, Ordering::Release);
@@ -320,7 +396,7 @@ impl Inner {
         }
         let given_up = self.given_up.keys().copied().collect();
         let key = ProposalKey { session: self.session, seq: Seq(self.last_seq) };
-        self.waiting.insert(key, Waiting { deadline, outcome: None, proposer, answer });
+        self.waiting.insert(key, Waiting { deadline, outcome: None, proposer, refused, answer });
         Input::Propose { key, data: encode(node, key, lowest, given_up, op, time, hlc), wait }
     }
 
@@ -391,7 +467,7 @@ mod tests {
     use prost::Message;
 
     use crate::consensus::Input;
-    use crate::fs::proto::{Command, Make, Touch};
+    use crate::fs::proto::{Command, Make, SetAttr, Touch, Write};
 
     struct SubmitsMore(Arc<Mutations>);
 
@@ -434,7 +510,9 @@ mod tests {
         let (first, _, input) = mutations.submit(None, touch(None), 0);
         assert!(input.is_none());
         let (second, _, _) = mutations.submit(Some(SessionId::CLUSTER), touch(None), 0);
-        assert!(second.blocking_recv().is_err(), "there are no locks yet that it could depend on");
+        let second = second.blocking_recv();
+        let is_lost = matches!(second, Ok(Err(NodeError::SessionLost)));
+        assert!(is_lost, "there are no locks yet that it could depend on");
         assert_eq!(mutations.begin(SessionId(7), None, || 0).len(), 1);
         assert_eq!(mutations.give_up(|_| Err(NodeError::Deadline)).len(), 1);
         assert!(matches!(first.blocking_recv(), Ok(Err(NodeError::Deadline))));
@@ -455,10 +533,11 @@ mod tests {
         let (mut waits, _, input) = mutations.submit(None, touch(None), 0);
         assert!(input.is_none(), "it would be refused");
         let (of_it, _, _) = mutations.submit(Some(SessionId(7)), touch(None), 0);
-        assert!(of_it.blocking_recv().is_err());
+        assert!(matches!(of_it.blocking_recv(), Ok(Err(NodeError::SessionLost))));
         let make = Submission { op: Op::Make(Make::default()), ..touch(None) };
         let (made, _, _) = mutations.submit(None, make, 0);
-        assert!(made.blocking_recv().is_err(), "its number belongs to nobody");
+        let made = made.blocking_recv();
+        assert!(matches!(made, Ok(Err(NodeError::NotDone))), "its number belongs to nobody");
         mutations.grant(200, 300);
         assert_eq!(mutations.take_ino(), (None, true));
         assert!(proposed.try_recv().is_err() && waits.try_recv().is_err(), "nobody is told yet");
@@ -474,6 +553,44 @@ mod tests {
         mutations.applied(key, &Outcome { errno: REFUSED, ..Outcome::default() });
         mutations.acknowledge(key, || 0);
         assert!(matches!(proposed.try_recv(), Ok(Err(NodeError::SessionLost))));
+    }
+
+    /// Whoever was cut off for a while goes on in its next session, with what depended on nothing of the last one.
+    #[test]
+    fn what_was_refused_is_proposed_in_the_next_session() {
+        let mutations = Mutations::new(NodeId(1));
+        mutations.begin(SessionId(7), None, || 0);
+        let submission = |op| Submission { op, ..touch(None) };
+        let chmod = || Op::SetAttr(SetAttr::default());
+        let staged = Op::Write(Write { stage: 1, ..Write::default() });
+        let (mut attributes, number, _) = mutations.submit(None, submission(chmod()), 0);
+        let (mut locked, ..) = mutations.submit(Some(SessionId(7)), submission(chmod()), 0);
+        let (mut made, ..) = mutations.submit(None, submission(Op::Make(Make::default())), 0);
+        let (mut bytes, ..) = mutations.submit(None, submission(staged), 0);
+        mutations.end(SessionId(7));
+        let refused = |seq| {
+            let key = ProposalKey { session: SessionId(7), seq: Seq(seq) };
+            mutations.applied(key, &Outcome { errno: REFUSED, ..Outcome::default() });
+            mutations.acknowledge(key, || 0)
+        };
+        assert!((1..3).all(|seq| refused(seq).is_empty()), "there is no session");
+        assert!(matches!(locked.try_recv(), Ok(Err(NodeError::SessionLost))));
+        assert_eq!(mutations.begin(SessionId(8), None, || 0).len(), 1);
+        assert!((3..5).all(|seq| refused(seq).is_empty()));
+        assert!(matches!(made.try_recv(), Ok(Err(NodeError::NotDone))));
+        assert!(matches!(bytes.try_recv(), Ok(Err(NodeError::SessionLost))));
+        assert!(attributes.try_recv().is_err(), "it goes on");
+        // A snapshot says nothing of single commands.
+        let (mut skipped, ..) = mutations.submit(None, submission(chmod()), 0);
+        mutations.skip();
+        let of_it = ProposalKey { session: SessionId(8), seq: Seq(2) };
+        mutations.applied(of_it, &Outcome { errno: REFUSED, ..Outcome::default() });
+        mutations.acknowledge(of_it, || 0);
+        assert!(matches!(skipped.try_recv(), Ok(Err(NodeError::SessionLost))));
+        let key = ProposalKey { session: SessionId(8), seq: number.get().expect("proposed") };
+        mutations.applied(key, &Outcome::default());
+        mutations.acknowledge(key, || 0);
+        assert!(matches!(attributes.try_recv(), Ok(Ok(_))));
     }
 
     /// Each is answered why it is given up, wherever it waits; others go on waiting.

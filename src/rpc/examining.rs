@@ -110,6 +110,7 @@ fn refusal(error: &NodeError) -> Status {
         NodeError::Deadline
         | NodeError::Interrupted
         | NodeError::SessionLost
+        | NodeError::NotDone
         | NodeError::Stopping => Status::unavailable(error.to_string()),
     }
 }

@@ -10,6 +10,15 @@ use crate::types::{ClusterId, NodeId};
 /// Refuses who speaks another format, belongs to another cluster, means another node, or is no member any more (with
 /// `PERMISSION_DENIED`, which nobody else answers). Answers who it is.
 pub(super) fn admit(own: ClusterId, handle: &Handle, hello: &Hello) -> Result<NodeId, Status> {
+    let from = recognize(own, handle, hello)?;
+    if handle.members().is_removed(from) {
+        return Err(removal::refuse(handle, from));
+    }
+    Ok(from)
+}
+
+/// The same for what is heard from former members, too.
+pub(super) fn recognize(own: ClusterId, handle: &Handle, hello: &Hello) -> Result<NodeId, Status> {
     check(own, hello.format, &hello.cluster)?;
     let (node, from) = (handle.node(), NodeId(hello.node));
     // A node that has lost its state asks whoever there is.
@@ -19,9 +28,6 @@ pub(super) fn admit(own: ClusterId, handle: &Handle, hello: &Hello) -> Result<No
              remove {}); otherwise correct `listen` or `advertise` in the configuration of one of them",
             hello.to, hello.to
         )));
-    }
-    if handle.members().is_removed(from) {
-        return Err(removal::refuse(handle, from));
     }
     Ok(from)
 }

@@ -8,7 +8,7 @@ use super::peer::{
 };
 use super::{
     envelope,
-    hello::{admit, check},
+    hello::{admit, check, recognize},
     removal,
 };
 use crate::node::Handle;
@@ -95,7 +95,8 @@ impl Peer for PeerService {
     ) -> Result<Response<FencedReply>, Status> {
         let FencedRequest { hello, session } = request.into_inner();
         let hello = hello.ok_or_else(|| Status::invalid_argument("a hello is missing"))?;
-        let node = admit(self.cluster, &self.handle, &hello)?;
+        // The last word of a node that was removed: nobody is to wait for its session.
+        let node = recognize(self.cluster, &self.handle, &hello)?;
         tracing::info!(
             node = node.0,
             session,

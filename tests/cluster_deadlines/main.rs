@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure how long calls take")]
 
 mod calls;
+mod expired;
 mod hung;
 mod lost;
 mod mounts;

@@ -240,8 +240,16 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// The same of what a file at `path` would hold.
+    ///
+    /// # Errors
+    /// When it does not parse, or contains a [`Mistake`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let mut config: Self =
-            toml::from_str(&text).map_err(|error| parse_error(path, &text, &error))?;
+            toml::from_str(text).map_err(|error| parse_error(path, text, &error))?;
         let base = std::path::absolute(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let base = base.parent().unwrap_or(Path::new("/"));
@@ -390,6 +398,12 @@ fn default_reserve() -> u64 {
 
 fn default_inline_max() -> u64 {
     64 << 10
+}
+
+/// Whether an address is `HOST:PORT`, at which somebody can listen.
+#[must_use]
+pub fn is_address(address: &str) -> bool {
+    host(address).is_some()
 }
 
 /// The host of `HOST:PORT`, without the brackets of an IPv6 address.

@@ -498,6 +498,9 @@ fn nobody_to_ask() {
     let address = format!("127.0.0.1:{port}");
     assert_refused(quorumfs().args(["status", "--addr", &address]), &[&address]);
     assert_refused(quorumfs().args(["leader", "transfer", "--addr", &address]), &[&address]);
+    for wrong in ["127.0.0.1:99999", "127.0.0.1"] {
+        assert_refused(quorumfs().args(["status", "--addr", wrong]), &[wrong, "is not HOST:PORT"]);
+    }
 }
 
 #[test]
@@ -522,6 +525,33 @@ fn a_failed_start_leaves_nothing_behind() {
     assert!(!dir.path().join("n1/pid").exists(), "a daemon is left");
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
     assert!(!mounts.contains(&*dir.path().to_string_lossy()), "a mount is left");
+}
+
+#[test]
+fn settings_that_nobody_knows() {
+    let dir = temporary_dir("cli");
+    let at = dir.path().join("new");
+    for (line, why) in [("foo = 1", "foo"), ("op_timeout = '1ms'", "op_timeout must be")] {
+        let mut up = quorumfs();
+        up.args(["dev", "up", "--set", line, "--dir"]).arg(&at);
+        assert_refused(&mut up, &["--set", why]);
+        assert!(!at.exists(), "something was made");
+    }
+}
+
+/// It would join as another node, and stay as a member that nobody can start.
+#[test]
+fn a_dev_node_that_has_lost_its_data() {
+    let cluster = Cluster::up(2);
+    let data = cluster.dir().join("n2/data");
+    cluster.kill(2, "KILL");
+    fs::remove_dir_all(&data).and_then(|()| fs::create_dir(&data)).expect("the data is lost");
+    let dir = cluster.dir();
+    assert_refused(quorumfs().args(["dev", "start", "2", "--dir"]).arg(dir), &["has no data"]);
+    assert_refused(quorumfs().args(["dev", "up", "--dir"]).arg(dir), &["another directory"]);
+    let members = quorumfs().args(["member", "list", "--addr", &cluster.address(1)]).output();
+    let members = text(&members.expect("the binary runs").stdout);
+    assert_eq!(members.lines().count(), 3, "{members}");
 }
 
 #[test]

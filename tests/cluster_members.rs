@@ -358,6 +358,10 @@ fn a_learner_votes_once_it_is_promoted() {
     let cluster = Cluster::up(1);
     let address = cluster.address(1);
     let mut daemon = Daemon::beside(&cluster, "n2", free_port());
+    for (at, why) in [("127.0.0.1:0", "is not HOST:PORT"), (&*address, "node 1 is a member at")] {
+        let refused = refusal(quorumfs().args(["member", "add", at, "--addr", &address]));
+        assert!(refused.contains(why), "{refused}");
+    }
     member(&address, &["add", &daemon.address, "--learner"]);
     assert_eq!(members(&address)[1].kind, "announced");
     write_and_sync(&cluster.mount(1).join("file"), &vec![1; 1 << 20]).expect("write");
@@ -378,6 +382,11 @@ fn a_learner_votes_once_it_is_promoted() {
     }
     member(&address, &["promote", "2"]);
     until_is(&address, 2, "voter");
+    let refused = refusal(quorumfs().args(["member", "add", &daemon.address, "--addr", &address]));
+    assert!(refused.contains("node 2 is a member at"), "{refused}");
+    let again = quorumfs().args(["member", "promote", "2", "--addr", &address]).output();
+    let again = text(&again.expect("the binary runs").stdout);
+    assert_eq!(again, "node 2 has a vote already\n");
     // Whichever daemon is asked: one that follows passes it on.
     for (at, to, leads) in
         [(&daemon.address, &["2"][..], 2), (&address, &[], 1), (&address, &["2"], 2)]
@@ -387,6 +396,15 @@ fn a_learner_votes_once_it_is_promoted() {
     }
     let refused = refusal(quorumfs().args(["member", "remove", "9", "--addr", &address]));
     assert!(refused.contains("no such member"), "{refused}");
+    // Nothing but a new cluster removes one of two that is gone for good.
+    drop(daemon);
+    wait_until(PATIENCE, "the other to be out of reach", || {
+        let status = succeed(quorumfs().args(["status", "--addr", &address]));
+        text(&status.stdout).contains("node 2 is out of reach").then_some(())
+    });
+    let refused = refusal(quorumfs().args(["member", "remove", "2", "--addr", &address]));
+    assert!(refused.contains("1 of 2 voters") && refused.contains("quorumfs recover"), "{refused}");
+    assert!(!refused.contains("--force"), "{refused}");
 }
 
 /// The same machine with an empty disk is another member; the old one is removed.
@@ -407,8 +425,18 @@ fn a_lost_disk_is_replaced_by_a_new_member() {
     let address = cluster.address(other);
     until_is(&address, 4, "voter");
     new.until_mounted();
+    // It refuses who means the old one, ten times a second.
+    let log = cluster.dir().join(format!("n{other}/log/quorumfs.log"));
+    let refused = || {
+        let log = fs::read_to_string(&log).expect("read");
+        let of_lost = log.lines().filter(|line| line.contains(&format!("peer={lost} ")));
+        let since = of_lost.skip_while(|line| !line.contains("peer refuses us"));
+        since.map(str::to_owned).collect::<Vec<_>>()
+    };
+    wait_until(PATIENCE, "a refusal", || (!refused().is_empty()).then_some(()));
     member(&address, &["remove", &lost.to_string()]);
     assert!(members(&address).iter().all(|member| member.node != lost));
+    assert!(refused().len() == 1, "{:#?}", refused());
     assert_eq!(fs::read(new.mount().join("file")).expect("read"), vec![3; 500_000]);
     // The new one counts.
     let third = (1..=3).find(|node| *node != lost && *node != other).expect("there is one");

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::config;
 use crate::rpc::admin::admin_client::AdminClient;
 use crate::rpc::admin::{
     AcceptLostRequest, AddMemberRequest, LostReport, MountRequest, PromoteMemberRequest,
@@ -38,6 +39,10 @@ pub(crate) struct Admin {
 impl Admin {
     /// Connects to the daemon at `HOST:PORT`.
     pub(crate) async fn connect(address: &str) -> Result<Self> {
+        ensure!(
+            config::is_address(address),
+            "\"{address}\" is not HOST:PORT, such as 127.0.0.1:7401"
+        );
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .with_context(|| format!("\"{address}\" is not HOST:PORT"))?
             .connect_timeout(CONNECT_TIMEOUT)

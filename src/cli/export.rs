@@ -42,15 +42,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(
         doubts.is_empty(),
         "the tree may not be that of the cluster, for the reasons above; {} files may have wrong bytes; {} ranges of files are \
-         not on this node, {} files or attributes could not be made",
+         not on this node, {} files or attributes are not as they were",
         doubted.len(),
         missing.len(),
         failed.len()
     );
     ensure!(
         missing.is_empty() && failed.is_empty(),
-        "not everything could be taken out: {} ranges of files are not on this node, {} files or attributes could not be \
-         made; each is named above",
+        "not everything could be taken out: {} ranges of files are not on this node, {} files or attributes are not as they \
+         were; each is named above",
         missing.len(),
         failed.len()
     );

@@ -83,6 +83,7 @@ fn print(report: &Report, bytes: bool) {
     }
     match report.findings.len() {
         0 => println!("nothing is wrong"),
+        1 => println!("1 problem was found"),
         count => println!("{count} problems were found"),
     }
 }

@@ -5,6 +5,7 @@ use clap::Subcommand;
 
 use crate::cli::client::Admin;
 use crate::cli::status::{AddressArgs, Member};
+use crate::rpc::admin::MemberStatus;
 use crate::types::NodeId;
 
 #[derive(Debug, Subcommand)]
@@ -55,7 +56,8 @@ pub(crate) struct NodeArgs {
 pub(crate) struct RemoveArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// Also where too few of the others are in reach to agree on anything afterwards.
+    /// Also where too few of the others are in reach to agree on anything afterwards. To agree on this takes a quorum of those
+    /// who vote now in any case.
     #[arg(long)]
     force: bool,
 }
@@ -77,6 +79,11 @@ pub(crate) async fn run(command: &Command) -> Result<()> {
         }
         Command::Promote(args) => {
             let mut admin = Admin::connect(&args.at.addr).await?;
+            let is_it = |m: &MemberStatus| m.node == args.node && m.kind == "voter";
+            if admin.status().await?.members.iter().any(is_it) {
+                println!("node {} has a vote already", args.node);
+                return Ok(());
+            }
             admin.promote_member(NodeId(args.node)).await?;
             println!("node {} gets a vote as soon as it holds everything", args.node);
             Ok(())

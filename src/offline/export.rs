@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::attributes;
+use super::files::{self, Compared};
 use super::names::names_after;
 use super::stopped::Stopped;
 use crate::fs::proto::{self, Kind};
 use crate::fs::query::{self, DirEntry};
 use crate::store::{State, StoreError};
-use crate::types::{Generation, Ino, LogIndex};
+use crate::types::{Ino, LogIndex};
 
 /// Why nothing, or not the whole tree, was taken out.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +98,7 @@ pub struct Exported {
     pub others: u64,
     /// What this node does not have.
     pub missing: Vec<MissingRange>,
-    /// What could not be made as it was.
+    /// What could not be made as it was, or is not what its checksums say.
     pub failed: Vec<Failure>,
 }
 
@@ -311,8 +312,8 @@ impl Export<'_> {
         if self.since.is_some_and(|since| inode.data_version > since.0) {
             self.report.doubted.push(shown.to_string_lossy().into_owned());
         }
-        let key = (ino, Generation(inode.generation));
-        match self.stopped.recovered.files.copy_out(key, inode.size, &file) {
+        let files = &self.stopped.recovered.files;
+        match files.copy_out(files::key(ino, inode), inode.size, &file) {
             Ok(missing) => {
                 let path = shown.to_string_lossy();
                 let missing = missing.into_iter().map(|range| MissingRange {
@@ -321,12 +322,29 @@ impl Export<'_> {
                     end: range.end,
                 });
                 self.report.missing.extend(missing);
+                self.compare(ino, inode, shown);
             }
             Err(error) if error.is_full() => return Err(error.into()),
             // Half of it may be worth a lot.
-            Err(error) => self.fail(shown, format!("not all of its bytes: {error}")),
+            Err(error) => {
+                let error = self.stopped.scratch.name(error);
+                self.fail(shown, format!("not all of its bytes: {error}"));
+            }
         }
         Ok(true)
+    }
+
+    /// What was copied may be rotten here, or cut off.
+    fn compare(&mut self, ino: Ino, inode: &proto::Inode, shown: &Path) {
+        let files = &self.stopped.recovered.files;
+        match Compared::of(files, self.state.applied(), (ino, inode)) {
+            Ok(compared) => {
+                if let Some(problem) = compared.problem() {
+                    self.fail(shown, problem);
+                }
+            }
+            Err(error) => self.fail(shown, format!("not compared with its checksums: {error}")),
+        }
     }
 
     fn give(

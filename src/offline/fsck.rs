@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::files::{self, Compared, each_file};
 use super::names::Names;
 use super::stopped::{Entries, Stopped};
-use crate::fs::{self, Digest, proto, query};
-use crate::store::{DataDir, Files, PAGE_BLOCKS, State, StoreError};
-use crate::types::{ByteRange, Generation, Ino, LogIndex};
+use crate::fs::{self, Digest, proto};
+use crate::store::{DataDir, Files, State, StoreError};
+use crate::types::Ino;
 
-/// Inodes that are looked at together.
-const PAGE: usize = 256;
 const REBUILD: &str = "start the daemon: it finds that when it writes its next snapshot, and builds the state anew from the \
      snapshot file and the log";
 const HEAL: &str = "start the daemon: it builds its state anew from the snapshot file and the log (which is what is checked \
@@ -142,27 +141,17 @@ impl<'a> Check<'a> {
 
     /// Every regular file against its backing file.
     fn files(&mut self, bytes: bool) -> Result<(), StoreError> {
-        let mut after = Ino(0);
-        loop {
-            let page = query::inodes(&self.state.read(), after, PAGE)?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            after = *last;
-            for (ino, inode) in page {
-                if inode.kind() == proto::Kind::Regular {
-                    self.file(ino, &inode)?;
-                    if bytes {
-                        self.bytes(ino, &inode)?;
-                    }
-                }
-            }
-        }
+        let state = self.state;
+        each_file(state, |ino, inode| {
+            self.file(ino, inode)?;
+            if bytes { self.bytes(ino, inode) } else { Ok(()) }
+        })
     }
 
     fn file(&mut self, ino: Ino, inode: &proto::Inode) -> Result<(), StoreError> {
         self.report.files += 1;
         self.report.bytes += inode.size;
-        let key = (ino, Generation(inode.generation));
-        let is_whole = self.files.is_whole(key, ByteRange::from(0));
+        let key = files::key(ino, inode);
         match self.files.backing_len(key)? {
             Some(len) if len > inode.size => {
                 let (path, size) = (self.names.path(ino), inode.size);
@@ -172,8 +161,7 @@ impl<'a> Check<'a> {
                     "cut the backing file to that size with truncate(1) while the daemon is stopped",
                 );
             }
-            // Whatever gives a file a size makes its backing file, or says where the bytes are.
-            None if inode.size > 0 && is_whole => {
+            None if inode.size > 0 && self.files.is_gone(key)? => {
                 let (path, size) = (self.names.path(ino), inode.size);
                 let backing = self.files.path_in_data(key);
                 let what = format!(
@@ -187,29 +175,11 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// The blocks of a file that has checksums, and is all here.
     fn bytes(&mut self, ino: Ino, inode: &proto::Inode) -> Result<(), StoreError> {
-        let (key, version) = ((ino, Generation(inode.generation)), LogIndex(inode.data_version));
-        let steady = self.files.steady(key, version, inode.size, self.state.applied());
-        let whole = ByteRange::at(0, inode.size);
-        let Some(file) = steady.filter(|_| self.files.is_whole(key, whole)) else { return Ok(()) };
-        let mut reader = self.files.read_blocks(&file);
-        let mut rotten = Vec::new();
-        for page in 0..file.blocks().div_ceil(PAGE_BLOCKS) {
-            let Some(sums) = self.files.checksums_of(&file, page) else { continue };
-            for (block, sum) in file.page(page).zip(sums) {
-                self.report.verified_blocks += 1;
-                if reader.sum(block)? != Some(sum) {
-                    rotten.push(file.block(block).start);
-                }
-            }
-        }
-        if let Some(first) = rotten.first() {
-            let (path, count) = (self.names.path(ino), rotten.len());
-            let what = format!(
-                "{path}: {count} blocks are not what their checksums say, the first at byte {first}"
-            );
-            self.find(what, SCRUB);
+        let compared = Compared::of(self.files, self.state.applied(), (ino, inode))?;
+        self.report.verified_blocks += compared.blocks;
+        if let Some(problem) = compared.problem() {
+            self.find(format!("{}: {problem}", self.names.path(ino)), SCRUB);
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 
 mod attributes;
 mod export;
+mod files;
 mod fsck;
 mod names;
 mod outlook;

@@ -2,13 +2,11 @@
 
 use serde::Serialize;
 
+use super::files::{self, each_file};
 use super::names::Names;
 use super::stopped::Stopped;
-use crate::store::{Leaving, StoreError};
+use crate::store::{Leaving, Recovered, StoreError};
 use crate::types::{ByteRange, Timestamp};
-
-/// Files that lack bytes, looked at together.
-const PAGE: usize = 1000;
 
 /// What would become of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,21 +66,22 @@ pub fn outlook(stopped: &Stopped<'_>) -> Result<Outlook, StoreError> {
 }
 
 fn missing(stopped: &Stopped<'_>) -> Result<Vec<Incomplete>, StoreError> {
-    let files = &stopped.recovered.files;
-    let mut found = Vec::new();
-    if files.missing_in_all() == (0, 0) {
-        return Ok(found);
-    }
-    let names = Names::of(&stopped.recovered.state)?;
-    let mut after = None;
-    loop {
-        let page = files.incomplete(after, PAGE);
-        let Some(last) = page.last() else { return Ok(found) };
-        after = Some(*last);
-        for key in page {
-            let ranges = files.missing(key, ByteRange::from(0)).into_iter();
-            let ranges = ranges.map(|(range, _)| (range.start, range.end)).collect();
-            found.push(Incomplete { path: names.path(key.0), ranges });
+    let Recovered { files: here, state, .. } = &stopped.recovered;
+    let mut lacking = Vec::new();
+    each_file(state, |ino, inode| {
+        let ranges = here.lacks(files::key(ino, inode), inode.size)?;
+        if !ranges.is_empty() {
+            lacking.push((ino, ranges));
         }
+        Ok::<_, StoreError>(())
+    })?;
+    if lacking.is_empty() {
+        return Ok(Vec::new());
     }
+    let names = Names::of(state)?;
+    let incomplete = |(ino, ranges): (_, Vec<ByteRange>)| Incomplete {
+        path: names.path(ino),
+        ranges: ranges.into_iter().map(|range| (range.start, range.end)).collect(),
+    };
+    Ok(lacking.into_iter().map(incomplete).collect())
 }

@@ -40,7 +40,7 @@ impl<'a> Stopped<'a> {
             Entries::Committed => recovered.committed(),
             Entries::All => recovered.log.last_index(),
         };
-        recovered.replay(last)?;
+        recovered.replay(last).map_err(|error| scratch.name(error))?;
         Ok(Self { data, recovered, scratch })
     }
 }

@@ -1,12 +1,15 @@
 //! Bytes that are in stages are there, and those that are nowhere are named.
 
+use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::{Checks, Entries, Incomplete, Member, MissingRange, Stopped, export, fsck, outlook};
-use crate::fs::proto::{AddMember, command::Op};
+use crate::fs::proto::{self, AddMember, command::Op};
+use crate::fs::query;
 use crate::fs::{Digest, Verdict};
 use crate::store::test_replica::{Author, TIME, append, contents, last};
-use crate::types::Timestamp;
+use crate::types::{Ino, LogIndex, Timestamp};
 
 const LEN: usize = 300_000;
 
@@ -148,4 +151,96 @@ fn stages_that_nobody_needs_are_found_and_removed() {
     assert!(strays.iter().all(|path| !path.exists()));
     assert_eq!(contents(&author.data()).len(), before.len() - 2);
     assert_eq!(fsck(&data, checks).unwrap().findings, []);
+}
+
+/// Files of which the backing file is gone, whole, cut, and rotten, and an empty one. Of the cut and rotten ones the checksums are
+/// known.
+fn replica_on_a_bad_disk() -> Author {
+    let mut author = Author::new();
+    let recovered = author.start("boot");
+    let names = ["gone", "whole", "cut", "rotten"];
+    let mut entries = vec![author.session()];
+    for name in names {
+        let (ino, made) = author.make(name);
+        entries.extend([made, author.write(ino, 0, &vec![5; LEN])]);
+    }
+    let (empty, made) = author.make("empty");
+    let truncate = proto::SetAttr { ino: empty.0, size: Some(0), ..proto::SetAttr::default() };
+    entries.extend([made, author.of_session(Op::SetAttr(truncate))]);
+    append(&recovered, &entries, last(&entries).0);
+    recovered.replay(last(&entries)).unwrap();
+    let files = &recovered.files;
+    let mut paths = HashMap::new();
+    for entry in query::readdir(&recovered.state.read(), Ino::ROOT, 0, 10).unwrap() {
+        let inode = query::inode(&recovered.state.read(), entry.ino).unwrap().unwrap();
+        let key = (entry.ino, inode.generation.into());
+        let version = LogIndex(inode.data_version);
+        let file = files.steady(key, version, inode.size, recovered.state.applied()).unwrap();
+        if ["cut", "rotten"].map(str::as_bytes).contains(&&*entry.name) {
+            let mut reader = files.read_blocks(&file);
+            let sums: Vec<_> =
+                (0..file.blocks()).map(|block| reader.sum(block).unwrap().unwrap()).collect();
+            files.keep_checksums(&file, 0, &sums).unwrap();
+        }
+        paths.insert(entry.name, files.path_of(key.0, key.1));
+    }
+    recovered.files.sync().unwrap();
+    recovered.state.flush().unwrap();
+    let path = |name: &[u8]| &paths[name];
+    let open = |name| std::fs::OpenOptions::new().write(true).open(path(name)).unwrap();
+    std::fs::remove_file(path(b"gone")).unwrap();
+    open(b"cut").set_len(100_000).unwrap();
+    open(b"rotten").write_all_at(b"rot", 150_000).unwrap();
+    author
+}
+
+/// Zeros in their place would be taken for what was written.
+#[test]
+fn what_the_disk_has_lost_is_named() {
+    let author = replica_on_a_bad_disk();
+    for boot in ["boot", "another"] {
+        let data = author.open(boot);
+        let stopped = Stopped::open(&data, Some(author.dir.path()), Entries::Committed).unwrap();
+        let target = author.dir.path().join(boot);
+        let exported = export(&stopped, &target).unwrap();
+        let path = |name| target.join(name).to_string_lossy().into_owned();
+        let gone = MissingRange { path: path("gone"), start: 0, end: LEN as u64 };
+        assert_eq!(exported.missing, [gone], "{boot}");
+        let mut failed: Vec<_> =
+            exported.failed.iter().map(|f| (f.path.clone(), &*f.what)).collect();
+        failed.sort_unstable();
+        let what = |count, first| {
+            format!("{count} blocks are not what their checksums say, the first at byte {first}")
+        };
+        let (cut, rotten) = (what(3, 0), what(1, 131_072));
+        assert_eq!(failed, [(path("cut"), &*cut), (path("rotten"), &*rotten)], "{boot}");
+        assert!(std::fs::read(target.join("whole")).unwrap() == vec![5; LEN]);
+
+        let outlook = outlook(&stopped).unwrap();
+        let missing = Incomplete { path: "/gone".to_owned(), ranges: vec![(0, LEN as u64)] };
+        assert_eq!(outlook.missing, [missing], "{boot}");
+        drop(stopped);
+        let checks = Checks { bytes: true, scratch: Some(author.dir.path()), ..Checks::default() };
+        let found = fsck(&data, checks).unwrap().findings;
+        let words = ["/gone has 300000 bytes", "/cut: 3 blocks", "/rotten: 1 block"];
+        assert_eq!(found.len(), 3, "{found:?}");
+        for word in words {
+            assert!(found.iter().any(|finding| finding.what.starts_with(word)), "{found:?}");
+        }
+    }
+}
+
+/// The copy is gone when that is read.
+#[test]
+fn damage_is_that_of_the_data_directory() {
+    let author = replica();
+    let log = author.data().join("log");
+    for entry in std::fs::read_dir(&log).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let data = author.open("boot");
+    let refused = Stopped::open(&data, Some(author.dir.path()), Entries::All).unwrap_err();
+    let said = refused.to_string();
+    assert!(said.starts_with(&format!("{} is damaged", log.display())), "{said}");
+    assert!(said.contains("if other nodes are left") && !said.contains("scratch"), "{said}");
 }

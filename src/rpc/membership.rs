@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::admin::{AddMemberRequest, MemberStatus, RemoveMemberRequest};
+use crate::config;
 use crate::consensus::Suspicion;
 use crate::fs::{proto, query};
 use crate::node::{Handle, MemberRefusal, NodeError, RaftStatus};
@@ -86,11 +87,20 @@ fn kind(member: &proto::Member, votes: bool) -> &'static str {
 
 pub(super) async fn add(handle: &Handle, request: AddMemberRequest) -> Result<NodeId, Status> {
     let AddMemberRequest { address, learner } = request;
-    if address
-        .rsplit_once(':')
-        .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
-    {
-        return Err(Status::invalid_argument(format!("\"{address}\" is not HOST:PORT")));
+    if !config::is_address(&address) {
+        return Err(Status::invalid_argument(format!(
+            "\"{address}\" is not HOST:PORT of a port at which a daemon can listen"
+        )));
+    }
+    // Where a disk is lost, another member follows at the same address; not beside one that is there.
+    let is_there = |node: NodeId| node == handle.node() || handle.is_connected(node);
+    let members = handle.members();
+    let taken = members.list.iter().find(|m| m.address == address && is_there(NodeId(m.node)));
+    if let Some(member) = taken {
+        return Err(Status::failed_precondition(format!(
+            "node {} is a member at {address}, and runs: give the address at which the new one is going to listen",
+            member.node
+        )));
     }
     handle.add_member(0, address, learner).await.map_err(|error| unavailable(&error))
 }
@@ -147,15 +157,23 @@ fn refuse_without_quorum(handle: &Handle, raft: &RaftStatus, node: NodeId) -> Re
         )));
     }
     let is_reached = |other: &&NodeId| **other == handle.node() || handle.is_connected(**other);
-    for (voters, when) in [(&voters, "now"), (&left, "without it")] {
-        let reached = voters.iter().filter(is_reached).count();
-        if reached <= voters.len() / 2 {
-            return Err(Status::failed_precondition(format!(
-                "to remove node {node} needs a quorum: of {} voters {when} only {reached} are in reach. Bring them back \
-                 first, or say --force",
-                voters.len()
-            )));
-        }
+    let reached = |voters: &[NodeId]| voters.iter().filter(is_reached).count();
+    let of =
+        |voters: &[NodeId]| format!("{} of {} voters are in reach", reached(voters), voters.len());
+    let is_quorum = |voters: &[NodeId]| reached(voters) > voters.len() / 2;
+    if !is_quorum(&voters) {
+        return Err(Status::failed_precondition(format!(
+            "to remove node {node} needs a quorum, and only {}. Bring the others back first. If they are gone for \
+             good, stop this daemon: `quorumfs recover` makes a new cluster of its data directory alone",
+            of(&voters)
+        )));
+    }
+    if !is_quorum(&left) {
+        return Err(Status::failed_precondition(format!(
+            "without node {node}, only {} of those that are left: nothing could be agreed on any more. Bring them \
+             back first, or say --force",
+            of(&left)
+        )));
     }
     Ok(())
 }

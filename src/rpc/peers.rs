@@ -220,18 +220,32 @@ async fn keep_connected(
             {
                 handle.told_of_removal(&removal);
             }
-            if let Some(status) = refusal
-                && status.code() == tonic::Code::FailedPrecondition
-                && status.message() != last_refusal
-            {
-                tracing::error!(peer = node.0, address, "peer refuses us: {}", status.message());
-                status.message().clone_into(&mut last_refusal);
-            } else {
-                tracing::info!(peer = node.0, address, "peer went away");
-            }
+            say_why(refusal.as_ref(), &mut last_refusal, (node, &address));
         }
         tokio::time::sleep(RECONNECT).await;
     }
+}
+
+/// Why a connection has ended. One that is refused is tried again at once, and refused for the same reason: that is said
+/// once.
+fn say_why(refusal: Option<&tonic::Status>, last: &mut String, (peer, address): (NodeId, &str)) {
+    let is_refusal = |status: &&tonic::Status| {
+        matches!(status.code(), tonic::Code::FailedPrecondition | tonic::Code::PermissionDenied)
+    };
+    let Some(status) = refusal.filter(is_refusal) else {
+        tracing::info!(peer = peer.0, address, "peer went away");
+        last.clear();
+        return;
+    };
+    if status.message() == last {
+        return;
+    }
+    if status.code() == tonic::Code::FailedPrecondition {
+        tracing::error!(peer = peer.0, address, "peer refuses us: {}", status.message());
+    } else {
+        tracing::info!(peer = peer.0, address, "peer refuses us: {}", status.message());
+    }
+    status.message().clone_into(last);
 }
 
 pub(super) async fn connect(

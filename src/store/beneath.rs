@@ -132,7 +132,7 @@ impl Files {
             return Ok(Vec::new());
         }
         let file = self.file(key.0, key.1)?;
-        let mut missing = Vec::new();
+        let missing = self.lacks(key, size)?;
         for (part, away) in self.parts(key, whole).unwrap_or_else(|| vec![(whole, None)]) {
             match away {
                 None => {
@@ -144,7 +144,8 @@ impl Files {
                     let stage = self.stages().file(index)?.ok_or_else(|| self.lost_stage(index))?;
                     copy_bytes(&stage, part.moved(shift), to, part.start).map_err(failed)?;
                 }
-                Some(Away::Missing { .. } | Away::Doubted { .. }) => missing.push(part),
+                // A hole.
+                Some(Away::Missing { .. } | Away::Doubted { .. }) => {}
             }
         }
         Ok(missing)

@@ -10,6 +10,10 @@ use crate::types::LogIndex;
 pub(crate) const REJOIN: &str = "move this data directory away and join the cluster as a new node: \
      the other nodes hold everything that was acknowledged";
 
+/// The same where there may be no other node.
+const TRY_ANOTHER: &str = "if other nodes are left, move this data directory away and join the cluster as a new node: they \
+     hold everything that was acknowledged; if none is, try the data directory of another one";
+
 /// What a person does about a replica whose snapshot file is damaged.
 pub(crate) const TAKE_ANOTHER: &str = "start the daemon: it writes it anew from its state, or takes another one from the \
      other nodes; if none of them can be reached, correct `peers` in its configuration";
@@ -222,6 +226,29 @@ impl StoreError {
     #[must_use]
     pub fn needs_a_person(&self) -> bool {
         self.is_damage() || matches!(self, Self::Newer { .. } | Self::Refounding { .. })
+    }
+
+    /// Damage that was found in a copy of a data directory is that of the original. Whoever looks at a copy may have no
+    /// other node.
+    pub(super) fn of_a_copy(self, copy: &Path, original: &Path) -> Self {
+        let named = |path: PathBuf| match path.strip_prefix(copy) {
+            Ok(rest) => original.join(rest),
+            Err(_) => path,
+        };
+        match self {
+            Self::Corrupt { path, offset, what, advice } => {
+                let advice = if advice == REJOIN { TRY_ANOTHER } else { advice };
+                Self::Corrupt { path: named(path), offset, what, advice }
+            }
+            Self::StateLost { damage, from } => {
+                Self::StateLost { damage: Box::new(damage.of_a_copy(copy, original)), from }
+            }
+            Self::Newer { path, what, found, supported } => {
+                Self::Newer { path: named(path), what, found, supported }
+            }
+            Self::NewerCommand { path, index } => Self::NewerCommand { path: named(path), index },
+            other => other,
+        }
     }
 
     /// For `map_err` after a system call.

@@ -586,7 +586,7 @@ impl Files {
         generation: Generation,
         source: io::Error,
     ) -> StoreError {
-        StoreError::Io { action, path: self.path_of(ino, generation), source }
+        StoreError::Io { action, path: self.found_at((ino, generation)), source }
     }
 }
 

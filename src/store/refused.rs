@@ -55,6 +55,19 @@ impl Files {
         Ok(is_absent()? && self.is_whole(key, ByteRange::from(0)) && is_absent()?)
     }
 
+    /// The parts of a file of `size` bytes that this disk does not have: what is missing, or all of a file that is
+    /// [`Self::is_gone`].
+    ///
+    /// # Errors
+    /// When the local file system refuses.
+    pub fn lacks(&self, key: Key, size: u64) -> Result<Vec<ByteRange>, StoreError> {
+        let whole = ByteRange::at(0, size);
+        if size > 0 && self.is_gone(key)? {
+            return Ok(vec![whole]);
+        }
+        Ok(self.missing(key, whole).into_iter().map(|(part, _)| part).collect())
+    }
+
     /// Reads a part of a file that is staged; false where it is not any more.
     pub(super) fn read_staged(
         &self,

@@ -30,6 +30,8 @@ pub struct Scratch {
     copy: DataDir,
     /// Where the data directory is, without links.
     original: PathBuf,
+    /// The same as people call it.
+    given: PathBuf,
     _dir: TempDir,
 }
 
@@ -60,8 +62,17 @@ impl Scratch {
         }
         let copy = data.copied_to(dir.path())?;
         let options = LogOptions { prefill: false, ..LogOptions::default() };
-        let recovered = recover_over(&copy, options, Some(Beneath::new(data)))?;
-        Ok((recovered, Self { copy, original: from, _dir: dir }))
+        let scratch = Self { copy, original: from, given: path.to_owned(), _dir: dir };
+        match recover_over(&scratch.copy, options, Some(Beneath::new(data))) {
+            Ok(recovered) => Ok((recovered, scratch)),
+            Err(error) => Err(scratch.name(error)),
+        }
+    }
+
+    /// What an error says of damage, said of the data directory and not of the copy, to who may have no other node.
+    #[must_use]
+    pub fn name(&self, error: StoreError) -> StoreError {
+        error.of_a_copy(self.copy.path(), &self.given)
     }
 
     /// The stages of the data directory that neither a session nor a replay needs: a start has removed its links to

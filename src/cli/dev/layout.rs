@@ -9,6 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
+use crate::types::ClusterId;
+
 /// What `dev.json` says: the cluster that the directory is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Layout {
@@ -165,24 +168,45 @@ impl NodeDir {
         if file.exists() {
             return Ok(());
         }
-        let membership = cluster.map_or_else(String::new, |cluster| {
-            format!(
-                "cluster = \"{cluster}\"
+        fs::write(&file, configuration(&self.address, cluster, peers, settings))
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+}
+
+fn configuration(
+    address: &str,
+    cluster: Option<&str>,
+    peers: &[String],
+    settings: &[String],
+) -> String {
+    let membership = cluster.map_or_else(String::new, |cluster| {
+        format!(
+            "cluster = \"{cluster}\"
 peers = {peers:?}
 "
-            )
-        });
-        let text = format!(
-            "data = \"data\"
+        )
+    });
+    format!(
+        "data = \"data\"
 mount = \"mnt\"
-listen = \"{}\"
+listen = \"{address}\"
 {membership}{}
 ",
-            self.address,
-            settings.join("\n")
-        );
-        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+        settings.join("\n")
+    )
+}
+
+/// Whether nodes could be configured with these further lines: of the first node, and of the others. Before anything is written
+/// to `dir`.
+pub(crate) fn check_settings(dir: &Path, settings: &[String]) -> Result<()> {
+    const ADDRESS: &str = "127.0.0.1:1";
+    let (cluster, peers) = (ClusterId([1; 16]).to_string(), [ADDRESS.to_owned()]);
+    for (node, cluster, peers) in [(1, None, &[][..]), (2, Some(&*cluster), &peers)] {
+        let text = configuration(ADDRESS, cluster, peers, settings);
+        Config::parse(&text, &dir.join(format!("n{node}/quorumfs.toml")))
+            .context("what --set says cannot be in a configuration")?;
     }
+    Ok(())
 }
 
 /// Waits for its turn, for some seconds.

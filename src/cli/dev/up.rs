@@ -33,6 +33,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: &Args) -> Result<()> {
+    layout::check_settings(&args.dir, &args.settings)?;
     fs::create_dir_all(&args.dir)
         .with_context(|| format!("cannot create {}", args.dir.display()))?;
     let _lock = layout::lock(&args.dir).await?;
@@ -98,16 +99,32 @@ async fn bring_up(
     for node in &veterans {
         start(node, started)?;
     }
-    if !newcomers.is_empty() {
+    if let Some(first) = newcomers.first() {
+        // Without it there may be no quorum to wait for; and what is known then may be old.
+        refuse_lost(layout, &founder, first).await?;
         for node in &veterans {
             wait::until_serving(node).await?;
         }
+        refuse_lost(layout, &founder, first).await?;
     }
     for node in &newcomers {
         start(node, started)?;
         wait::until_serving(node).await?;
     }
     wait::until_complete(layout).await
+}
+
+/// One that has been a member would join as another node.
+async fn refuse_lost(layout: &Layout, founder: &NodeDir, node: &NodeDir) -> Result<()> {
+    let members = wait::until_answering(founder).await?.members;
+    // Ids are given in order.
+    ensure!(
+        members.iter().all(|member| member.node < u64::from(node.node)),
+        "node {} of the cluster in {} has lost its data: use another directory",
+        node.node,
+        layout.dir.display()
+    );
+    Ok(())
 }
 
 /// Makes the cluster's first node unless there is one, and everybody's configuration.

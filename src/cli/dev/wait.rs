@@ -46,6 +46,17 @@ async fn until(
     }
 }
 
+/// Waits for what `node` says, whatever it can do by then.
+pub(crate) async fn until_answering(node: &NodeDir) -> Result<StatusReply> {
+    let mut said = None;
+    until(node, async |node| {
+        said = client::status_of(&node.address).await.ok();
+        Ok(said.is_none().then(|| "an answer".to_owned()))
+    })
+    .await?;
+    Ok(said.expect("it was waited for"))
+}
+
 /// Waits until `node` is a voter with a leader and its mount serves.
 pub(crate) async fn until_serving(node: &NodeDir) -> Result<()> {
     until(node, async |node| {

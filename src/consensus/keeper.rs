@@ -214,3 +214,30 @@ impl Keeper {
             .map_or(LogIndex(0), |(_, commit)| *commit)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::roster::SessionInfo;
+    use super::{Duration, Keeper, LogIndex, Monotonic, NodeId, Roster, SessionId};
+
+    const TTL: Duration = Duration::from_secs(2);
+    const TICK: Duration = Duration::from_millis(50);
+    const SESSION: SessionId = SessionId(7);
+
+    /// A leader that stood still has heard nobody, which is nobody's fault; who stays silent is overdue all the same.
+    #[test]
+    fn the_time_for_which_a_leader_stood_still_counts_for_nobody() {
+        let roster = Roster::new([SessionInfo { session: SESSION, node: NodeId(2), strong: true }]);
+        let mut keeper = Keeper::new(TTL, TTL);
+        keeper.set_leading(true);
+        let mut now = Monotonic::default();
+        let mut overdue_after = |pause: Duration| {
+            now = now + pause;
+            !keeper.overdue(now, LogIndex(7), &roster).is_empty()
+        };
+        assert!(!overdue_after(TICK), "it has only just met it");
+        assert!(!overdue_after(10 * TTL), "it stood still");
+        let silent = (1..).find(|_| overdue_after(TICK)).expect("in the end");
+        assert_eq!(silent, 41, "ticks of a TTL, and one more");
+    }
+}

@@ -234,7 +234,10 @@ impl World {
         let state = &self.nodes[node].state;
         let now = (state.applied.index, state.digest);
         let is_right = |(index, digest)| self.truth.digest_at(index) == Some(digest);
-        let are_right = is_right(now) && state.ledger.samples().all(is_right);
+        // Nobody will judge those again that came before the last verdict.
+        let judged = state.ledger.equal();
+        let mut open = state.ledger.samples().filter(|(index, _)| *index > judged);
+        let are_right = is_right(now) && open.all(is_right);
         if state.wrong == Some(Wrong::Misapplied) && are_right {
             self.nodes[node].state.wrong = None;
         }

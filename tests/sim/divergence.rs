@@ -232,12 +232,11 @@ impl World {
     /// What was spoilt may have been written anew since: then it is right again, and nobody will find anything.
     fn note_right(&mut self, node: usize) {
         let state = &self.nodes[node].state;
-        let now = (state.applied.index, state.digest);
         let is_right = |(index, digest)| self.truth.digest_at(index) == Some(digest);
         // Nobody will judge those again that came before the last verdict.
         let judged = state.ledger.equal();
-        let mut open = state.ledger.samples().filter(|(index, _)| *index > judged);
-        let are_right = is_right(now) && open.all(is_right);
+        let are_right = is_right((state.applied.index, state.digest))
+            && state.ledger.samples().filter(|(index, _)| *index > judged).all(is_right);
         if state.wrong == Some(Wrong::Misapplied) && are_right {
             self.nodes[node].state.wrong = None;
         }

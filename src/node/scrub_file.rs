@@ -10,7 +10,7 @@ use super::handle::NodeError;
 use super::scrub::{Found, Scrub};
 use crate::fs::limits::CHECKSUM_BLOCK;
 use crate::store::{PAGE_BLOCKS, Steady};
-use crate::types::{ByteRange, NodeId};
+use crate::types::NodeId;
 
 /// Blocks that replicas are asked for at once; some of these make a page of checksums.
 const AT_ONCE: u64 = 64;
@@ -28,12 +28,49 @@ enum Outcome {
     Changed,
 }
 
-/// A block of a replica that was found to be rotten.
-struct Rotten {
+/// A block of a replica that is not what it should be.
+struct Ailing {
     node: NodeId,
     block: u64,
     /// What it should be.
     sum: u32,
+    /// Whether that was found just now; else it was missing before.
+    is_rotten: bool,
+    /// Whether some node that was asked has it.
+    is_held: bool,
+}
+
+impl Ailing {
+    /// Why it is not well yet, and what to do.
+    fn problem(&self) -> String {
+        let node = self.node;
+        match (self.is_held, self.is_rotten) {
+            (false, _) => "no node that was asked has these bytes: scrub again when more nodes can be reached, write \
+                           them anew, or accept them as lost (`quorumfs accept-lost`)"
+                .to_owned(),
+            (true, true) => format!(
+                "node {node} has a rotten block that could not be healed: it is missing there until a peer \
+                 gives it; see that the other nodes run, and scrub again"
+            ),
+            (true, false) => format!(
+                "bytes are missing on node {node}, and no peer gives them: see that the other nodes run, and scrub again"
+            ),
+        }
+    }
+}
+
+/// How long is still waited for blocks of a file while none becomes well: once, and not for each block.
+struct Patience {
+    /// For what some node has.
+    held: Duration,
+    /// For what no single node has: several may have it between them.
+    lost: Duration,
+}
+
+impl Patience {
+    fn of(&mut self, ailing: &Ailing) -> &mut Duration {
+        if ailing.is_held { &mut self.held } else { &mut self.lost }
+    }
 }
 
 impl Scrub {
@@ -67,26 +104,18 @@ impl Scrub {
             Look::Changing => return Ok(Outcome::Changed),
             Look::Steady(file) => file,
         };
+        let op_timeout = self.handle.op_timeout();
+        let mut patience = Patience { held: op_timeout, lost: op_timeout };
         for page in 0..file.blocks().div_ceil(PAGE_BLOCKS) {
             let mut sums = Some(Vec::new());
             let mut blocks = file.page(page);
             while !blocks.is_empty() {
                 let count = AT_ONCE.min(blocks.end - blocks.start);
                 let asked = examined(&file, blocks.start, count);
-                let range = ByteRange {
-                    start: file.block(blocks.start).start,
-                    end: file.block(blocks.start + count - 1).end,
-                };
                 blocks.start += count;
-                if !self.until_here(&file, range).await {
-                    let what = "bytes are missing on this node, and no peer gives them".to_owned();
-                    self.failed(found, range.start, what).await;
-                    return Ok(Outcome::Checked);
-                }
                 self.take_turn(count * CHECKSUM_BLOCK).await;
-                let Some(agreed) = self.compare(found, &file, asked).await? else {
-                    return Ok(Outcome::Changed);
-                };
+                let compared = self.compare(found, &file, asked, &mut patience).await?;
+                let Some(agreed) = compared else { return Ok(Outcome::Changed) };
                 match (agreed, &mut sums) {
                     (Some(agreed), Some(sums)) => sums.extend(agreed),
                     (Some(_) | None, _) => sums = None,
@@ -100,23 +129,6 @@ impl Scrub {
             }
         }
         Ok(Outcome::Checked)
-    }
-
-    /// Waits until a range of a file has been fetched, for as long as something comes.
-    async fn until_here(&self, file: &Steady, range: ByteRange) -> bool {
-        let missing = || {
-            let missing = self.handle.files().missing(file.key, range);
-            missing.into_iter().map(|(range, _)| range.len()).sum::<u64>()
-        };
-        loop {
-            let before = missing();
-            if before == 0 || self.handle.until_here(file.key, range).await.is_ok() {
-                return true;
-            }
-            if missing() >= before {
-                return false;
-            }
-        }
     }
 
     /// What all replicas agree that a page is.
@@ -138,40 +150,62 @@ impl Scrub {
         found: &Found,
         file: &Steady,
         asked: Examined,
+        patience: &mut Patience,
     ) -> Result<Option<Option<Vec<u32>>>, NodeError> {
         let Some(answers) = self.answers(file, asked).await? else { return Ok(None) };
-        let mut agreed = Some(Vec::new());
-        let mut rotten = Vec::new();
+        let mut sums = Vec::new();
+        let mut all_ailing = Vec::new();
+        let mut problems = Vec::new();
         for at in 0..usize::try_from(asked.count).expect("a few blocks") {
             let block = asked.first + at as u64;
             let of_block = || answers.iter().map(|(node, blocks)| (*node, blocks[at]));
             let votes: Vec<_> = of_block().filter_map(|(_, block)| block.sum).collect();
             let Some(sum) = majority(&votes) else {
-                self.failed(found, file.block(block).start, undecided(of_block())).await;
-                agreed = None;
+                problems.push((block, undecided(of_block())));
                 continue;
             };
+            sums.push(sum);
+            let is_held = of_block().any(|(_, has)| has.whole && has.sum == Some(sum));
+            let first = all_ailing.len();
             for (node, has) in of_block() {
                 let is_rotten = if has.sum.is_some_and(|has| has != sum) {
                     self.outvote(node, examined(file, block, 1), sum).await?
                 } else {
                     has.rotten
                 };
-                if is_rotten {
-                    rotten.push(Rotten { node, block, sum });
+                self.report.lock().found += u64::from(is_rotten);
+                // What was missing on others before comes to them by itself.
+                if is_rotten || (!has.whole && node == self.handle.node()) {
+                    all_ailing.push(Ailing { node, block, sum, is_rotten, is_held });
                 }
             }
-            if let Some(sums) = &mut agreed {
-                sums.push(sum);
+            if !is_held {
+                // It comes to one of them first.
+                all_ailing.truncate(first + 1);
             }
         }
-        self.report.lock().found += rotten.len() as u64;
-        for block in &rotten {
-            if !self.until_well(found, file, block).await? {
-                agreed = None;
+        for ailing in &all_ailing {
+            if !self.until_well(found, file, ailing, patience).await? {
+                problems.push((ailing.block, ailing.problem()));
             }
         }
+        let agreed = problems.is_empty().then_some(sums);
+        self.failed_blocks(found, file, problems).await;
         Ok(Some(agreed))
+    }
+
+    /// Says what is wrong with blocks: once for those that lie side by side.
+    async fn failed_blocks(&self, found: &Found, file: &Steady, mut problems: Vec<(u64, String)>) {
+        problems.sort_by(|(one, what), (other, what_else)| (what, one).cmp(&(what_else, other)));
+        let follows = |(one, what): &(u64, String), (next, of_next): &(u64, String)| {
+            what == of_next && one + 1 == *next
+        };
+        for run in problems.chunk_by(follows) {
+            let ((first, what), count) = (&run[0], run.len());
+            let what = if count == 1 { what.clone() } else { format!("{count} blocks: {what}") };
+            self.report.lock().unhealed += count as u64 - 1;
+            self.failed(found, file.block(*first).start, what).await;
+        }
     }
 
     /// What the replicas have, this one first; nothing where the file has changed here.
@@ -202,8 +236,14 @@ impl Scrub {
                 }
             }
             silent = still;
-            let is_here = |blocks: &[Block]| blocks.iter().all(|block| block.whole || block.rotten);
-            if !answers.iter().any(|(node, blocks)| *node == own && is_here(blocks)) {
+            let is_missing =
+                |block| !self.handle.files().missing(file.key, file.block(block)).is_empty();
+            // What is staged is on its way to where it can be judged.
+            let is_settled = |blocks: &[Block]| {
+                let mut blocks = blocks.iter().zip(asked.first..);
+                blocks.all(|(has, block)| has.whole || has.rotten || is_missing(block))
+            };
+            if !answers.iter().any(|(node, blocks)| *node == own && is_settled(blocks)) {
                 return Ok(None);
             }
             if silent.is_empty() {
@@ -244,38 +284,39 @@ impl Scrub {
         Ok(answer.ok().flatten().unwrap_or(true))
     }
 
-    /// Waits until a rotten block is what it should be, and says whether it is.
+    /// Waits until a block is what it should be, and says whether it is. One that was rotten is reported then.
     async fn until_well(
         &self,
         found: &Found,
         file: &Steady,
-        rotten: &Rotten,
+        ailing: &Ailing,
+        patience: &mut Patience,
     ) -> Result<bool, NodeError> {
-        let Rotten { node, block, sum } = *rotten;
+        let Ailing { node, block, sum, is_rotten, .. } = *ailing;
         let range = file.block(block);
-        let deadline = Instant::now() + self.handle.op_timeout();
+        let left = patience.of(ailing);
+        let deadline = Instant::now() + *left;
         loop {
-            if node == self.handle.node() {
+            if node == self.handle.node() && !left.is_zero() {
                 // Somebody waits for it. If it does not come, that is said below.
-                let _ = self.handle.until_here(file.key, range).await;
+                let _ = tokio::time::timeout(*left, self.handle.until_here(file.key, range)).await;
             }
             let now = self.examine(node, examined(file, block, 1)).await?;
             let is_well = |blocks: Vec<Block>| blocks[0].whole && blocks[0].sum == Some(sum);
             // A file that has changed since has other bytes, which are nobody's rot.
             if now.map_or_else(|| !self.handle.files().is_still(file), is_well) {
-                let what = format!("node {node} had a rotten block: fetched again from a peer");
-                self.healed(found, range.start, what).await;
+                *left = self.handle.op_timeout();
+                if is_rotten {
+                    let what = format!("node {node} had a rotten block: fetched again from a peer");
+                    self.healed(found, range.start, what).await;
+                }
                 return Ok(true);
             }
-            if Instant::now() >= deadline {
-                let what = format!(
-                    "node {node} has a rotten block that could not be healed: it is missing there until a peer \
-                     gives it; see that the other nodes run, and scrub again"
-                );
-                self.failed(found, range.start, what).await;
+            *left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Ok(false);
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(AGAIN.min(*left)).await;
         }
     }
 }

@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::scrub::{assert_well, backing, flip, scrub_path};
+use super::scrub::{Scrubbed, assert_well, backing, flip, scrub_path};
 use super::staged::assert_backing;
 use super::support::{Cluster, PATIENCE, quorumfs, succeed, text, wait_until};
 use super::{assert_bytes, pattern};
@@ -200,4 +201,47 @@ fn accept_while_one_is_away(cluster: &Cluster, path: &Path, files: &[PathBuf], w
     cluster.start(3);
     cluster.settle();
     assert_shown(cluster, wanted);
+}
+
+/// Whoever scrubs before giving bytes up is to find all that can be saved: also behind what is lost, and in the time of one
+/// wait and not of one for each block.
+#[test]
+fn what_is_lost_hides_no_rot_behind_it() {
+    let cluster = Cluster::up_with(3, &["op_timeout = \"4s\""]);
+    let path = &cluster.mount(1).join(NAME);
+    fs::create_dir(path.parent().expect("it has one")).expect("mkdir");
+    // More than replicas are asked for at once.
+    let mut wanted = pattern(17, 70 * BLOCK);
+    fs::write(path, &wanted).expect("write");
+    assert_backing(&cluster, path, &wanted);
+    scrub_on_all(&cluster);
+    let files = [1, 2, 3].map(|node| backing(&cluster, node, path));
+    for block in [0, 1, 2, 3, 4, 5, 9] {
+        flip_block(&cluster, &files, block);
+    }
+    let begun = Instant::now();
+    let scrubbed = scrub_path(path);
+    let took = begun.elapsed();
+    let places = |scrubbed: &Scrubbed| {
+        scrubbed.findings.iter().map(|found| (found.offset, found.healed)).collect::<Vec<_>>()
+    };
+    let lost = [(0, false), (9 * BLOCK as u64, false)];
+    assert_eq!(places(&scrubbed), lost, "{scrubbed:?}");
+    assert_eq!((scrubbed.last.found, scrubbed.last.unhealed), (21, 7), "{scrubbed:?}");
+    assert!(scrubbed.findings[0].what.starts_with("6 blocks: no node"), "{scrubbed:?}");
+    assert!(took < Duration::from_secs(12), "7 blocks of three nodes took {took:?}");
+
+    // Those are known to be missing by now. What lies behind them is healed all the same.
+    for block in [7, 68] {
+        flip_block(&cluster, &files[..2], block);
+    }
+    let scrubbed = scrub_path(path);
+    assert_eq!((scrubbed.last.found, scrubbed.last.healed), (4, 4), "{scrubbed:?}");
+    let lasting = places(&scrubbed).into_iter().filter(|(_, healed)| !healed);
+    assert_eq!(lasting.collect::<Vec<_>>(), lost, "{scrubbed:?}");
+    assert!(accept_lost(path, &["--all"]).status.success());
+    wanted[..6 * BLOCK].fill(0);
+    wanted[9 * BLOCK..10 * BLOCK].fill(0);
+    assert_shown(&cluster, &wanted);
+    assert!(scrub_path(path).success);
 }

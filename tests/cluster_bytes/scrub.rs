@@ -27,8 +27,8 @@ pub(super) struct Report {
     bytes_total: u64,
     counted: bool,
     pub(super) found: u64,
-    healed: u64,
-    unhealed: u64,
+    pub(super) healed: u64,
+    pub(super) unhealed: u64,
     skipped: u64,
     unasked: Vec<u64>,
     finding: Option<Finding>,
@@ -36,11 +36,11 @@ pub(super) struct Report {
 }
 
 #[derive(Debug, Deserialize)]
-struct Finding {
+pub(super) struct Finding {
     path: String,
-    offset: u64,
-    what: String,
-    healed: bool,
+    pub(super) offset: u64,
+    pub(super) what: String,
+    pub(super) healed: bool,
 }
 
 /// What a scrub came to.
@@ -48,7 +48,7 @@ struct Finding {
 pub(super) struct Scrubbed {
     pub(super) success: bool,
     error: String,
-    findings: Vec<Finding>,
+    pub(super) findings: Vec<Finding>,
     pub(super) last: Report,
 }
 

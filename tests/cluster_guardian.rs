@@ -159,7 +159,13 @@ fn a_killed_daemon_serves_nothing_old_and_comes_back_in_its_place() {
     let cluster = Cluster::up(3);
     for node in [cluster.follower(), cluster.leader()] {
         is_fenced(&cluster, node);
+        // What somebody writes there meanwhile is in the directory below: that is said.
+        let beneath = cluster.mount(node).join("beneath");
+        fs::write(&beneath, b"not replicated").expect("write");
         comes_back(&cluster, node);
+        assert!(!beneath.exists(), "it is in the way");
+        let log = fs::read_to_string(cluster.dir().join(format!("n{node}/log/quorumfs.log")));
+        assert!(log.expect("a log").contains("the mount point is not empty"));
     }
 }
 

@@ -44,6 +44,13 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     if !metadata.is_dir() {
         return Err(MountError::NotADirectory { path: point });
     }
+    if fs::read_dir(&point).is_ok_and(|mut names| names.next().is_some()) {
+        tracing::warn!(
+            path = %point.display(),
+            "the mount point is not empty: the mount hides what is in it, which programs may have written while nothing \
+             was mounted; `chattr +i` keeps them from it"
+        );
+    }
     if let Err(source) = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         return Err(MountError::NoFuseDevice { source });
     }

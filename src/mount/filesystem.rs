@@ -134,11 +134,12 @@ impl Filesystem for QuorumFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.0.forgotten(self.ino(ino), Root::is_alias(ino).then_some(nlookup));
+        self.0.forgotten(self.ino(ino), Root::is_alias(ino), nlookup);
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
+        core.directories.found(ino, req.pid());
         let work = async move { core.getattr(ino).await };
         self.run(req, reply, work, move |core, reply, (attr, grant)| {
             let ttl = core.attribute_ttl(&grant);
@@ -376,6 +377,7 @@ impl Filesystem for QuorumFs {
 
     fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
+        core.directories.found(ino, req.pid());
         let work = async move { core.opendir(ino, flags.0).await };
         self.run(req, reply, work, |_, reply, ()| {
             reply.opened(FileHandle(0), fuser::FopenFlags::empty());

@@ -85,6 +85,7 @@ impl Core {
     ) -> Result<(FileAttr, Opened), OpError> {
         let ino = self.node.new_ino().await?;
         let parent = place.parent;
+        let _changing = self.directories.change(&[&place]);
         let new = NewInode { kind: Kind::Regular, mode, umask, rdev: 0, target: Bytes::new() };
         let buffer = self.open.hold(ino);
         // Nobody has it open, nor can until it is made.
@@ -298,12 +299,15 @@ impl Core {
         Ok(())
     }
 
-    /// FORGET: of the file's alias, where that is how often it was given.
-    pub(super) fn forgotten(&self, ino: Ino, aliases: Option<u64>) {
-        if let Some(lookups) = aliases {
+    /// FORGET: of the file's alias where `by_alias`; the kernel was told of it so often.
+    pub(super) fn forgotten(&self, ino: Ino, by_alias: bool, lookups: u64) {
+        if by_alias {
             self.passthrough.forget_alias(ino, lookups, Instant::now());
             self.cache.forget_pages(ino);
-        } else if self.cache.forget_inode(ino) {
+            return;
+        }
+        self.directories.forget(ino, lookups);
+        if self.cache.forget_inode(ino) {
             // Without an inode there are no pages; the next OPEN then starts afresh.
             self.kernel().drop_attributes(ino);
         }

@@ -5,7 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{FileHandle, Generation, LockOwner, ReplyEmpty, ReplyEntry, ReplyOpen, Request};
+use fuser::{
+    FileHandle, FileType, Generation, LockOwner, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
+};
 
 use super::core::{Caller, Core};
 use super::kernel_names::Removing;
@@ -39,7 +41,10 @@ pub(super) fn bytes_of(name: &OsStr) -> Bytes {
 
 /// Entry replies carry no attribute TTL: `inval_inode` finds nothing to drop while one is under way.
 pub(super) fn send_entry(core: &Core, reply: ReplyEntry, entry: Entry) {
-    let Entry { attr, grant, is_alias } = entry;
+    let Entry { attr, place, grant, is_alias } = entry;
+    if attr.kind == FileType::Directory {
+        core.give_directory(core.root.ino(attr.ino), &place);
+    }
     // An alias is for as long as somebody needs it.
     let ttl = if is_alias { Duration::ZERO } else { core.name_ttl(&attr, &grant) };
     reply.entry_with_ttls(&Duration::ZERO, &ttl, &attr, GENERATION);

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fuser::{
-    FileHandle, FileType, Generation, LockOwner, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
+    FileHandle, FileType, Generation, LockOwner, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen,
+    Request,
 };
 
 use super::core::{Caller, Core};
 use super::kernel_names::Removing;
 use super::locks::Asker;
 use super::names::Entry;
-use super::open_files::{Opened, Opening};
+use super::open_files::{Created, Opened, Opening};
+use super::root::Root;
 use crate::fs::WHOLE_FILE;
 use crate::fs::proto::Lock;
 
@@ -59,6 +61,34 @@ pub(super) fn send_opened(core: &Core, reply: ReplyOpen, opening: Opening) {
             None => reply.opened(FileHandle(handle), flags),
         },
         Err(error) => reply.error((&error).into()),
+    }
+}
+
+/// fuser has one TTL for name and attributes here, and attributes must have none.
+pub(super) fn send_created(core: &Core, reply: ReplyCreate, created: Created) {
+    let (attr, opened) = match created {
+        Created::New((attr, opened)) => (attr, Ok(opened)),
+        Created::Found(entry, opening) => {
+            let attr = opening.truncated(entry.attr);
+            (attr, core.open_now(*opening, |file| reply.open_backing(file)))
+        }
+    };
+    match opened {
+        Ok(Opened { handle, flags, backing }) => {
+            let (ttl, handle) = (Duration::ZERO, FileHandle(handle));
+            match backing {
+                Some(backing) => {
+                    reply.created_passthrough(&ttl, &attr, GENERATION, handle, flags, backing.id());
+                }
+                None => reply.created(&ttl, &attr, GENERATION, handle, flags),
+            }
+        }
+        Err(error) => {
+            if Root::is_alias(attr.ino) {
+                core.forgotten(core.root.ino(attr.ino), true, 1);
+            }
+            reply.error((&error).into());
+        }
     }
 }
 

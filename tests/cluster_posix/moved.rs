@@ -1,10 +1,16 @@
-//! Directories that others move: what programs get is what a local file system gives, and never ESTALE.
+//! Directories that others move, and files that others remove while they are opened: what programs get is what a local
+//! file system gives, and never ESTALE.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::support::python::Python;
 use super::support::{Cluster, names, quorumfs, succeed};
+
+const RACE: Duration = Duration::from_secs(3);
 
 fn move_directory(mount: &Path, from: &str, to: &str) {
     let moved = fs::rename(mount.join(from), mount.join(to));
@@ -99,4 +105,39 @@ fn a_working_directory_that_others_move_is_found_again() {
         let place = here.join(to).join("e");
         assert_eq!(process.says("print(os.getcwd())"), place.to_str().expect("UTF-8"));
     }
+}
+
+/// Opens a file that is made where it is missing, again and again. Answers how often.
+fn open_or_create(path: &Path, truncates: bool, until: Instant) -> usize {
+    let mut opened = 0;
+    while Instant::now() < until {
+        let file = File::options().write(true).create(true).truncate(truncates).open(path);
+        file.unwrap_or_else(|error| panic!("open {} after {opened}: {error}", path.display()));
+        opened += 1;
+    }
+    opened
+}
+
+#[test]
+fn files_that_others_remove_are_opened_or_created() {
+    let cluster = Cluster::up(3);
+    let path = |node| cluster.mount(node).join("file");
+    let until = Instant::now() + RACE;
+    thread::scope(|scope| {
+        let creators: Vec<_> = [(1, false), (3, true)]
+            .map(|(node, truncates)| {
+                let path = path(node);
+                scope.spawn(move || open_or_create(&path, truncates, until))
+            })
+            .into();
+        let mut removed = 0;
+        while Instant::now() < until {
+            match fs::remove_file(path(2)) {
+                Ok(()) => removed += 1,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
+            }
+        }
+        let opened = creators.into_iter().map(|creator| creator.join().expect("no error"));
+        assert!(opened.min() > Some(100) && removed > 100, "they met: {removed}");
+    });
 }

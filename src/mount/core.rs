@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 
 use super::errors::OpError;
 use super::kernel_cache::{AttributeGrant, KernelCache, LATE_REPLY, outlives_lease};
+use super::kernel_directories::{Changing, KernelDirectories};
 use super::kernel_names::{NameGrant, Removal, Removing};
 use super::late::Late;
 use super::names::Place;
@@ -37,6 +38,8 @@ pub(super) struct Core {
     pub(super) flags: RwLock<MountFlags>,
     pub(super) open: OpenTable,
     pub(super) cache: KernelCache,
+    /// Where the kernel has directories.
+    pub(super) directories: KernelDirectories,
     pub(super) passthrough: Arc<Passthrough>,
     /// Requests that are not answered yet.
     pub(super) in_flight: AtomicUsize,
@@ -74,6 +77,7 @@ impl Core {
             flags: RwLock::new(flags),
             open: OpenTable::new(watched.clone()),
             cache: KernelCache::new(watched.clone()),
+            directories: KernelDirectories::default(),
             passthrough: Arc::new(Passthrough::new(watched)),
             in_flight: AtomicUsize::new(0),
             waiting: Waiting::new(),
@@ -271,13 +275,22 @@ impl Core {
         grant.ttl(is_directory, Instant::now(), self.cacheable())
     }
 
-    /// To be called before `thread` removes or renames these names: see [`super::kernel_names`]. Keep what it
-    /// answers until the reply is written. ESTALE where the kernel is to look them up again.
+    /// The kernel is about to be told that it finds a directory here.
+    pub(super) fn give_directory(&self, ino: Ino, place: &Place) {
+        if let Some(before) = self.directories.give(ino, place) {
+            // Whoever asks may hold the lock that this takes.
+            self.kernel().drop_directories(vec![before]);
+        }
+    }
+
+    /// To be called before `thread` removes or renames these names: see [`super::kernel_names`]. Keep the first that it
+    /// answers until the reply is written, and tell the other what became of the names. ESTALE where the kernel is to look
+    /// them up again.
     pub(super) async fn begin_removal(
         &self,
         places: &[&Place],
         thread: u32,
-    ) -> Result<Removing, OpError> {
+    ) -> Result<(Removing, Changing), OpError> {
         let (names, began) = (&self.cache.names, Instant::now());
         let keys: Vec<_> = places.iter().map(|place| place.key()).collect();
         let mut removal = names.ask(&keys, thread, began);
@@ -296,7 +309,7 @@ impl Core {
         if removal == Removal::ForgetAll {
             self.forget_names();
         }
-        Ok(removing)
+        Ok((removing, self.directories.change(places)))
     }
 
     /// The TTL of attributes in a reply that goes out now.

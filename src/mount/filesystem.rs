@@ -26,7 +26,7 @@ use super::dispatch::{Call, Refuse, run};
 use super::errors::OpError;
 use super::names::{NewInode, Place, kind_of_mode};
 use super::requests::{
-    GENERATION, asker, bytes_of, caller, send_entry, send_ok, send_opened, send_removed,
+    asker, bytes_of, caller, send_created, send_entry, send_ok, send_opened, send_removed,
     wanted_lock,
 };
 use super::root::Root;
@@ -134,11 +134,12 @@ impl Filesystem for QuorumFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.0.forgotten(self.ino(ino), Root::is_alias(ino).then_some(nlookup));
+        self.0.forgotten(self.ino(ino), Root::is_alias(ino), nlookup);
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
+        core.directories.found(ino, req.pid());
         let work = async move { core.getattr(ino).await };
         self.run(req, reply, work, move |core, reply, (attr, grant)| {
             let ttl = core.attribute_ttl(&grant);
@@ -278,11 +279,7 @@ impl Filesystem for QuorumFs {
         let (core, caller, place) = (self.0.clone(), caller(req), self.place(parent, name));
         let work = async move { core.create(caller, place?, (mode, umask), flags).await };
         let call = Call::of(req).unsent(Core::unsent_created);
-        run(&self.0, call, reply, work, |_, reply, (attr, opened)| {
-            // fuser has one TTL for name and attributes here, and attributes must have none.
-            let handle = FileHandle(opened.handle);
-            reply.created(&Duration::ZERO, &attr, GENERATION, handle, opened.flags);
-        });
+        run(&self.0, call, reply, work, send_created);
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -376,6 +373,7 @@ impl Filesystem for QuorumFs {
 
     fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (core, ino) = (self.0.clone(), self.ino(ino));
+        core.directories.found(ino, req.pid());
         let work = async move { core.opendir(ino, flags.0).await };
         self.run(req, reply, work, |_, reply, ()| {
             reply.opened(FileHandle(0), fuser::FopenFlags::empty());

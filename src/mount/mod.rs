@@ -13,7 +13,7 @@
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
 //! | `passthrough` | which files the kernel reads by itself |
-//! | `kernel_cache`, `observer`, `notify` | what the kernel may remember, and making it forget |
+//! | `kernel_cache`, `kernel_names`, `kernel_directories`, `observer`, `notify` | what the kernel may remember, and making it forget |
 //! | `times`, `errors` | conversions |
 //!
 //! An operation never blocks its session thread: it is a future, polled once there and handed to
@@ -32,6 +32,7 @@ mod file_io;
 mod filesystem;
 mod flushing;
 mod kernel_cache;
+mod kernel_directories;
 mod kernel_names;
 mod late;
 mod locks;

@@ -9,7 +9,9 @@ use fuser::FileAttr;
 use super::attributes::{NAME_MAX, Seen};
 use super::core::{Caller, Core};
 use super::errors::OpError;
+use super::kernel_cache::LATE_REPLY;
 use super::kernel_names::{NameGrant, Removing};
+use super::notify::Name;
 use super::root::Root;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Kind};
@@ -17,10 +19,15 @@ use crate::fs::query;
 use crate::node::Look;
 use crate::types::{Ino, LogIndex};
 
+/// So many names in a directory are dropped so that the kernel can drop the directory itself.
+const BELOW_MAX: usize = 128;
+
 /// What the kernel is told of a name, with leave to cache it.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) attr: FileAttr,
+    /// Which one it is.
+    pub(super) place: Place,
     pub(super) grant: NameGrant,
     /// It is the alias of a file.
     pub(super) is_alias: bool,
@@ -71,17 +78,48 @@ impl Core {
         self.until_pages_fit(seen.ino).await?;
         // Nobody reads blocks from here: the kernel asks for attributes again.
         let mut attr = seen.file_attr(seen.inode.size.div_ceil(512));
+        if seen.inode.kind() == Kind::Directory && self.directories.finds_again(seen.ino, thread) {
+            self.free_directory(seen.ino).await?;
+        }
         let is_alias = self.passthrough.give_alias(seen.ino, Instant::now());
         if is_alias {
             attr.ino = Root::alias(seen.ino);
         }
-        Ok(Entry { attr, grant, is_alias })
+        Ok(Entry { attr, place, grant, is_alias })
+    }
+
+    /// Has the kernel drop what is below a stranded directory, and with it the directory (see
+    /// [`super::kernel_directories`]).
+    async fn free_directory(&self, ino: Ino) -> Result<(), OpError> {
+        let mut below: Vec<Name> = Vec::new();
+        // Those below are stranded, too, where they were in use the last time.
+        let mut stranded = vec![ino];
+        while let Some(directory) = stranded.pop()
+            && below.len() < BELOW_MAX
+        {
+            let limit = BELOW_MAX - below.len();
+            let entries = self.query(|state| Ok(query::readdir(state, directory, 0, limit)?))?;
+            for entry in entries {
+                if entry.kind == Kind::Directory
+                    && !self.directories.changed((directory, &entry.name))
+                    && self.directories.is_stranded(entry.ino)
+                {
+                    stranded.push(entry.ino);
+                }
+                below.push((directory, entry.name));
+            }
+        }
+        let dropping = self.kernel().drop_directories(below);
+        if !self.directories.is_locked(ino) {
+            dropping.wait_within(LATE_REPLY).await;
+        }
+        Ok(())
     }
 
     /// The kernel was not told of a name.
     pub(super) fn unsent_entry(self: &Arc<Self>, entry: &Entry) {
         if entry.is_alias {
-            self.forgotten(self.root.ino(entry.attr.ino), Some(1));
+            self.forgotten(self.root.ino(entry.attr.ino), true, 1);
         }
     }
 
@@ -115,6 +153,7 @@ impl Core {
         loop {
             let ino = self.node.new_ino().await?;
             let grant = self.give_name(&place, caller.pid);
+            let _changing = self.directories.change(&[&place]);
             let parent = place.parent;
             let making = make(caller, place.clone(), ino, new.clone());
             match self.mutate(&[parent], making).await {
@@ -123,7 +162,7 @@ impl Core {
                 Err(error) => return Err(error),
                 Ok(outcome) => {
                     let attr = self.file_attr(&Seen::of_outcome(ino, outcome)?)?;
-                    return Ok(Entry { attr, grant, is_alias: false });
+                    return Ok(Entry { attr, place, grant, is_alias: false });
                 }
             }
         }
@@ -132,31 +171,34 @@ impl Core {
     /// LINK, by a thread.
     pub(super) async fn link(&self, thread: u32, ino: Ino, place: Place) -> Result<Entry, OpError> {
         let grant = self.give_name(&place, thread);
-        let Place { parent, name } = place;
+        let _changing = self.directories.change(&[&place]);
+        let Place { parent, name } = place.clone();
         let op = Op::Link(proto::Link { ino: ino.0, parent: parent.0, name });
         self.mutate(&[parent, ino], op).await?;
         // Bytes may be buffered, so the outcome's attributes would be too old.
         self.settle_appends(ino).await;
         let seen = self.seen(ino).await?;
         self.until_pages_fit(ino).await?;
-        Ok(Entry { attr: self.file_attr(&seen)?, grant, is_alias: false })
+        Ok(Entry { attr: self.file_attr(&seen)?, place, grant, is_alias: false })
     }
 
     /// UNLINK, by a thread.
     pub(super) async fn unlink(&self, thread: u32, place: Place) -> Result<Removing, OpError> {
-        let removing = self.begin_removal(&[&place], thread).await?;
+        let (removing, changing) = self.begin_removal(&[&place], thread).await?;
         let Place { parent, name } = place;
         let op = Op::Unlink(proto::Unlink { parent: parent.0, name });
         self.mutate(&[parent], op).await?;
+        changing.removed();
         Ok(removing)
     }
 
     /// RMDIR, by a thread.
     pub(super) async fn rmdir(&self, thread: u32, place: Place) -> Result<Removing, OpError> {
-        let removing = self.begin_removal(&[&place], thread).await?;
+        let (removing, changing) = self.begin_removal(&[&place], thread).await?;
         let Place { parent, name } = place;
         let op = Op::Rmdir(proto::Rmdir { parent: parent.0, name });
         self.mutate(&[parent], op).await?;
+        changing.removed();
         Ok(removing)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Dropping attributes and bumping the epoch take no kernel lock and are done where they are wanted.
 //! Dropping names and pages can wait for locks that operations hold, so each has a thread of its
-//! own, so that a locked page never holds up a name.
+//! own, so that a locked page never holds up a name. So have the names of directories that nobody need wait for.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use fuser::{INodeNo, Notifier};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
@@ -37,6 +37,8 @@ const NAMES_DEADLINE_WITHOUT_LOCKS: Duration = Duration::from_secs(1);
 const ALIAS_DEADLINE: Duration = Duration::from_secs(1);
 /// More names than this are dropped by one epoch.
 const NAMES_MAX: usize = 64;
+/// More directories than this do not wait to be dropped.
+const DIRECTORIES_MAX: usize = 1024;
 
 /// A name in a directory.
 pub(super) type Name = (Ino, Vec<u8>);
@@ -52,6 +54,9 @@ pub(super) struct Kernel {
     names: Sender<NamesJob>,
     /// The names thread is at work; for longer than its deadline where it waits for a lock.
     names_busy: Arc<AtomicBool>,
+    directories: Sender<NamesJob>,
+    /// The same of the thread that drops directories, which nobody has to wait for.
+    directories_busy: Arc<AtomicBool>,
     pages: Arc<Pages>,
 }
 
@@ -60,6 +65,10 @@ struct NamesJob {
     names: Vec<Name>,
     done: Sender<()>,
 }
+
+/// Names of directories that are being dropped.
+#[derive(Debug)]
+pub(super) struct Dropping(Receiver<()>);
 
 /// Pages to drop: one range for each number that the kernel knows a file by, so that no queue can grow without bound.
 #[derive(Debug, Default)]
@@ -96,14 +105,30 @@ impl Kernel {
         thread::Builder::new()
             .name("fuse-names".into())
             .spawn(move || drop_names(&name_notifier, root, &jobs, &busy))?;
+        let (directories, jobs) = bounded(DIRECTORIES_MAX);
+        let directories_busy = Arc::new(AtomicBool::new(false));
+        let (directory_notifier, busy) = (notifier.clone(), directories_busy.clone());
+        thread::Builder::new()
+            .name("fuse-dirs".into())
+            .spawn(move || drop_directories(&directory_notifier, root, &jobs, &busy))?;
         let (page_notifier, wanted) = (notifier.clone(), pages.clone());
         thread::Builder::new()
             .name("fuse-pages".into())
             .spawn(move || drop_pages(&page_notifier, &wanted))?;
         let device = device.into();
         let epochs = true;
-        let mut kernel =
-            Self { notifier, root, passthrough, device, epochs, names, names_busy, pages };
+        let mut kernel = Self {
+            notifier,
+            root,
+            passthrough,
+            device,
+            epochs,
+            names,
+            names_busy,
+            directories,
+            directories_busy,
+            pages,
+        };
         kernel.epochs = kernel.bump_epoch();
         Ok(kernel)
     }
@@ -127,7 +152,9 @@ impl Kernel {
     /// Whether a notification is under way that can be waiting for a lock of an operation. Where an unmount
     /// waits for it in turn, every other notification waits for both.
     pub(super) fn is_busy(&self) -> bool {
-        self.names_busy.load(Ordering::Acquire) || self.pages.wanted.lock().current.is_some()
+        self.names_busy.load(Ordering::Acquire)
+            || self.directories_busy.load(Ordering::Acquire)
+            || self.pages.wanted.lock().current.is_some()
     }
 
     /// Drops the cached attributes of an inode. Takes no lock that an operation holds (negative offset: no
@@ -149,16 +176,16 @@ impl Kernel {
         if self.names.try_send(NamesJob { names: names.to_vec(), done }).is_err() {
             return false;
         }
-        let begun = Instant::now();
-        while begun.elapsed() < NAMES_DEADLINE_WITHOUT_LOCKS {
-            if finished.recv_timeout(NAMES_DEADLINE).is_ok() {
-                return true;
-            }
-            if locks_may_be_held() {
-                return false;
-            }
+        until_done(&finished, locks_may_be_held)
+    }
+
+    /// Drops names of directories, soon. What there is no room for stays: a rename of that directory may fail.
+    pub(super) fn drop_directories(&self, names: Vec<Name>) -> Dropping {
+        let (done, finished) = bounded(1);
+        if self.directories.try_send(NamesJob { names, done }).is_err() {
+            tracing::debug!("too many directories wait to be dropped");
         }
-        false
+        Dropping(finished)
     }
 
     /// Drops pages, soon; nobody waits.
@@ -211,6 +238,21 @@ impl Kernel {
     }
 }
 
+impl Dropping {
+    /// Waits for as long as for other names.
+    pub(super) fn wait(&self, locks_may_be_held: impl Fn() -> bool) {
+        until_done(&self.0, locks_may_be_held);
+    }
+
+    /// Waits for a while.
+    pub(super) async fn wait_within(&self, limit: Duration) {
+        let begun = Instant::now();
+        while self.0.try_recv() == Err(TryRecvError::Empty) && begun.elapsed() < limit {
+            tokio::time::sleep(limit / 20).await;
+        }
+    }
+}
+
 impl Wanted {
     fn add(&mut self, node: INodeNo, range: ByteRange) {
         self.drops += 1;
@@ -234,16 +276,45 @@ impl Drop for Kernel {
     }
 }
 
+/// Waits for the kernel to have dropped names. False where that would take too long.
+fn until_done(finished: &Receiver<()>, locks_may_be_held: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < NAMES_DEADLINE_WITHOUT_LOCKS {
+        match finished.recv_timeout(NAMES_DEADLINE) {
+            Ok(()) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Timeout) if locks_may_be_held() => return false,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+    false
+}
+
 fn drop_names(notifier: &Notifier, root: Root, jobs: &Receiver<NamesJob>, busy: &AtomicBool) {
     run_promptly();
     for NamesJob { names, done } in jobs {
-        for (parent, name) in names {
-            let name = OsString::from_vec(name);
-            ignore_gone(notifier.inval_entry(root.node(parent), &name));
-        }
+        drop_each(notifier, root, names);
         busy.store(false, Ordering::Release);
         // Nobody listens where it took too long.
         let _ = done.try_send(());
+    }
+}
+
+fn drop_directories(notifier: &Notifier, root: Root, jobs: &Receiver<NamesJob>, busy: &AtomicBool) {
+    run_promptly();
+    for NamesJob { names, done } in jobs {
+        busy.store(true, Ordering::Release);
+        drop_each(notifier, root, names);
+        busy.store(false, Ordering::Release);
+        // Nobody may have waited.
+        let _ = done.try_send(());
+    }
+}
+
+fn drop_each(notifier: &Notifier, root: Root, names: Vec<Name>) {
+    for (parent, name) in names {
+        let name = OsString::from_vec(name);
+        ignore_gone(notifier.inval_entry(root.node(parent), &name));
     }
 }
 

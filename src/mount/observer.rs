@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::core::Core;
+use super::notify::Name;
 use crate::fs::Change;
 use crate::node::Observer;
 use crate::types::{ByteRange, Ino, LogIndex, SessionId};
@@ -15,14 +16,17 @@ use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 impl Observer for Core {
     fn received(&self, own: bool, changes: &[Change], may_wait: bool) {
         self.forget_attributes(own, changes);
-        self.forget_names_of(changes, may_wait);
+        let moved = if own { Vec::new() } else { self.take_directories(changes) };
+        let dropped = self.forget_names_of(changes, may_wait);
+        self.drop_directories(moved, &dropped, may_wait);
     }
 
     fn would_wait(&self, changes: &[Change]) -> bool {
         let now = Instant::now();
         let waits = |change: &Change| match change {
             Change::Name { parent, name, existed } => {
-                *existed && self.cache.names.may_have((*parent, name), now)
+                let name = (*parent, name.as_slice());
+                *existed && (self.cache.names.may_have(name, now) || self.directories.has(name))
             }
             // There may be many.
             Change::SomeAttributes => true,
@@ -133,8 +137,8 @@ impl Core {
     }
 
     /// Has the kernel forget names; all of them where it might wait otherwise and must not. For our own changes
-    /// too, which find no name, unless it was given meanwhile (see [`super::kernel_names`]).
-    fn forget_names_of(&self, changes: &[Change], may_wait: bool) {
+    /// too, which find no name, unless it was given meanwhile (see [`super::kernel_names`]). Answers which were dropped.
+    fn forget_names_of(&self, changes: &[Change], may_wait: bool) -> Vec<Name> {
         let now = Instant::now();
         let mut names = Vec::new();
         for change in changes {
@@ -145,13 +149,43 @@ impl Core {
             }
         }
         if names.is_empty() {
+            return names;
+        }
+        if may_wait && self.kernel().drop_names(&names, || self.locks_may_be_held()) {
+            self.cache.names.dropped(&names, now);
+            return names;
+        }
+        self.forget_names();
+        Vec::new()
+    }
+
+    fn locks_may_be_held(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) > 0
+    }
+
+    /// The names among these by which the kernel has directories that others remove or rename.
+    fn take_directories(&self, changes: &[Change]) -> Vec<Name> {
+        let taken = changes.iter().filter_map(|change| match change {
+            Change::Name { parent, name, existed: true } => {
+                self.directories.changed((*parent, name)).then(|| (*parent, name.clone()))
+            }
+            _ => None,
+        });
+        taken.collect()
+    }
+
+    /// Has the kernel drop these from where it has them (see [`super::kernel_directories`]), but for those that it has
+    /// dropped already. Waits for it where no operation can hold it up.
+    fn drop_directories(&self, mut moved: Vec<Name>, dropped: &[Name], may_wait: bool) {
+        moved.retain(|name| !dropped.contains(name));
+        if moved.is_empty() {
             return;
         }
-        let locks_may_be_held = || self.in_flight.load(Ordering::Acquire) > 0;
-        if may_wait && self.kernel().drop_names(&names, locks_may_be_held) {
-            self.cache.names.dropped(&names, now);
-        } else {
-            self.forget_names();
+        let waits =
+            may_wait && !moved.iter().any(|(parent, _)| self.directories.is_locked(*parent));
+        let dropping = self.kernel().drop_directories(moved);
+        if waits {
+            dropping.wait(|| self.locks_may_be_held());
         }
     }
 

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use fuser::{BackingId, FileAttr, FopenFlags};
+use fuser::{BackingId, FileAttr, FileType, FopenFlags};
 
 use super::attributes::{Seen, truncate};
 use super::buffer::Buffer;
 use super::core::{Caller, Core};
 use super::errors::OpError;
-use super::names::{NewInode, Place, make};
+use super::names::{Entry, NewInode, Place, make};
 use super::open_table::OpenMode;
 use super::passthrough::{Access, Backing, LookAgain, Offer, Way};
 use crate::fs::proto::{Inode, Kind};
 use crate::fs::query;
-use crate::node::NodeError;
+use crate::node::{Deadline, NodeError};
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// A file of fewer bytes is read faster with the kernel's own pages, which stay from one open to the next.
@@ -46,6 +46,14 @@ enum How {
     Reads(Offer),
 }
 
+/// What became of a CREATE.
+#[derive(Debug)]
+pub(super) enum Created {
+    New((FileAttr, Opened)),
+    /// Somebody else has made it.
+    Found(Entry, Box<Opening>),
+}
+
 /// What the kernel is told of an open file.
 #[derive(Clone, Debug)]
 pub(super) struct Opened {
@@ -55,23 +63,69 @@ pub(super) struct Opened {
     pub(super) backing: Option<Arc<Backing>>,
 }
 
+impl Opening {
+    /// What is now true of a file that was truncated as it was opened.
+    pub(super) fn truncated(&self, attr: FileAttr) -> FileAttr {
+        if self.flags & libc::O_TRUNC == 0 {
+            return attr;
+        }
+        FileAttr { ino: attr.ino, ..self.seen.file_attr(0) }
+    }
+}
+
 impl Core {
     /// CREATE. The inode is held before it is proposed, so that an unlink elsewhere cannot free it.
     ///
-    /// Where the name exists by now, the kernel is sent back with ESTALE: it looks the name up once
-    /// more and then opens what is there, with the permission checks that a CREATE skips.
+    /// Where the name exists by now, the file is opened that has it. The kernel does not check permissions then: it
+    /// believes that it was made.
     pub(super) async fn create(
-        &self,
+        self: &Arc<Self>,
         caller: Caller,
         place: Place,
         (mode, umask): (u32, u32),
         flags: i32,
-    ) -> Result<(FileAttr, Opened), OpError> {
+    ) -> Result<Created, OpError> {
+        let deadline = Deadline::current();
         loop {
             match self.create_once(caller, place.clone(), (mode, umask), flags).await {
                 // Its number was the last session's.
                 Err(error) if error.is_not_done() => {}
-                created => return created,
+                Err(OpError::Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
+                    if let Some(found) = self.open_found(caller, place.clone(), flags).await? {
+                        return Ok(found);
+                    }
+                }
+                created => return created.map(Created::New),
+            }
+            self.node.check(&deadline)?;
+        }
+    }
+
+    /// Opens the file that was to be made. `None` where it has gone by now, or has to be come to by another number. Who
+    /// may open it is not decided here where that takes more than to look at the owner: ESTALE, with which the kernel
+    /// looks the name up once more and opens what is there, if it may.
+    async fn open_found(
+        self: &Arc<Self>,
+        caller: Caller,
+        place: Place,
+        flags: i32,
+    ) -> Result<Option<Created>, OpError> {
+        let entry = match self.lookup(caller.pid, place).await {
+            Err(OpError::Errno(libc::ENOENT)) => return Ok(None),
+            looked_up => looked_up?,
+        };
+        let opened = if owner_may_open(caller, &entry.attr, flags) {
+            self.open_file(caller, self.root.ino(entry.attr.ino), entry.is_alias, flags).await
+        } else {
+            self.unsent_entry(&entry);
+            return Err(OpError::Errno(libc::ESTALE));
+        };
+        match opened {
+            Ok(opening) => Ok(Some(Created::Found(entry, Box::new(opening)))),
+            Err(error) => {
+                self.unsent_entry(&entry);
+                let is_to_look_again = matches!(error, OpError::Errno(libc::ESTALE));
+                if is_to_look_again { Ok(None) } else { Err(error) }
             }
         }
     }
@@ -85,6 +139,7 @@ impl Core {
     ) -> Result<(FileAttr, Opened), OpError> {
         let ino = self.node.new_ino().await?;
         let parent = place.parent;
+        let _changing = self.directories.change(&[&place]);
         let new = NewInode { kind: Kind::Regular, mode, umask, rdev: 0, target: Bytes::new() };
         let buffer = self.open.hold(ino);
         // Nobody has it open, nor can until it is made.
@@ -101,8 +156,7 @@ impl Core {
             Err(error) => {
                 self.passthrough.leave(ino, way, Instant::now());
                 self.unhold(ino);
-                let exists = error.errno() == libc::EEXIST && flags & libc::O_EXCL == 0;
-                return Err(if exists { OpError::Errno(libc::ESTALE) } else { error });
+                return Err(error);
             }
         };
         let attr = seen.file_attr(0);
@@ -162,7 +216,15 @@ impl Core {
     }
 
     /// The kernel was not told of a file that was created for it: it will not close it.
-    pub(super) fn unsent_created(self: &Arc<Self>, (_, opened): &(FileAttr, Opened)) {
+    pub(super) fn unsent_created(self: &Arc<Self>, created: &Created) {
+        let opened = match created {
+            Created::New((_, opened)) => opened,
+            Created::Found(entry, opening) => {
+                self.unsent_opening(opening);
+                self.unsent_entry(entry);
+                return;
+            }
+        };
         let (core, handle) = (self.clone(), opened.handle);
         self.runtime.spawn(async move {
             if let Err(error) = core.release(handle).await {
@@ -298,12 +360,15 @@ impl Core {
         Ok(())
     }
 
-    /// FORGET: of the file's alias, where that is how often it was given.
-    pub(super) fn forgotten(&self, ino: Ino, aliases: Option<u64>) {
-        if let Some(lookups) = aliases {
+    /// FORGET: of the file's alias where `by_alias`; the kernel was told of it so often.
+    pub(super) fn forgotten(&self, ino: Ino, by_alias: bool, lookups: u64) {
+        if by_alias {
             self.passthrough.forget_alias(ino, lookups, Instant::now());
             self.cache.forget_pages(ino);
-        } else if self.cache.forget_inode(ino) {
+            return;
+        }
+        self.directories.forget(ino, lookups);
+        if self.cache.forget_inode(ino) {
             // Without an inode there are no pages; the next OPEN then starts afresh.
             self.kernel().drop_attributes(ino);
         }
@@ -326,6 +391,58 @@ impl Core {
     }
 }
 
+/// Whether the kernel would let the caller open a file: only where the caller owns it, so that neither groups, ACLs nor
+/// capabilities count, nor in whose directory it is (`fs.protected_regular`).
+fn owner_may_open(caller: Caller, attr: &FileAttr, flags: i32) -> bool {
+    let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
+    let changes = writes(flags) || flags & libc::O_TRUNC != 0;
+    let wanted = if reads { 0o400 } else { 0 } | if changes { 0o200 } else { 0 };
+    attr.kind == FileType::RegularFile && attr.uid == caller.uid && attr.perm & wanted == wanted
+}
+
 fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Caller, FileAttr, FileType, owner_may_open};
+    use fuser::INodeNo;
+    use std::time::UNIX_EPOCH;
+
+    fn file(kind: FileType, perm: u16) -> FileAttr {
+        FileAttr {
+            ino: INodeNo(5),
+            size: 0,
+            blocks: 0,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind,
+            perm,
+            nlink: 1,
+            uid: 1000,
+            gid: 1000,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    /// The kernel checks nothing where a CREATE opens what is there: only what it would grant for sure is opened.
+    #[test]
+    fn only_owners_open_what_they_did_not_make() {
+        let caller = |uid| Caller { uid, gid: 1000, pid: 0 };
+        let may = |uid, perm, flags| {
+            owner_may_open(caller(uid), &file(FileType::RegularFile, perm), flags)
+        };
+        let [reads, writes, both] = [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR];
+        assert!(may(1000, 0o600, both) && may(1000, 0o400, reads) && may(1000, 0o200, writes));
+        assert!(!may(1000, 0o466, both) && !may(1000, 0o066, reads) && !may(1000, 0o466, writes));
+        assert!(!may(1000, 0o400, reads | libc::O_TRUNC), "that writes");
+        assert!(!may(1001, 0o666, reads) && !may(0, 0o600, reads), "the kernel decides");
+        let link = file(FileType::Symlink, 0o777);
+        assert!(!owner_may_open(caller(1000), &link, reads), "the kernel follows it");
+    }
 }

@@ -39,7 +39,7 @@ impl Core {
         if flags & !FLAGS != 0 {
             return Err(OpError::Errno(libc::EINVAL));
         }
-        let removing = self.begin_removal(&[&from, &to], thread).await?;
+        let (removing, changing) = self.begin_removal(&[&from, &to], thread).await?;
         let deadline = Deadline::current();
         let (mut attempts, mut lost) = (0, None);
         loop {
@@ -55,7 +55,10 @@ impl Core {
                 durable: claims(&moved, attempts),
             });
             match self.mutate(&[from.parent, to.parent], op).await {
-                Ok(_) => return Ok(removing),
+                Ok(_) => {
+                    changing.renamed(flags & libc::RENAME_EXCHANGE != 0);
+                    return Ok(removing);
+                }
                 // It would have replaced what was not known here, or has bytes that were not. They are known now.
                 Err(OpError::Errno(libc::ECANCELED)) => {}
                 Err(error) => return Err(error),

@@ -5,13 +5,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{FileHandle, Generation, LockOwner, ReplyEmpty, ReplyEntry, ReplyOpen, Request};
+use fuser::{
+    FileHandle, FileType, Generation, LockOwner, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen,
+    Request,
+};
 
 use super::core::{Caller, Core};
 use super::kernel_names::Removing;
 use super::locks::Asker;
 use super::names::Entry;
-use super::open_files::{Opened, Opening};
+use super::open_files::{Created, Opened, Opening};
+use super::root::Root;
 use crate::fs::WHOLE_FILE;
 use crate::fs::proto::Lock;
 
@@ -39,7 +43,10 @@ pub(super) fn bytes_of(name: &OsStr) -> Bytes {
 
 /// Entry replies carry no attribute TTL: `inval_inode` finds nothing to drop while one is under way.
 pub(super) fn send_entry(core: &Core, reply: ReplyEntry, entry: Entry) {
-    let Entry { attr, grant, is_alias } = entry;
+    let Entry { attr, place, grant, is_alias } = entry;
+    if attr.kind == FileType::Directory {
+        core.give_directory(core.root.ino(attr.ino), &place);
+    }
     // An alias is for as long as somebody needs it.
     let ttl = if is_alias { Duration::ZERO } else { core.name_ttl(&attr, &grant) };
     reply.entry_with_ttls(&Duration::ZERO, &ttl, &attr, GENERATION);
@@ -54,6 +61,34 @@ pub(super) fn send_opened(core: &Core, reply: ReplyOpen, opening: Opening) {
             None => reply.opened(FileHandle(handle), flags),
         },
         Err(error) => reply.error((&error).into()),
+    }
+}
+
+/// fuser has one TTL for name and attributes here, and attributes must have none.
+pub(super) fn send_created(core: &Core, reply: ReplyCreate, created: Created) {
+    let (attr, opened) = match created {
+        Created::New((attr, opened)) => (attr, Ok(opened)),
+        Created::Found(entry, opening) => {
+            let attr = opening.truncated(entry.attr);
+            (attr, core.open_now(*opening, |file| reply.open_backing(file)))
+        }
+    };
+    match opened {
+        Ok(Opened { handle, flags, backing }) => {
+            let (ttl, handle) = (Duration::ZERO, FileHandle(handle));
+            match backing {
+                Some(backing) => {
+                    reply.created_passthrough(&ttl, &attr, GENERATION, handle, flags, backing.id());
+                }
+                None => reply.created(&ttl, &attr, GENERATION, handle, flags),
+            }
+        }
+        Err(error) => {
+            if Root::is_alias(attr.ino) {
+                core.forgotten(core.root.ino(attr.ino), true, 1);
+            }
+            reply.error((&error).into());
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod acls;
 mod attributes;
 mod beside;
 mod large_directory;
+mod moved;
 mod names;
 mod pjdfstest;
 #[path = "../support/mod.rs"]

@@ -147,7 +147,7 @@ impl Core {
             let file = self.file(handle)?;
             let acknowledged = self.commit_and_acknowledge(&file.buffer).await;
             self.until_lost(&file).await;
-            self.report(&file, file.untold_failure())?;
+            report(&file, file.untold_failure())?;
             acknowledged
         };
         let flushed = flushed.await;
@@ -170,7 +170,7 @@ impl Core {
             return Ok(());
         }
         self.until_lost(file).await;
-        self.report(file, file.unreported_failure())
+        report(file, file.unreported_failure())
     }
 
     /// Where bytes were lost, waits until they are gone from the kernel's pages, too: what else is lost with them is then.
@@ -179,13 +179,6 @@ impl Core {
             // Where they are locked for too long, they go in any case.
             let _ = self.until_pages_fit(file.buffer.ino).await;
         }
-    }
-
-    /// Says that bytes were lost.
-    fn report(&self, file: &OpenFile, failure: Option<i32>) -> Result<(), OpError> {
-        let Some(errno) = failure else { return Ok(()) };
-        tracing::warn!(ino = %file.buffer.ino, errno, "a program is told that bytes were lost");
-        Err(OpError::Errno(errno))
     }
 
     /// An open file that is to be used. EIO where its programs believe in locks that others may have.
@@ -327,4 +320,11 @@ impl Core {
         let seen = self.query(|state| self.see(state, ino))?;
         Ok(seen.is_some_and(|seen| seen.inode.mode & SUID_SGID != 0))
     }
+}
+
+/// Says that bytes were lost.
+fn report(file: &OpenFile, failure: Option<i32>) -> Result<(), OpError> {
+    let Some(errno) = failure else { return Ok(()) };
+    tracing::warn!(ino = %file.buffer.ino, errno, "a program is told that bytes were lost");
+    Err(OpError::Errno(errno))
 }

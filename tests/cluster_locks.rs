@@ -193,6 +193,116 @@ fn locks_end_with_the_session() {
     cluster.settle();
 }
 
+/// Of what was stored through a mapping under a lock nothing is committed once that is lost, whichever descriptor was mapped:
+/// it is over for good, and said once. What was stored under no lock stays, and whoever opens the file again goes on.
+#[test]
+fn mapped_stores_end_with_the_session() {
+    let cluster = Cluster::up(3);
+    let leader = cluster.leader();
+    let node = cluster.follower();
+    let other = 6 - leader - node;
+    let mut pairs: Vec<_> =
+        (0..8).map(|number| Mapped::new(&cluster, number, [node, other])).collect();
+    let [mut free] = programs(&cluster, "free", [node]);
+    let [mut bystander] = programs(&cluster, "bystander", [node]);
+    for request in ["truncate f 4096", "map f 4096", "store f 0 mine"] {
+        assert_eq!(free.ask(request), "ok", "{request}");
+    }
+    cluster.kill(node, "STOP");
+    for pair in &mut pairs {
+        assert_eq!(pair.next.ask(&format!("{} wait", pair.lock.replace('g', "f"))), "ok");
+        for request in ["write f 0 BBBB", "sync f"] {
+            assert_eq!(pair.next.ask(request), "ok", "{request}");
+        }
+    }
+    cluster.kill(node, "CONT");
+    // Some ask at once, some when there is a new session.
+    for (number, pair) in pairs.iter_mut().enumerate() {
+        if number == 4 {
+            wait_until(PATIENCE, "the next session", || {
+                (bystander.ask("fcntl f w 0 0") == "ok").then_some(())
+            });
+        }
+        let said =
+            ["msync f", "msync f", "sync f", "sync g"].map(|request| pair.silent.ask(request));
+        assert_eq!(said, ["EIO", "ok", "ok", "EIO"], "{number}");
+    }
+    for request in ["msync f", "sync f"] {
+        assert_eq!(free.ask(request), "ok", "{request}");
+    }
+    for pair in &mut pairs {
+        pair.assert_shown(&cluster, "BBBB");
+        pair.go_on(&cluster);
+    }
+    assert_eq!(bytes(&cluster, "free", 0), ["mine"; 3]);
+    cluster.settle();
+}
+
+/// Two programs with one file, on two mounts.
+struct Mapped {
+    name: String,
+    node: u64,
+    /// How `g` is locked.
+    lock: &'static str,
+    /// Has `f` mapped, and stored to it under its lock.
+    silent: Program,
+    next: Program,
+}
+
+impl Mapped {
+    const LEN: usize = 16 << 10;
+    const FAR: usize = 8 << 10;
+
+    fn new(cluster: &Cluster, number: usize, nodes: [u64; 2]) -> Self {
+        let name = format!("mapped-{number}");
+        let path = cluster.mount(nodes[0]).join(&name);
+        support::write_and_sync(&path, &[b'0'; Self::LEN]).expect("write");
+        let lock = ["flock g x", "fcntl g w 0 0"][number % 2];
+        let [silent, next] = programs(cluster, &name, nodes);
+        let mut mapped = Self { name, node: nodes[0], lock, silent, next };
+        mapped.store("AAAA", &path);
+        mapped
+    }
+
+    fn store(&mut self, text: &str, path: &Path) {
+        let stores = [0, Self::FAR].map(|start| format!("store f {start} {text}"));
+        let open = format!("open g {}", path.display());
+        let map = format!("map f {}", Self::LEN);
+        for request in [&open, self.lock, &map, &stores[0], &stores[1]] {
+            assert_eq!(self.silent.ask(request), "ok", "{request}");
+        }
+    }
+
+    fn assert_shown(&self, cluster: &Cluster, first: &str) {
+        assert_eq!(bytes(cluster, &self.name, 0), [first; 3], "{}", self.name);
+        let far = if first == "BBBB" { "0000" } else { first };
+        assert_eq!(bytes(cluster, &self.name, Self::FAR), [far; 3], "{}", self.name);
+    }
+
+    /// The one that has lost its lock takes it once more.
+    fn go_on(&mut self, cluster: &Cluster) {
+        assert_eq!(self.next.ask("close f"), "ok");
+        let path = cluster.mount(self.node).join(&self.name);
+        self.silent.ask("close g");
+        self.silent.ask("unmap f");
+        self.silent.ask("close f");
+        assert_eq!(self.silent.ask(&format!("open f {}", path.display())), "ok");
+        self.store("CCCC", &path);
+        for request in ["msync f", "sync f", "sync g"] {
+            assert_eq!(self.silent.ask(request), "ok", "{request}");
+        }
+        self.assert_shown(cluster, "CCCC");
+    }
+}
+
+/// Four bytes of a file on each mount.
+fn bytes(cluster: &Cluster, name: &str, start: usize) -> [String; 3] {
+    [1, 2, 3].map(|node| {
+        let file = std::fs::read(cluster.mount(node).join(name)).expect("read");
+        support::text(&file[start..start + 4])
+    })
+}
+
 /// Two programs on two mounts count in a file and in a database, and none of it is lost.
 #[test]
 fn counting_together() {

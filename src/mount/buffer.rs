@@ -408,12 +408,15 @@ impl State {
         self.settled = taken.accepted;
         match result {
             Ok(index) => self.committed = self.committed.max(index),
-            Err(errno) => {
-                self.failures += 1;
-                self.last_errno = errno;
-            }
+            Err(errno) => self.lose(errno),
         }
         taken.bytes + usize::from(taken.ctime.is_some())
+    }
+
+    /// Bytes that were not taken in are lost.
+    pub(super) fn lose(&mut self, errno: i32) {
+        self.failures += 1;
+        self.last_errno = errno;
     }
 
     /// Number of WRITEs and ctimes taken in so far: what a commit that starts now has to settle.
@@ -478,7 +481,7 @@ impl State {
         !self.appends.is_empty() || self.taken.as_ref().is_some_and(|taken| taken.appends)
     }
 
-    /// Number of lots lost so far, and the errno of the last.
+    /// How often something was lost so far, and the errno of the last.
     pub(super) fn failures(&self) -> (u64, i32) {
         (self.failures, self.last_errno)
     }

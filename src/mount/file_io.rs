@@ -71,12 +71,43 @@ impl Core {
     pub(super) async fn write(
         self: &Arc<Self>,
         handle: u64,
-        mut new: NewBytes,
+        new: NewBytes,
         flags: i32,
     ) -> Result<u32, OpError> {
         self.writable()?;
         let (file, only_in) = self.fenced(handle)?;
-        new.only_in = only_in;
+        self.take_in(&file, NewBytes { only_in, ..new }, flags).await
+    }
+
+    /// WRITE of mapped pages, which somebody has stored to some time ago. It comes by any handle that they are
+    /// mapped with, so what may not be committed is not refused: it is lost, and whoever asks for it is told.
+    pub(super) async fn write_pages(
+        self: &Arc<Self>,
+        handle: u64,
+        new: NewBytes,
+    ) -> Result<u32, OpError> {
+        self.writable()?;
+        let file = self.open_file_of(handle)?;
+        let (buffer, session) = (&file.buffer, self.node.session());
+        if !self.lose_pages(buffer, session) && !buffer.lockers.are_lost(handle, session) {
+            let only_in = buffer.lockers.have_pages().then_some(session);
+            return self.take_in(&file, NewBytes { only_in, ..new }, 0).await;
+        }
+        let range = ByteRange::at(new.offset.unwrap_or(0), new.data.len() as u64);
+        tracing::warn!(ino = %buffer.ino, ?range, "what was stored to pages under a lost lock is lost");
+        buffer.lock().lose(libc::EIO);
+        // They show it still.
+        self.cache.forget_pages(buffer.ino);
+        self.kernel().drop_pages(buffer.ino, range);
+        Ok(u32::try_from(new.data.len()).expect("a request is at most 16 MiB"))
+    }
+
+    async fn take_in(
+        self: &Arc<Self>,
+        file: &OpenFile,
+        new: NewBytes,
+        flags: i32,
+    ) -> Result<u32, OpError> {
         let end = new.offset.unwrap_or(0).saturating_add(new.data.len() as u64);
         if end > SIZE_MAX {
             return Err(OpError::Errno(libc::EFBIG));
@@ -84,7 +115,7 @@ impl Core {
         self.take_space_to_write(file.buffer.ino, &new).await?;
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
-        self.open.go_on_writing(&file);
+        self.open.go_on_writing(file);
         self.buffer_bytes(&file.buffer, new).await?;
         if self.passthrough.reads(file.buffer.ino) {
             // They read the backing file, where it is not yet.
@@ -98,7 +129,7 @@ impl Core {
         }
         if flags & libc::O_DSYNC != 0 {
             self.commit_durably(&file.buffer).await?;
-            return self.report_failure(&file).await.map(|()| written);
+            return self.report_failure(file).await.map(|()| written);
         }
         if kill && self.has_suid_sgid(file.buffer.ino)? {
             // The kernel goes on believing in the bits until the change is applied.
@@ -115,7 +146,8 @@ impl Core {
         let flushed = async {
             let file = self.file(handle)?;
             let acknowledged = self.commit_and_acknowledge(&file.buffer).await;
-            self.report(&file, file.untold_failure()).await?;
+            self.until_lost(&file).await;
+            report(&file, file.untold_failure())?;
             acknowledged
         };
         let flushed = flushed.await;
@@ -137,16 +169,16 @@ impl Core {
         if Deadline::current().has_left() == Some(Left::Killed) {
             return Ok(());
         }
-        self.report(file, file.unreported_failure()).await
+        self.until_lost(file).await;
+        report(file, file.unreported_failure())
     }
 
-    /// Says that bytes were lost. They are gone from the kernel's pages then, too.
-    async fn report(&self, file: &OpenFile, failure: Option<i32>) -> Result<(), OpError> {
-        let Some(errno) = failure else { return Ok(()) };
-        tracing::warn!(ino = %file.buffer.ino, errno, "a program is told that bytes were lost");
-        // Where they are locked for too long, they go in any case.
-        let _ = self.until_pages_fit(file.buffer.ino).await;
-        Err(OpError::Errno(errno))
+    /// Where bytes were lost, waits until they are gone from the kernel's pages, too: what else is lost with them is then.
+    async fn until_lost(&self, file: &OpenFile) {
+        if file.untold_failure().is_some() {
+            // Where they are locked for too long, they go in any case.
+            let _ = self.until_pages_fit(file.buffer.ino).await;
+        }
     }
 
     /// An open file that is to be used. EIO where its programs believe in locks that others may have.
@@ -288,4 +320,11 @@ impl Core {
         let seen = self.query(|state| self.see(state, ino))?;
         Ok(seen.is_some_and(|seen| seen.inode.mode & SUID_SGID != 0))
     }
+}
+
+/// Says that bytes were lost.
+fn report(file: &OpenFile, failure: Option<i32>) -> Result<(), OpError> {
+    let Some(errno) = failure else { return Ok(()) };
+    tracing::warn!(ino = %file.buffer.ino, errno, "a program is told that bytes were lost");
+    Err(OpError::Errno(errno))
 }

@@ -328,7 +328,12 @@ impl Filesystem for QuorumFs {
             only_in: None,
         };
         let core = self.0.clone();
-        let work = async move { core.write(fh.0, new, flags.0).await };
+        let work = async move {
+            if is_mapped {
+                return core.write_pages(fh.0, new).await;
+            }
+            core.write(fh.0, new, flags.0).await
+        };
         self.run(req, reply, work, |_, reply, written| reply.written(written));
     }
 

@@ -4,7 +4,8 @@
 //! The kernel tells owners apart: processes for fcntl, open files for flock. A process that closes any
 //! descriptor of a file loses its locks of it (FLUSH names the owner); what a handle was used to lock
 //! goes at the latest with that handle. The locks of a session end with it: the handles that were used
-//! to take them fail from then on, since others may have them by now.
+//! to take them fail from then on, since others may have them by now. What the kernel has in mapped pages
+//! of such a file goes with them, whoever stored it: a page does not say by whom, or by which handle.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ use super::signals::is_interrupted;
 use crate::fs::WHOLE_FILE;
 use crate::fs::proto::{Lock, LockAnswer, LockMode};
 use crate::node::NodeError;
-use crate::types::SessionId;
+use crate::types::{ByteRange, SessionId};
 
 /// Who may have locks of an inode through this mount.
 #[derive(Debug, Default)]
@@ -27,6 +28,17 @@ pub(super) struct Lockers {
     /// Looked at by each READ and WRITE.
     any: AtomicBool,
     owners: Mutex<Vec<Locker>>,
+    /// Locked before `owners` where both are.
+    pages: Mutex<Pages>,
+}
+
+/// What the kernel may have in mapped pages of the file and has not sent yet.
+#[derive(Debug, Default)]
+struct Pages {
+    /// Some of it may have been stored under locks of this session.
+    locked_in: Option<SessionId>,
+    /// That one is over, and the pages are gone after this drop.
+    dropped_by: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -58,6 +70,35 @@ impl Lockers {
         self.any() && self.owners.lock().iter().any(lost)
     }
 
+    /// Whether mapped pages may have been stored to under locks of a session that is over. `begin` then begins to
+    /// drop them all, once, and answers a number by which `is_done` knows whether that is done.
+    pub(super) fn are_pages_lost(
+        &self,
+        session: SessionId,
+        begin: impl Fn() -> u64,
+        is_done: impl Fn(u64) -> bool,
+    ) -> bool {
+        let mut pages = self.pages.lock();
+        loop {
+            let Some(over) = pages.locked_in.filter(|locked_in| *locked_in != session) else {
+                return false;
+            };
+            if !is_done(*pages.dropped_by.get_or_insert_with(&begin)) {
+                return true;
+            }
+            // What is in them now was stored since.
+            let owners = self.owners.lock();
+            let held_in = owners.iter().filter(|locker| locker.holds).filter_map(|it| it.session);
+            let locked_in = held_in.filter(|session| session.0 > over.0).max_by_key(|it| it.0);
+            *pages = Pages { locked_in, dropped_by: None };
+        }
+    }
+
+    /// Whether what is stored to pages may have been stored under a lock.
+    pub(super) fn have_pages(&self) -> bool {
+        self.any() || self.pages.lock().locked_in.is_some()
+    }
+
     /// An owner is going to ask for a lock with this handle.
     fn enter(&self, owner: u64, handle: u64) {
         self.with(owner, |locker| {
@@ -86,6 +127,9 @@ impl Lockers {
             }
         });
         self.retain(|locker| locker.holds || locker.asking > 0);
+        if let Some(session) = granted_in {
+            self.pages.lock().locked_in.get_or_insert(session);
+        }
     }
 
     /// Nobody knows what it has.
@@ -135,6 +179,16 @@ impl Lockers {
             !used || locker.asking > 0 || (is_lost && !locker.handles.is_empty())
         });
         closed
+    }
+
+    /// Somebody's locks were released while their session lasted. Where nobody has any, whoever stores to pages
+    /// believes in none.
+    fn released_in(&self, session: SessionId) {
+        let mut pages = self.pages.lock();
+        let is_held = self.owners.lock().iter().any(|locker| locker.holds);
+        if pages.locked_in == Some(session) && !is_held {
+            pages.locked_in = None;
+        }
     }
 
     fn with(&self, owner: u64, change: impl FnOnce(&mut Locker)) {
@@ -207,9 +261,12 @@ impl Core {
         if !is_granted {
             return Err(OpError::Errno(errno_of(locked.answer)));
         }
-        // What the one before wrote must be seen.
+        // What the one before wrote must be seen, and what is stored from now on must not go with what was stored under
+        // locks of an earlier session.
         let shown = async {
+            self.lose_pages(&file.buffer, self.node.session());
             self.until_pages_fit(ino).await?;
+            self.lose_pages(&file.buffer, self.node.session());
             self.show_to_passthrough(ino).await
         };
         if let Err(error) = shown.await {
@@ -268,7 +325,8 @@ impl Core {
         if (start, end) == (0, WHOLE_FILE) {
             return self.unlock_all(&file.buffer, asker.owner).await.map_err(OpError::from);
         }
-        Ok(self.node.unlock(file.buffer.ino, asker.owner, start, end).await?)
+        self.node.unlock(file.buffer.ino, asker.owner, start, end).await?;
+        Ok(())
     }
 
     /// A process has closed a descriptor of the file.
@@ -285,9 +343,13 @@ impl Core {
             return;
         }
         for owner in buffer.lockers.close(handle, self.node.session()) {
-            if let Err(error) = self.node.unlock(buffer.ino, owner, 0, WHOLE_FILE).await {
-                tracing::warn!(ino = %buffer.ino, owner, %error, "the locks of a closed file stay for now");
-                self.node.unlock_later(buffer.ino, owner);
+            match self.node.unlock(buffer.ino, owner, 0, WHOLE_FILE).await {
+                Ok(Some(session)) => buffer.lockers.released_in(session),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(ino = %buffer.ino, owner, %error, "the locks of a closed file stay for now");
+                    self.node.unlock_later(buffer.ino, owner);
+                }
             }
         }
     }
@@ -302,14 +364,31 @@ impl Core {
     }
 
     async fn unlock_all(&self, buffer: &Buffer, owner: u64) -> Result<(), NodeError> {
-        let (session, grants) = (self.node.session(), buffer.lockers.grants(owner));
-        let unlocked = self.node.unlock(buffer.ino, owner, 0, WHOLE_FILE).await;
-        if unlocked.is_ok() {
-            buffer.lockers.leave(owner, session, grants);
-        } else {
-            self.take_back(buffer, owner);
+        let grants = buffer.lockers.grants(owner);
+        match self.node.unlock(buffer.ino, owner, 0, WHOLE_FILE).await {
+            Ok(Some(session)) => {
+                buffer.lockers.leave(owner, session, grants);
+                buffer.lockers.released_in(session);
+                Ok(())
+            }
+            // They were lost before.
+            Ok(None) => Ok(()),
+            Err(error) => {
+                self.take_back(buffer, owner);
+                Err(error)
+            }
         }
-        unlocked
+    }
+
+    /// Has the kernel drop what was stored to mapped pages under locks of a session that is not this one. Answers
+    /// whether it may have some of that still: none of it may be committed.
+    pub(super) fn lose_pages(&self, buffer: &Buffer, session: SessionId) -> bool {
+        let begin = || {
+            self.cache.forget_pages(buffer.ino);
+            self.kernel().drop_pages(buffer.ino, ByteRange::from(0))
+        };
+        let is_done = |number| self.kernel().has_dropped_pages(buffer.ino, number);
+        buffer.lockers.are_pages_lost(session, begin, is_done)
     }
 
     /// Locks are how programs order their bytes: whoever gets the lock next has to see them. While only
@@ -337,6 +416,8 @@ fn errno_of(answer: LockAnswer) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::{Lockers, SessionId};
 
     const ONE: SessionId = SessionId(1);
@@ -370,6 +451,46 @@ mod tests {
         assert!(lockers.are_lost(70, TWO), "closing one handle does not make up for the other");
         assert_eq!(lockers.close(70, TWO), [7]);
         assert!(!lockers.any());
+    }
+
+    /// What is stored to pages while anybody has a lock goes with the session, and nothing that is stored once they are
+    /// dropped.
+    #[test]
+    fn pages_are_lost_with_the_session() {
+        let lockers = Lockers::default();
+        let drops = Cell::new(0);
+        let are_lost = |session, done| {
+            let begin = || {
+                drops.set(drops.get() + 1);
+                drops.get()
+            };
+            lockers.are_pages_lost(session, begin, |number| number <= done)
+        };
+        let lock = |owner, session| {
+            lockers.enter(owner, owner * 10);
+            lockers.answered(owner, owner * 10, Some(session));
+        };
+        lock(7, ONE);
+        lock(8, ONE);
+        lockers.leave(7, ONE, 1);
+        lockers.released_in(ONE);
+        assert!(!are_lost(ONE, 0));
+        assert!(are_lost(SessionId::CLUSTER, 0) && are_lost(TWO, 0), "another had one");
+        lockers.close(80, TWO);
+        lockers.released_in(TWO);
+        assert!(are_lost(TWO, 0), "nobody is left, but what was stored is");
+        lock(9, TWO);
+        assert_eq!(drops.get(), 1);
+        assert!(!are_lost(TWO, 1), "they are gone");
+        assert!(are_lost(SessionId(3), 1), "stored under a lock of the next session");
+        assert!(!are_lost(SessionId(3), 2));
+        assert!(!are_lost(SessionId(4), 2), "nobody has a lock but in a session long over");
+        assert_eq!(drops.get(), 2);
+        lockers.close(90, SessionId(4));
+        lock(7, SessionId(4));
+        lockers.leave(7, SessionId(4), 1);
+        lockers.released_in(SessionId(4));
+        assert!(!are_lost(SessionId(5), 2), "stored under no lock");
     }
 
     /// A lock that is granted while the same owner unlocks everything is still known.

@@ -188,14 +188,22 @@ impl Kernel {
         Dropping(finished)
     }
 
-    /// Drops pages, soon; nobody waits.
-    pub(super) fn drop_pages(&self, ino: Ino, range: ByteRange) {
+    /// Drops pages, soon; nobody waits. Answers a number for [`Self::has_dropped_pages`].
+    pub(super) fn drop_pages(&self, ino: Ino, range: ByteRange) -> u64 {
         let nodes = self.nodes(ino);
         let mut wanted = self.pages.wanted.lock();
         for node in nodes {
             wanted.add(node, range);
         }
         self.pages.changed.notify_one();
+        wanted.drops
+    }
+
+    /// Whether the pages of an inode are dropped that were to be by the drop of that number.
+    pub(super) fn has_dropped_pages(&self, ino: Ino, number: u64) -> bool {
+        let wanted = self.pages.wanted.lock();
+        let nodes = [self.root.node(ino), Root::alias(ino)];
+        !nodes.iter().any(|node| wanted.is_dropping(*node, number))
     }
 
     /// Drops pages of a file's alias, if it has one, and waits until it is done, for a while: whoever has one locked may

@@ -71,9 +71,8 @@ impl Observer for Core {
         tracing::info!(%session, "the mount has a new session");
         self.cache.forget_doubts();
         // Whoever believes in a lock of the last session is to find out, not to read the kernel's pages.
-        for buffer in self.open.buffers().iter().filter(|buffer| buffer.lockers.any()) {
-            self.cache.forget_pages(buffer.ino);
-            self.kernel().drop_pages(buffer.ino, ByteRange::from(0));
+        for buffer in self.open.buffers() {
+            self.lose_pages(&buffer, session);
         }
     }
 

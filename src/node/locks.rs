@@ -221,7 +221,8 @@ impl Handle {
         tokio::spawn(undo(self.clone(), None, self.session(), (ino, owner), None));
     }
 
-    /// Releases bytes of an owner, from `start` to `end`, both included.
+    /// Releases bytes of an owner, from `start` to `end`, both included. Answers the session in which they were, or
+    /// nothing where that has taken them along.
     ///
     /// # Errors
     /// As [`Self::request_lock`].
@@ -231,16 +232,16 @@ impl Handle {
         owner: u64,
         start: u64,
         end: u64,
-    ) -> Result<(), NodeError> {
+    ) -> Result<Option<SessionId>, NodeError> {
         let place =
             self.place(ino, |session, here| here.release(ino, (session.0, owner), start, end));
         match place.await? {
-            Place::Here(..) => Ok(()),
+            Place::Here(session, ..) => Ok(Some(session)),
             Place::InTheLog(session, turn) => {
                 let unlock = Op::Unlock(proto::Unlock { ino: ino.0, owner, start, end });
                 match self.lock_command(turn, session, (ino, owner), unlock).await {
-                    // A session takes its locks along.
-                    Ok(_) | Err(NodeError::SessionLost) => Ok(()),
+                    Ok(_) => Ok(Some(session)),
+                    Err(NodeError::SessionLost) => Ok(None),
                     Err(error) => Err(error),
                 }
             }

@@ -4,10 +4,13 @@ open NAME PATH          fcntl NAME r|w|u START LEN [wait]     get NAME START LEN
 close NAME              flock NAME s|x|u [wait]               on-signal
 read NAME START LEN     write NAME START TEXT                 sync NAME
 truncate NAME LEN       close-copy NAME
+map NAME LEN            store NAME START TEXT                 msync NAME
+unmap NAME
 """
 
 import errno
 import fcntl
+import mmap
 import os
 import signal
 import struct
@@ -19,6 +22,7 @@ FLOCKS = {"s": fcntl.LOCK_SH, "x": fcntl.LOCK_EX, "u": fcntl.LOCK_UN}
 FLOCK = "hhqqi4x"
 
 files = {}
+mappings = {}
 
 
 def record_lock(command, name, kind, start, length):
@@ -52,6 +56,15 @@ def execute(verb, *words):
         os.ftruncate(files[words[0]], int(words[1]))
     elif verb == "sync":
         os.fsync(files[words[0]])
+    elif verb == "map":
+        mappings[words[0]] = mmap.mmap(files[words[0]], int(words[1]))
+    elif verb == "store":
+        start = int(words[1])
+        mappings[words[0]][start : start + len(words[2])] = words[2].encode()
+    elif verb == "msync":
+        mappings[words[0]].flush()
+    elif verb == "unmap":
+        mappings.pop(words[0]).close()
     elif verb == "on-signal":
         # A handler that raises ends a system call in Python, too.
         def interrupted(*_):

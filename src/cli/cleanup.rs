@@ -13,16 +13,19 @@ use crate::store;
 
 pub(crate) fn run(args: &ConfigArgs) -> Result<()> {
     let config = Config::load(&args.config)?;
-    for mount in remove_dead(&config.data, config.mount.as_deref())? {
+    for mount in remove_dead(store::recorded_mounts(&config.data)?, config.mount.as_deref())? {
         println!("unmounted {}, whose daemon is gone", mount.display());
     }
     Ok(())
 }
 
-/// Removes what is dead of a daemon's mounts: the one of its configuration, and those that it noted in its
+/// Removes what is dead of a daemon's mounts: the one of its configuration, and those that it recorded in its
 /// data directory. Answers which.
-pub(crate) fn remove_dead(data: &Path, configured: Option<&Path>) -> Result<Vec<PathBuf>> {
-    let mut mounts: BTreeSet<_> = store::recorded_mounts(data)?.into_iter().collect();
+pub(crate) fn remove_dead(
+    recorded: Vec<PathBuf>,
+    configured: Option<&Path>,
+) -> Result<Vec<PathBuf>> {
+    let mut mounts: BTreeSet<_> = recorded.into_iter().collect();
     if let Some(mount) = configured {
         mounts.insert(mountpoint::resolve(mount)?);
     }

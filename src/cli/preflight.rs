@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::cli::{cleanup, mountpoint};
 use crate::config::Config;
+use crate::store;
 
 /// For so long a port may be in use by a daemon that is ending.
 const PORT_PATIENCE: Duration = Duration::from_secs(2);
@@ -19,7 +20,12 @@ const PORT_PATIENCE: Duration = Duration::from_secs(2);
 /// Checks the machine for what `config` asks of it, and removes the dead mounts of an earlier run.
 pub(crate) fn check(config: &Config) -> Result<()> {
     check_fuse()?;
-    for mount in cleanup::remove_dead(&config.data, config.mount.as_deref())? {
+    // It may be damaged. Whether a newer version wrote the data directory other files say.
+    let recorded = store::recorded_mounts(&config.data).unwrap_or_else(|error| {
+        tracing::warn!(%error, "mounts of an earlier run may be left: `umount -l` takes one away");
+        Vec::new()
+    });
+    for mount in cleanup::remove_dead(recorded, config.mount.as_deref())? {
         tracing::info!(mount = %mount.display(), "removed the dead mount of an earlier run");
     }
     if let Some(mount) = &config.mount {

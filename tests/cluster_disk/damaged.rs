@@ -241,6 +241,9 @@ fn a_damaged_node_heals_or_stays_down_with_a_reason() {
     let sled = node.sled();
     let what = node.damage(&sled, Damage::Gone);
     node.heals(&what);
+    fs::write(node.data().join("mounts"), b"5\0/mnt\0").expect("write");
+    let said = node.heals("a bit of the format");
+    assert!(said.contains("mounts of an earlier run may be left"), "{said}");
     fs::remove_dir_all(node.data().join("log")).expect("remove");
     let said = node.stays_down("the log is gone");
     assert!(said.contains("data/log is damaged") && said.contains(JOIN), "{said}");

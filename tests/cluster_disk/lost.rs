@@ -126,7 +126,9 @@ fn a_start_believes_only_what_is_on_the_disk() {
     cluster.start(3);
     cluster.settle();
     for file in files_like(&log, ".raftlog") {
-        assert!(is_as_read(&file), "{} is not on the disk as it is read", file.display());
+        // The daemon may be writing. What was lost never comes to the disk.
+        let what = format!("{} to be on the disk as it is read", file.display());
+        wait_until(PATIENCE, &what, || is_as_read(&file).then_some(()));
     }
     for (number, name) in names.iter().enumerate() {
         let found = fs::read(cluster.mount(3).join(name)).expect("read");

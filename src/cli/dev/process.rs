@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::dev::layout::NodeDir;
 use crate::cli::sys::PidFd;
 use crate::cli::{cleanup, mountpoint};
+use crate::store;
 
 /// A daemon stops cleanly within seconds: it hands leadership over and writes back.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -152,7 +153,7 @@ pub(crate) async fn stop(nodes: &[NodeDir]) -> Result<()> {
         }
     }
     for node in nodes {
-        cleanup::remove_dead(&node.data(), None)?;
+        cleanup::remove_dead(store::recorded_mounts(&node.data())?, None)?;
         mountpoint::unmount(&node.mount())?;
         match fs::remove_file(node.pid_file()) {
             Ok(()) => {}

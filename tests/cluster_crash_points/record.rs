@@ -5,10 +5,9 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
 
 use super::points::Point;
-use super::support::text;
+use super::support::commit_of_the_daemon;
 
 /// What came of a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,18 +62,6 @@ impl Record {
     pub fn count(&self, outcome: Outcome) -> usize {
         self.outcomes.values().filter(|of_one| **of_one == outcome).count()
     }
-}
-
-/// The last commit that changed what the daemon is made of: later ones, of documents or tests, are no reason to begin anew.
-fn commit_of_the_daemon() -> String {
-    let git = |arguments: &[&str]| {
-        let mut git = Command::new("git");
-        let output = git.args(arguments).args(["--", "src", "proto", "Cargo.toml", "Cargo.lock"]);
-        text(&output.output().expect("git runs").stdout).trim().to_owned()
-    };
-    let commit = git(&["log", "-1", "--format=%h"]);
-    let is_dirty = !git(&["status", "--porcelain"]).is_empty();
-    if is_dirty { format!("{commit}-dirty") } else { commit }
 }
 
 impl fmt::Display for Outcome {

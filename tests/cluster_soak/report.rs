@@ -3,11 +3,10 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::process::Command;
 use std::time::Duration;
 
 use super::sample::{MEASURES, Sample};
-use super::support::text;
+use super::support::commit_of_the_daemon;
 
 /// Of the whole time: what comes before is warming up. In an hour, ten minutes.
 const PART: u32 = 6;
@@ -40,9 +39,7 @@ impl Report {
 
     /// Prints the table, and appends it to a file; likewise the samples.
     pub fn publish(&self, title: &str) {
-        let mut git = Command::new("git");
-        let commit = git.args(["describe", "--always", "--dirty"]).output().expect("git runs");
-        let title = format!("### {title}, commit {}\n\n", text(&commit.stdout).trim());
+        let title = format!("### {title}, commit {}\n\n", commit_of_the_daemon());
         let table = title + &self.table();
         println!("{table}");
         append("QUORUMFS_SOAK_MD", &(table + "\n"));

@@ -238,6 +238,19 @@ pub fn quorumfs() -> Command {
     Command::new(std::env::var_os("QUORUMFS_TEST_BINARY").unwrap_or_else(built))
 }
 
+/// The last commit that changed what the daemon is made of: later ones, of documents or tests, are
+/// no reason to measure anew. That of the sources, also where `QUORUMFS_TEST_BINARY` names a daemon: build it of them.
+pub fn commit_of_the_daemon() -> String {
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        let output = git.args(arguments).args(["--", "src", "proto", "Cargo.toml", "Cargo.lock"]);
+        text(&output.output().expect("git runs").stdout).trim().to_owned()
+    };
+    let commit = git(&["log", "-1", "--format=%h"]);
+    let is_dirty = !git(&["status", "--porcelain"]).is_empty();
+    if is_dirty { format!("{commit}-dirty") } else { commit }
+}
+
 /// A program that tests need and this repository does not have: in `$QUORUMFS_TOOLS`, in `PATH` or where
 /// cargo installs programs.
 pub fn tool(name: &str, how_to_install: &str) -> PathBuf {

@@ -152,13 +152,17 @@ fn deadlocks(cluster: &Cluster) {
     assert_eq!(one.answer(), "ok");
 }
 
+/// The two of three that do not lead.
+fn followers(cluster: &Cluster) -> (u64, u64) {
+    let (leader, node) = (cluster.leader(), cluster.follower());
+    (node, 6 - leader - node)
+}
+
 /// A node that is silent for too long loses its locks; its programs find out, and others go on.
 #[test]
 fn locks_end_with_the_session() {
     let cluster = Cluster::up(3);
-    let leader = cluster.leader();
-    let node = cluster.follower();
-    let other = 6 - leader - node;
+    let (node, other) = followers(&cluster);
     let [mut silent, mut bystander, mut next] = programs(&cluster, "file", [node, node, other]);
     assert_eq!(silent.ask("fcntl f w 0 0"), "ok");
     assert_eq!(silent.ask("write f 0 old"), "ok");
@@ -198,9 +202,7 @@ fn locks_end_with_the_session() {
 #[test]
 fn mapped_stores_end_with_the_session() {
     let cluster = Cluster::up(3);
-    let leader = cluster.leader();
-    let node = cluster.follower();
-    let other = 6 - leader - node;
+    let (node, other) = followers(&cluster);
     let mut pairs: Vec<_> =
         (0..8).map(|number| Mapped::new(&cluster, number, [node, other])).collect();
     let [mut free] = programs(&cluster, "free", [node]);

@@ -3,7 +3,9 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -140,4 +142,51 @@ fn files_that_others_remove_are_opened_or_created() {
         let opened = creators.into_iter().map(|creator| creator.join().expect("no error"));
         assert!(opened.min() > Some(100) && removed > 100, "they met: {removed}");
     });
+}
+
+/// As one user, in the directory with somebody else's file: opens it or makes it for so many seconds, and says how often
+/// it was refused and how often it made its own. ESTALE is what docs/posix.md says of a file that is replaced twice.
+const STRANGER: &str = r"
+import errno, os, sys, time
+os.setgroups([])
+os.setgid(1)
+os.setuid(1)
+refused = made = 0
+until = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < until:
+    try:
+        file = os.open('file', os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        assert error.errno in (errno.EACCES, errno.ESTALE), error
+        refused += error.errno == errno.EACCES
+        continue
+    assert os.fstat(file).st_uid == os.getuid(), 'opened what is not its own'
+    made += 1
+    os.close(file)
+print(refused, made)
+";
+
+/// Whoever may not open a file does not come to it by making it, at whatever moment others put theirs there.
+#[test]
+fn files_of_others_are_not_opened_by_making_them() {
+    let cluster = Cluster::up(3);
+    let (here, there) = (cluster.mount(1), cluster.mount(2));
+    fs::set_permissions(&here, fs::Permissions::from_mode(0o777)).expect("chmod");
+    let mut stranger = Command::new("python3");
+    stranger.args(["-c", STRANGER]).arg(RACE.as_secs().to_string());
+    stranger.current_dir(&here).stdout(Stdio::piped());
+    let mut stranger = stranger.spawn().expect("python3");
+    let file = there.join("file");
+    while stranger.try_wait().expect("wait").is_none() {
+        // Some of these find the stranger's own.
+        let theirs = File::options().write(true).create_new(true).mode(0o600).open(&file);
+        drop(theirs);
+        fs::remove_file(&file).expect("unlink");
+    }
+    let output = stranger.wait_with_output().expect("wait");
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success(), "{said}");
+    let counts: Vec<usize> =
+        said.split_whitespace().map(|count| count.parse().expect("a number")).collect();
+    assert!(counts.len() == 2 && counts.iter().all(|count| *count > 20), "they met: {said}");
 }

@@ -275,14 +275,6 @@ impl Core {
         grant.ttl(is_directory, Instant::now(), self.cacheable())
     }
 
-    /// The kernel is about to be told that it finds a directory here.
-    pub(super) fn give_directory(&self, ino: Ino, place: &Place) {
-        if let Some(before) = self.directories.give(ino, place) {
-            // Whoever asks may hold the lock that this takes.
-            self.kernel().drop_directories(vec![before]);
-        }
-    }
-
     /// To be called before `thread` removes or renames these names: see [`super::kernel_names`]. Keep the first that it
     /// answers until the reply is written, and tell the other what became of the names. ESTALE where the kernel is to look
     /// them up again.

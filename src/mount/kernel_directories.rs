@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::name_drops::Name;
 use super::names::Place;
-use super::notify::Name;
 use crate::types::Ino;
 
 /// The directories that the kernel of one mount knows.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::kernel_cache::{Expiries, Grant, LATE_REPLY, LATELY, UnderWay};
-use super::notify::Name;
+use super::name_drops::Name;
 use crate::types::Ino;
 
 /// Who was to look a name up again does so within this time, or has given up.

@@ -13,7 +13,7 @@
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
 //! | `passthrough` | which files the kernel reads by itself |
-//! | `kernel_cache`, `kernel_names`, `kernel_directories`, `observer`, `notify` | what the kernel may remember, and making it forget |
+//! | `kernel_cache`, `kernel_names`, `kernel_directories`, `directory_drops`, `observer`, `notify`, `name_drops` | what the kernel may remember, and making it forget |
 //! | `times`, `errors` | conversions |
 //!
 //! An operation never blocks its session thread: it is a future, polled once there and handed to
@@ -25,6 +25,7 @@ mod buffer;
 mod core;
 mod credentials;
 mod directories;
+mod directory_drops;
 mod dispatch;
 mod errors;
 mod extents;
@@ -39,6 +40,7 @@ mod locks;
 mod mount_error;
 mod mount_point;
 mod mounting;
+mod name_drops;
 mod names;
 mod notify;
 mod observer;

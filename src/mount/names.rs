@@ -9,18 +9,13 @@ use fuser::FileAttr;
 use super::attributes::{NAME_MAX, Seen};
 use super::core::{Caller, Core};
 use super::errors::OpError;
-use super::kernel_cache::LATE_REPLY;
 use super::kernel_names::{NameGrant, Removing};
-use super::notify::Name;
 use super::root::Root;
 use crate::fs::proto::command::Op;
 use crate::fs::proto::{self, Kind};
 use crate::fs::query;
 use crate::node::Look;
 use crate::types::{Ino, LogIndex};
-
-/// So many names in a directory are dropped so that the kernel can drop the directory itself.
-const BELOW_MAX: usize = 128;
 
 /// What the kernel is told of a name, with leave to cache it.
 #[derive(Debug)]
@@ -86,34 +81,6 @@ impl Core {
             attr.ino = Root::alias(seen.ino);
         }
         Ok(Entry { attr, place, grant, is_alias })
-    }
-
-    /// Has the kernel drop what is below a stranded directory, and with it the directory (see
-    /// [`super::kernel_directories`]).
-    async fn free_directory(&self, ino: Ino) -> Result<(), OpError> {
-        let mut below: Vec<Name> = Vec::new();
-        // Those below are stranded, too, where they were in use the last time.
-        let mut stranded = vec![ino];
-        while let Some(directory) = stranded.pop()
-            && below.len() < BELOW_MAX
-        {
-            let limit = BELOW_MAX - below.len();
-            let entries = self.query(|state| Ok(query::readdir(state, directory, 0, limit)?))?;
-            for entry in entries {
-                if entry.kind == Kind::Directory
-                    && !self.directories.changed((directory, &entry.name))
-                    && self.directories.is_stranded(entry.ino)
-                {
-                    stranded.push(entry.ino);
-                }
-                below.push((directory, entry.name));
-            }
-        }
-        let dropping = self.kernel().drop_directories(below);
-        if !self.directories.is_locked(ino) {
-            dropping.wait_within(LATE_REPLY).await;
-        }
-        Ok(())
     }
 
     /// The kernel was not told of a name.

@@ -1,47 +1,35 @@
 //! Making the kernel forget.
 //!
 //! Dropping attributes and bumping the epoch take no kernel lock and are done where they are wanted.
-//! Dropping names and pages can wait for locks that operations hold, so each has a thread of its
-//! own, so that a locked page never holds up a name. So have the names of directories that nobody need wait for.
+//! Dropping names and pages can wait for locks that operations hold, so each has a thread of its own, so that a
+//! locked page never holds up a name. So have the names of directories, which nobody need wait for.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use fuser::{INodeNo, Notifier};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
+use super::name_drops::{Dropping, Name, NameDrops};
 use super::passthrough::Passthrough;
 use super::root::Root;
-use crate::node::run_promptly;
 use crate::types::{ByteRange, Ino};
 
 /// `FUSE_NOTIFY_INC_EPOCH`, kernel 6.16.
 const INC_EPOCH: i32 = 8;
-/// Every writer of the cluster waits for names to be dropped: no longer than this where an operation may hold
-/// the lock that it takes, and wait in turn.
-const NAMES_DEADLINE: Duration = Duration::from_millis(5);
-/// Otherwise the thread only has no core.
-const NAMES_DEADLINE_WITHOUT_LOCKS: Duration = Duration::from_secs(1);
 /// For so long a truncation waits for pages of the file's alias at most.
 const ALIAS_DEADLINE: Duration = Duration::from_secs(1);
 /// More names than this are dropped by one epoch.
 const NAMES_MAX: usize = 64;
 /// More directories than this do not wait to be dropped.
 const DIRECTORIES_MAX: usize = 1024;
-
-/// A name in a directory.
-pub(super) type Name = (Ino, Vec<u8>);
 
 /// The way to the kernel of one mount.
 #[derive(Debug)]
@@ -51,24 +39,10 @@ pub(super) struct Kernel {
     passthrough: Arc<Passthrough>,
     device: File,
     epochs: bool,
-    names: Sender<NamesJob>,
-    /// The names thread is at work; for longer than its deadline where it waits for a lock.
-    names_busy: Arc<AtomicBool>,
-    directories: Sender<NamesJob>,
-    /// The same of the thread that drops directories, which nobody has to wait for.
-    directories_busy: Arc<AtomicBool>,
+    names: NameDrops,
+    directories: NameDrops,
     pages: Arc<Pages>,
 }
-
-#[derive(Debug)]
-struct NamesJob {
-    names: Vec<Name>,
-    done: Sender<()>,
-}
-
-/// Names of directories that are being dropped.
-#[derive(Debug)]
-pub(super) struct Dropping(Receiver<()>);
 
 /// Pages to drop: one range for each number that the kernel knows a file by, so that no queue can grow without bound.
 #[derive(Debug, Default)]
@@ -98,37 +72,18 @@ impl Kernel {
         root: Root,
         passthrough: Arc<Passthrough>,
     ) -> io::Result<Self> {
-        let (names, jobs) = bounded(1);
-        let names_busy = Arc::new(AtomicBool::new(false));
+        let drops = |name, max| NameDrops::start(name, max, notifier.clone(), root);
+        // Whoever finds one under way bumps the epoch.
+        let names = drops("fuse-names", 1)?;
+        let directories = drops("fuse-dirs", DIRECTORIES_MAX)?;
         let pages = Arc::new(Pages::default());
-        let (name_notifier, busy) = (notifier.clone(), names_busy.clone());
-        thread::Builder::new()
-            .name("fuse-names".into())
-            .spawn(move || drop_names(&name_notifier, root, &jobs, &busy))?;
-        let (directories, jobs) = bounded(DIRECTORIES_MAX);
-        let directories_busy = Arc::new(AtomicBool::new(false));
-        let (directory_notifier, busy) = (notifier.clone(), directories_busy.clone());
-        thread::Builder::new()
-            .name("fuse-dirs".into())
-            .spawn(move || drop_directories(&directory_notifier, root, &jobs, &busy))?;
         let (page_notifier, wanted) = (notifier.clone(), pages.clone());
         thread::Builder::new()
             .name("fuse-pages".into())
             .spawn(move || drop_pages(&page_notifier, &wanted))?;
-        let device = device.into();
-        let epochs = true;
-        let mut kernel = Self {
-            notifier,
-            root,
-            passthrough,
-            device,
-            epochs,
-            names,
-            names_busy,
-            directories,
-            directories_busy,
-            pages,
-        };
+        let (device, epochs) = (device.into(), true);
+        let mut kernel =
+            Self { notifier, root, passthrough, device, epochs, names, directories, pages };
         kernel.epochs = kernel.bump_epoch();
         Ok(kernel)
     }
@@ -152,8 +107,8 @@ impl Kernel {
     /// Whether a notification is under way that can be waiting for a lock of an operation. Where an unmount
     /// waits for it in turn, every other notification waits for both.
     pub(super) fn is_busy(&self) -> bool {
-        self.names_busy.load(Ordering::Acquire)
-            || self.directories_busy.load(Ordering::Acquire)
+        self.names.is_busy()
+            || self.directories.is_busy()
             || self.pages.wanted.lock().current.is_some()
     }
 
@@ -169,23 +124,20 @@ impl Kernel {
     /// Drops names, and waits until it is done. False where that would take too long: the caller
     /// then bumps the epoch.
     pub(super) fn drop_names(&self, names: &[Name], locks_may_be_held: impl Fn() -> bool) -> bool {
-        if names.len() > NAMES_MAX || self.names_busy.swap(true, Ordering::AcqRel) {
+        if names.len() > NAMES_MAX {
             return false;
         }
-        let (done, finished) = bounded(1);
-        if self.names.try_send(NamesJob { names: names.to_vec(), done }).is_err() {
-            return false;
-        }
-        until_done(&finished, locks_may_be_held)
+        let dropping = self.names.begin(names.to_vec());
+        dropping.is_some_and(|dropping| dropping.wait(locks_may_be_held))
     }
 
     /// Drops names of directories, soon. What there is no room for stays: a rename of that directory may fail.
-    pub(super) fn drop_directories(&self, names: Vec<Name>) -> Dropping {
-        let (done, finished) = bounded(1);
-        if self.directories.try_send(NamesJob { names, done }).is_err() {
+    pub(super) fn drop_directories(&self, names: Vec<Name>) -> Option<Dropping> {
+        let dropping = self.directories.begin(names);
+        if dropping.is_none() {
             tracing::debug!("too many directories wait to be dropped");
         }
-        Dropping(finished)
+        dropping
     }
 
     /// Drops pages, soon; nobody waits. Answers a number for [`Self::has_dropped_pages`].
@@ -246,21 +198,6 @@ impl Kernel {
     }
 }
 
-impl Dropping {
-    /// Waits for as long as for other names.
-    pub(super) fn wait(&self, locks_may_be_held: impl Fn() -> bool) {
-        until_done(&self.0, locks_may_be_held);
-    }
-
-    /// Waits for a while.
-    pub(super) async fn wait_within(&self, limit: Duration) {
-        let begun = Instant::now();
-        while self.0.try_recv() == Err(TryRecvError::Empty) && begun.elapsed() < limit {
-            tokio::time::sleep(limit / 20).await;
-        }
-    }
-}
-
 impl Wanted {
     fn add(&mut self, node: INodeNo, range: ByteRange) {
         self.drops += 1;
@@ -281,48 +218,6 @@ impl Drop for Kernel {
     fn drop(&mut self) {
         self.pages.wanted.lock().closed = true;
         self.pages.changed.notify_one();
-    }
-}
-
-/// Waits for the kernel to have dropped names. False where that would take too long.
-fn until_done(finished: &Receiver<()>, locks_may_be_held: impl Fn() -> bool) -> bool {
-    let begun = Instant::now();
-    while begun.elapsed() < NAMES_DEADLINE_WITHOUT_LOCKS {
-        match finished.recv_timeout(NAMES_DEADLINE) {
-            Ok(()) => return true,
-            Err(RecvTimeoutError::Disconnected) => return false,
-            Err(RecvTimeoutError::Timeout) if locks_may_be_held() => return false,
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-    }
-    false
-}
-
-fn drop_names(notifier: &Notifier, root: Root, jobs: &Receiver<NamesJob>, busy: &AtomicBool) {
-    run_promptly();
-    for NamesJob { names, done } in jobs {
-        drop_each(notifier, root, names);
-        busy.store(false, Ordering::Release);
-        // Nobody listens where it took too long.
-        let _ = done.try_send(());
-    }
-}
-
-fn drop_directories(notifier: &Notifier, root: Root, jobs: &Receiver<NamesJob>, busy: &AtomicBool) {
-    run_promptly();
-    for NamesJob { names, done } in jobs {
-        busy.store(true, Ordering::Release);
-        drop_each(notifier, root, names);
-        busy.store(false, Ordering::Release);
-        // Nobody may have waited.
-        let _ = done.try_send(());
-    }
-}
-
-fn drop_each(notifier: &Notifier, root: Root, names: Vec<Name>) {
-    for (parent, name) in names {
-        let name = OsString::from_vec(name);
-        ignore_gone(notifier.inval_entry(root.node(parent), &name));
     }
 }
 
@@ -356,7 +251,7 @@ fn next_pages(pages: &Pages) -> Option<(INodeNo, ByteRange)> {
 }
 
 /// A kernel that does not know the inode has nothing to forget, nor has one that is unmounted.
-fn ignore_gone(result: io::Result<()>) {
+pub(super) fn ignore_gone(result: io::Result<()>) {
     if let Err(error) = result {
         let gone = [Some(libc::ENOENT), Some(libc::ENODEV), Some(libc::ENOTCONN)];
         if !gone.contains(&error.raw_os_error()) {

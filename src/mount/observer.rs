@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::core::Core;
-use super::notify::Name;
+use super::name_drops::Name;
 use crate::fs::Change;
 use crate::node::Observer;
 use crate::types::{ByteRange, Ino, LogIndex, SessionId};
@@ -158,34 +158,8 @@ impl Core {
         Vec::new()
     }
 
-    fn locks_may_be_held(&self) -> bool {
+    pub(super) fn locks_may_be_held(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) > 0
-    }
-
-    /// The names among these by which the kernel has directories that others remove or rename.
-    fn take_directories(&self, changes: &[Change]) -> Vec<Name> {
-        let taken = changes.iter().filter_map(|change| match change {
-            Change::Name { parent, name, existed: true } => {
-                self.directories.changed((*parent, name)).then(|| (*parent, name.clone()))
-            }
-            _ => None,
-        });
-        taken.collect()
-    }
-
-    /// Has the kernel drop these from where it has them (see [`super::kernel_directories`]), but for those that it has
-    /// dropped already. Waits for it where no operation can hold it up.
-    fn drop_directories(&self, mut moved: Vec<Name>, dropped: &[Name], may_wait: bool) {
-        moved.retain(|name| !dropped.contains(name));
-        if moved.is_empty() {
-            return;
-        }
-        let waits =
-            may_wait && !moved.iter().any(|(parent, _)| self.directories.is_locked(*parent));
-        let dropping = self.kernel().drop_directories(moved);
-        if waits {
-            dropping.wait(|| self.locks_may_be_held());
-        }
     }
 
     /// For our own changes too: another process may have the old attributes cached.

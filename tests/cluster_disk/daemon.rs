@@ -164,8 +164,13 @@ pub fn files_like(dir: &Path, end: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Waits until a process is gone.
+/// Waits until a process is gone. One without a program whose other threads are still ending holds its files, and its
+/// locks.
 pub fn until_gone(pid: i32) {
-    let gone = || (!Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(());
+    let gone = || {
+        let has_program = Path::new(&format!("/proc/{pid}/exe")).exists();
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        (!has_program && threads <= 1).then_some(())
+    };
     wait_until(PATIENCE.min(Duration::from_secs(30)), "the daemon to end", gone);
 }

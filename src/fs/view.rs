@@ -74,6 +74,8 @@ impl View for BTreeMap<Vec<u8>, Vec<u8>> {
 pub struct Overlay<B> {
     base: B,
     changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// Of keys and values that were put.
+    bytes: usize,
 }
 
 /// What an overlay changed: to be written to its base in one atomic step.
@@ -88,7 +90,13 @@ pub struct Batch {
 impl<B: View> Overlay<B> {
     /// An overlay without changes.
     pub fn new(base: B) -> Self {
-        Self { base, changes: BTreeMap::new() }
+        Self { base, changes: BTreeMap::new(), bytes: 0 }
+    }
+
+    /// How many bytes of keys and values were put: at least as many as are in the end.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The changes, and what they do to the digest of the base.
@@ -143,6 +151,7 @@ impl<B: View> View for Overlay<B> {
 
 impl<B: View> ViewMut for Overlay<B> {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += key.len() + value.len();
         self.changes.insert(key, Some(value));
     }
 

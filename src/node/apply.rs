@@ -19,6 +19,8 @@ use crate::types::{LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId, Suffr
 
 /// At most this many entries go into one round.
 const ROUND: usize = 512;
+/// No more entries once so many bytes of records were put: sled takes a round whole.
+const ROUND_BYTES: usize = 64 << 10;
 
 /// Why entries could not be applied. The replica must stop: it would differ from the others.
 #[derive(Debug, thiserror::Error)]
@@ -171,8 +173,8 @@ impl Inbox {
     }
 }
 
-/// Applies entries, up to one at which states are compared; answers what is left of them, and whether nobody else serves
-/// anything older than that.
+/// Applies entries, up to one at which states are compared or as many as make a round; answers what is left of them, and
+/// whether nobody else serves anything older than that.
 fn apply_round<'a>(
     shared: &Shared,
     entries: &'a [Committed],
@@ -186,7 +188,7 @@ fn apply_round<'a>(
         if !entry.data.is_empty() {
             apply_entry(shared, &mut overlay, entry, &mut round)?;
         }
-        if round.verdict.is_some() {
+        if round.verdict.is_some() || overlay.bytes() >= ROUND_BYTES {
             break;
         }
     }

@@ -6,7 +6,8 @@
 //! older state in sled, and replays the log from there.
 //!
 //! While sled takes a batch it answers nobody. So the rounds of a second go to it in groups: each is an
-//! atomic batch of whole rounds, and ends in a state that was.
+//! atomic batch of whole rounds, and ends in a state that was. Only when sled has written one does it get the next one:
+//! it has seven threads that write, and where all of them are at it, it can wait for an eighth for ever (decision 0027).
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +33,8 @@ const RECENT_VALUE_BYTES: usize = 1024;
 const SHARDS: usize = 16;
 /// A group with at least as many changes is closed: sled takes that many in a few milliseconds.
 const GROUP: usize = 256;
+/// So is one with at least as many bytes: sled, which writes pages, makes less than two of its segments (512 KiB) of them.
+const GROUP_BYTES: usize = 64 << 10;
 /// More bytes than this do not wait for the next time: whoever commits gives them to sled.
 const MAX_PENDING_BYTES: usize = 32 << 20;
 
@@ -78,11 +81,17 @@ pub(super) enum Pace {
 struct Group {
     batch: sled::Batch,
     changes: usize,
+    bytes: usize,
 }
 
 impl Group {
+    fn is_closed(&self) -> bool {
+        self.changes >= GROUP || self.bytes >= GROUP_BYTES
+    }
+
     fn add(&mut self, key: &[u8], value: Option<&[u8]>) {
         self.changes += 1;
+        self.bytes += key.len() + value.map_or(0, <[u8]>::len);
         match value {
             Some(value) => self.batch.insert(key, value),
             None => self.batch.remove(key),
@@ -147,7 +156,7 @@ impl Records {
     pub(super) fn commit(&self, writes: impl Iterator<Item = (Vec<u8>, Known)>) {
         let mut pending = self.pending.write();
         let Pending { newest, newest_bytes, groups, .. } = &mut *pending;
-        if groups.back().is_none_or(|group| group.changes >= GROUP) {
+        if groups.back().is_none_or(Group::is_closed) {
             groups.push_back(Group::default());
         }
         let group = groups.back_mut().expect("there is one");
@@ -199,8 +208,11 @@ impl Records {
             let began = Instant::now();
             self.db.apply_batch(batch).map_err(StoreError::sled("write", &self.path))?;
             groups.pop_front();
+            let taken = began.elapsed();
+            // Its threads are done with it, or about to be.
+            self.db.flush().map_err(StoreError::sled("write", &self.path))?;
             if pace == Pace::Gently && !self.is_full() {
-                thread::sleep(began.elapsed());
+                thread::sleep(taken);
             }
         }
         Ok(())
@@ -208,8 +220,7 @@ impl Records {
 
     /// Hands everything to the kernel.
     pub(super) fn flush(&self) -> Result<(), StoreError> {
-        self.drain(Pace::AtOnce)?;
-        self.db.flush().map(|_| ()).map_err(StoreError::sled("flush", &self.path))
+        self.drain(Pace::AtOnce)
     }
 
     pub(super) fn path(&self) -> &PathBuf {

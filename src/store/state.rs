@@ -20,12 +20,10 @@ use crate::types::{LogIndex, Term};
 
 /// sled's page cache, in bytes.
 const CACHE_BYTES: u64 = 64 << 20;
-/// How often sled hands what it has buffered to the kernel, in milliseconds. A killed process loses
+/// How often sled is given what was committed, and hands it to the kernel. A killed process loses
 /// what came after, which is replayed from the Raft log: the applied index is in the same batch as the
 /// changes, so every prefix is a state that was. Never more is asked of it: sled's flush is no barrier
 /// for a power loss, after which the state is rebuilt from the snapshot file.
-const FLUSH_MS: u64 = 2000;
-/// How often sled is given what was committed.
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long sled's threads may go on with a database after it was dropped in this process. Other
 /// processes are kept out by the data directory's lock.
@@ -342,7 +340,8 @@ fn start_draining(records: &Arc<Records>) -> Result<(), StoreError> {
 
 fn open_sled(dir: &Path) -> Result<Records, StoreError> {
     let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES);
-    let config = config.flush_every_ms(Some(FLUSH_MS));
+    // Whoever gives it something flushes (decision 0027).
+    let config = config.flush_every_ms(None);
     let deadline = Instant::now() + CLOSING;
     loop {
         // sled panics on some damage that it meets while it opens.

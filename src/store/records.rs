@@ -296,3 +296,41 @@ impl<U: Iterator<Item = Found>, L: Iterator<Item = Found>> Iterator for Over<U, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{GROUP_BYTES, Pace, Records};
+
+    const VALUE: usize = 10 << 10;
+    const IN_A_ROUND: usize = 3;
+
+    fn commit(records: &Records, rounds: std::ops::Range<u32>) {
+        for round in rounds {
+            let value = vec![u8::try_from(round).expect("few rounds"); VALUE];
+            let keys = (0..IN_A_ROUND).map(|key| format!("{round} {key}").into_bytes());
+            records.commit(keys.map(|key| (key, Some(value.clone()))));
+        }
+    }
+
+    /// However much is committed: sled is given little at once, and has written that before it is given more.
+    #[test]
+    fn sled_has_one_small_group_to_write() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = sled::Config::new().path(dir.path()).flush_every_ms(None);
+        let records = Records::new(config.open().expect("sled"), dir.path().to_owned());
+        commit(&records, 0..20);
+        let groups: Vec<_> =
+            records.pending.read().groups.iter().map(|group| group.bytes).collect();
+        let (last, closed) = groups.split_last().expect("there are some");
+        assert!(closed.len() > 5 && closed.iter().all(|bytes| *bytes >= GROUP_BYTES), "{groups:?}");
+        let largest = GROUP_BYTES + IN_A_ROUND * (VALUE + 8);
+        assert!(*last > 0 && groups.iter().all(|bytes| *bytes < largest), "{groups:?}");
+        for pace in [Pace::Gently, Pace::AtOnce] {
+            records.drain(pace).expect("a drain");
+            assert!(records.pending.read().groups.is_empty());
+            assert_eq!(records.db.flush().expect("a flush"), 0, "all is written");
+            commit(&records, 20..23);
+        }
+        assert_eq!(records.get(b"7 1").expect("a read"), Some(vec![7; VALUE]));
+    }
+}

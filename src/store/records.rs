@@ -33,7 +33,7 @@ const RECENT_VALUE_BYTES: usize = 1024;
 const SHARDS: usize = 16;
 /// A group with at least as many changes is closed: sled takes that many in a few milliseconds.
 const GROUP: usize = 256;
-/// So is one with at least as many bytes: sled, which writes pages, makes less than two of its segments (512 KiB) of them.
+/// So is one with at least as many bytes: sled writes whole pages for them, into segments of 512 KiB.
 const GROUP_BYTES: usize = 64 << 10;
 /// More bytes than this do not wait for the next time: whoever commits gives them to sled.
 const MAX_PENDING_BYTES: usize = 32 << 20;
@@ -207,10 +207,11 @@ impl Records {
             let batch = group.batch.clone();
             let began = Instant::now();
             self.db.apply_batch(batch).map_err(StoreError::sled("write", &self.path))?;
-            groups.pop_front();
             let taken = began.elapsed();
             // Its threads are done with it, or about to be.
             self.db.flush().map_err(StoreError::sled("write", &self.path))?;
+            // One that is not written is given again: with nothing left to give, nobody would meet the error.
+            groups.pop_front();
             if pace == Pace::Gently && !self.is_full() {
                 thread::sleep(taken);
             }

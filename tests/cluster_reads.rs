@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Access, access};
 use support::{Cluster, names, write_and_close};
@@ -155,6 +155,57 @@ fn change_mode_and_ask(here: &Path, there: &Path, round: usize) {
     }
     let seen = fs::metadata(there).expect("stat").permissions().mode();
     assert_eq!(seen & 0o7777, mode, "round {round}");
+}
+
+#[test]
+fn files_written_anew_are_never_what_they_were_not() {
+    written_anew(Duration::from_secs(8));
+}
+
+#[test]
+#[ignore = "long"]
+fn files_written_anew_are_never_what_they_were_not_long() {
+    written_anew(Duration::from_mins(2));
+}
+
+/// Each mount writes files anew (O_TRUNC) with what was in them, while the others read them: a beginning of that, perhaps an
+/// empty one. A kernel that is told of a change while a READ is under way fills up what it does not get with zeros.
+fn written_anew(time: Duration) {
+    let cluster = Cluster::up(3);
+    let mounts = [1, 2, 3].map(|node| cluster.mount(node));
+    // Less than a page, and several.
+    let files = [1_170, 7_200, 14_302].map(|len| {
+        let line = format!("a file of {len}\n");
+        line.bytes().cycle().take(len).collect::<Vec<_>>()
+    });
+    let path = |mount: &Path, writer: usize, bytes: &[u8]| {
+        mount.join(format!("{}_of_{writer}", bytes.len()))
+    };
+    for bytes in &files {
+        (0..3).for_each(|writer| {
+            write_and_close(&path(&mounts[writer], writer, bytes), bytes).expect("write");
+        });
+    }
+    let (until, whole) = (Instant::now() + time, AtomicU64::new(0));
+    thread::scope(|scope| {
+        for (here, writer) in (0..3).flat_map(|here| (0..3).map(move |writer| (here, writer))) {
+            let (mount, files, whole) = (&mounts[here], &files, &whole);
+            scope.spawn(move || {
+                for bytes in files.iter().cycle().take_while(|_| Instant::now() < until) {
+                    let path = path(mount, writer, bytes);
+                    if here == writer {
+                        write_and_close(&path, bytes).expect("write");
+                        continue;
+                    }
+                    let found = fs::read(&path).expect("read");
+                    let same = found.iter().zip(bytes).take_while(|(one, other)| one == other);
+                    assert_eq!(same.count(), found.len(), "{} is {found:?}", path.display());
+                    whole.fetch_add(u64::from(found.len() == bytes.len()), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert!(whole.into_inner() > 100, "hardly anything was read");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
 use super::options::MountFlags;
 use super::passthrough::Passthrough;
+use super::remnants::Remnants;
 use super::root::Root;
 use super::times;
 use super::waiting::Waiting;
@@ -41,6 +42,7 @@ pub(super) struct Core {
     /// Where the kernel has directories.
     pub(super) directories: KernelDirectories,
     pub(super) passthrough: Arc<Passthrough>,
+    pub(super) remnants: Remnants,
     /// Requests that are not answered yet.
     pub(super) in_flight: AtomicUsize,
     /// Those that could not be answered at once.
@@ -79,6 +81,7 @@ impl Core {
             cache: KernelCache::new(watched.clone()),
             directories: KernelDirectories::default(),
             passthrough: Arc::new(Passthrough::new(watched)),
+            remnants: Remnants::default(),
             in_flight: AtomicUsize::new(0),
             waiting: Waiting::new(),
             late: Late::default(),

@@ -21,7 +21,7 @@ use crate::node::{Deadline, NodeError};
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// A file of fewer bytes is read faster with the kernel's own pages, which stay from one open to the next.
-const WORTH_PASSTHROUGH: u64 = 1 << 20;
+pub(super) const WORTH_PASSTHROUGH: u64 = 1 << 20;
 /// How much of a file is read from the disk when it is opened: what the kernel would ask for first.
 const FIRST_READ: u64 = 128 << 10;
 /// The kernel opens a program to run it (`FMODE_EXEC`).
@@ -294,7 +294,8 @@ impl Core {
         if way == Way::Plain && !writes(flags) && !fopen.contains(FopenFlags::FOPEN_KEEP_CACHE) {
             self.begin_to_read(&seen);
         }
-        let mode = OpenMode { direct, writes: writes(flags), way };
+        let version = LogIndex(seen.inode.data_version);
+        let mode = OpenMode { direct, writes: writes(flags), way, version };
         Opened { handle: self.open.open(buffer, mode), flags: fopen, backing }
     }
 

@@ -241,6 +241,18 @@ fn apply_round<'a>(
     Ok((rest, answered))
 }
 
+/// Before bytes go: mounts may be reading them.
+fn tell_cuts(shared: &Shared, key: ProposalKey, effects: &[FileEffect]) {
+    let mut cut = effects.iter().filter(|effect| effect.cuts()).filter_map(FileEffect::changes);
+    if let Some(first) = cut.next() {
+        let (proposer, observers) = (shared.mutations.proposer(key), shared.observers.all());
+        for ino in std::iter::once(first).chain(cut) {
+            let others = observers.iter().filter(|(mount, _)| Some(*mount) != proposer);
+            others.for_each(|(_, observer)| observer.cutting(ino));
+        }
+    }
+}
+
 /// Answers those who wait for these commands: the core has said that it would, in its turn.
 fn answer(shared: &Shared, stable: LogIndex, commands: &[(ProposalKey, LogIndex)]) {
     shared.gate.raise_stable(stable);
@@ -271,6 +283,7 @@ fn apply_entry(
     let command = decode(index, &entry.data)?;
     shared.clock.observe(command.clock);
     let Applied { outcome, changes, effects } = fs::apply(overlay, entry.position, &command)?;
+    tell_cuts(shared, key_of(&command), &effects);
     // Before the state says so: a crash in between replays both, and neither minds.
     if effects.iter().any(FileEffect::cuts) && !std::mem::replace(&mut round.cutting, true) {
         shared.cuts.begin();

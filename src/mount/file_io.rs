@@ -58,10 +58,12 @@ impl Core {
                 {
                     // The session may have ended while this waited.
                     self.file(handle)?;
-                    let is_short = bytes.len() < size as usize;
-                    let before =
-                        is_short.then(|| self.before_cut(&file, &source.seen, offset, size));
-                    return Ok(before.flatten().unwrap_or(bytes));
+                    if bytes.len() < size as usize
+                        && let Some(before) = self.before_cut(&file, &source.seen, offset, size)
+                    {
+                        return Ok(before);
+                    }
+                    return Ok(bytes);
                 }
             }
             self.node.check(&deadline)?;

@@ -11,7 +11,7 @@ use super::core::Core;
 use super::errors::OpError;
 use super::name_drops::Name;
 use super::open_files::WORTH_PASSTHROUGH;
-use crate::fs::{Change, query};
+use crate::fs::Change;
 use crate::node::Observer;
 use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
 
@@ -171,8 +171,10 @@ impl Core {
 
     /// Keeps what the file is, where that is in memory and the kernel does not read the backing file by itself.
     fn keep_remnant(&self, ino: Ino) -> Result<(), OpError> {
-        let Some(inode) = self.query(|state| Ok(query::inode(state, ino)?))? else { return Ok(()) };
-        if inode.size == 0 || inode.size > WORTH_PASSTHROUGH {
+        let Some(seen) = self.query(|state| self.see(state, ino))? else { return Ok(()) };
+        let inode = &seen.inode;
+        // What is written here and not committed is in no backing file, and whoever reads it must not miss it.
+        if seen.buffered.is_some() || inode.size == 0 || inode.size > WORTH_PASSTHROUGH {
             return Ok(());
         }
         let mut bytes = vec![0; usize::try_from(inode.size).expect("a mebibyte")];

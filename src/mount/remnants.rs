@@ -91,7 +91,8 @@ impl Remnants {
         // The kernel asks for whole pages, up to that which has the file's last byte.
         let pages = size.next_multiple_of(page_size() as u64);
         let believes_in_more = offset + u64::from(wanted) > pages;
-        if opened > *version || now >= *until || *told && !believes_in_more {
+        let is_cut = size < bytes.len() as u64;
+        if !is_cut || opened > *version || now >= *until || *told && !believes_in_more {
             return None;
         }
         let start = usize::try_from(offset).ok().filter(|start| *start < bytes.len())?;
@@ -156,8 +157,8 @@ mod tests {
         remnants.told(FILE);
         assert_eq!(read((0, pages / 2)), None, "all that a file of one byte has");
         assert_eq!(read((0, pages)), Some(2 * page));
-        remnants.keep((FILE, VERSION), now, Bytes::from_static(b"b"));
-        assert_eq!(read((0, pages)), Some(1), "of the second cut");
+        remnants.keep((FILE, VERSION), now, Bytes::from_static(b"bc"));
+        assert_eq!(read((0, pages)), Some(2), "of the second cut");
     }
 
     #[test]

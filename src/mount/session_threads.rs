@@ -241,6 +241,9 @@ mod tests {
         wait_until("each to take one in", || requests.is_empty());
         drop(first);
         wait_until("those that are too many to stand by", || standing() == 5 - WORKING);
+        wait_until("each to be done with it, or one would count as stuck in that", || {
+            threads.places.lock().iter().all(|place| place.turn.load(Ordering::SeqCst) == 2)
+        });
         let mut stuck: Vec<_> = (0..4).map(|_| ask()).collect();
         wait_until("all but one to be stuck", || {
             threads.look();

@@ -148,7 +148,6 @@ impl Core {
 
     /// The attributes of an inode, with the blocks that it takes here.
     pub(super) fn file_attr(&self, seen: &Seen) -> Result<FileAttr, OpError> {
-        self.remnants.told(seen.ino);
         let generation = Generation(seen.inode.generation);
         let blocks = match seen.inode.kind() {
             Kind::Regular if seen.inode.size > 0 => {

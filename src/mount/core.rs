@@ -1,6 +1,6 @@
 //! What all operations share: stable reads, mutations, and what is kept between operations.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,6 @@ use super::notify::Kernel;
 use super::open_table::{OpenTable, Released};
 use super::options::MountFlags;
 use super::passthrough::Passthrough;
-use super::remnants::Remnants;
 use super::root::Root;
 use super::times;
 use super::waiting::Waiting;
@@ -42,7 +41,8 @@ pub(super) struct Core {
     /// Where the kernel has directories.
     pub(super) directories: KernelDirectories,
     pub(super) passthrough: Arc<Passthrough>,
-    pub(super) remnants: Remnants,
+    /// The kernel lets files be mapped that are read past its pages.
+    pub(super) maps_direct: AtomicBool,
     /// Requests that are not answered yet.
     pub(super) in_flight: AtomicUsize,
     /// Those that could not be answered at once.
@@ -81,7 +81,7 @@ impl Core {
             cache: KernelCache::new(watched.clone()),
             directories: KernelDirectories::default(),
             passthrough: Arc::new(Passthrough::new(watched)),
-            remnants: Remnants::default(),
+            maps_direct: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             waiting: Waiting::new(),
             late: Late::default(),

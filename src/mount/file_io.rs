@@ -1,7 +1,7 @@
 //! READ, WRITE, FLUSH and FSYNC.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::attributes::Seen;
 use super::buffer::{NewBytes, Patch};
@@ -58,29 +58,12 @@ impl Core {
                 {
                     // The session may have ended while this waited.
                     self.file(handle)?;
-                    if bytes.len() < size as usize
-                        && let Some(before) = self.before_cut(&file, &source.seen, offset, size)
-                    {
-                        return Ok(before);
-                    }
                     return Ok(bytes);
                 }
             }
             self.node.check(&deadline)?;
             tokio::task::yield_now().await;
         }
-    }
-
-    /// What a READ that finds less than the kernel believes in gets where another mount has just cut the file.
-    fn before_cut(&self, file: &OpenFile, seen: &Seen, offset: u64, size: u32) -> Option<Vec<u8>> {
-        if file.mode.direct {
-            return None;
-        }
-        let opened = (file.buffer.ino, file.mode.version);
-        self.remnants.read(opened, (offset, size), seen.size(), Instant::now(), || {
-            // The pages that this makes may come after those were dropped which were there at the cut.
-            self.kernel().drop_pages(file.buffer.ino, ByteRange::from(0));
-        })
     }
 
     /// WRITE: into the buffer. `flags` are those of the file as it is now; fcntl(2) may have changed
@@ -133,7 +116,6 @@ impl Core {
         let written = u32::try_from(new.data.len()).expect("a request is at most 16 MiB");
         let (appends, kill) = (new.offset.is_none(), new.kill_suid_sgid);
         self.open.go_on_writing(file);
-        self.remnants.forget(file.buffer.ino);
         self.buffer_bytes(&file.buffer, new).await?;
         if self.passthrough.reads(file.buffer.ino) {
             // They read the backing file, where it is not yet.

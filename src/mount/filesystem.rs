@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -115,8 +116,12 @@ impl QuorumFs {
 impl Filesystem for QuorumFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for flag in WANTED {
-            if config.add_capabilities(flag).is_err() {
+            let is_there = config.add_capabilities(flag).is_ok();
+            if !is_there {
                 tracing::info!(?flag, "the kernel lacks a FUSE capability");
+            }
+            if flag == InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP {
+                self.0.maps_direct.store(is_there, Ordering::Relaxed);
             }
         }
         // Each answers with the nearest value that it can do; both are within every kernel's range.

@@ -22,6 +22,11 @@ use crate::types::{Ino, LogIndex};
 /// and again then need not be taken back each time, and of its replies one is dropped at most.
 pub(super) const LATELY: Duration = Duration::from_secs(1);
 
+/// For so long after such a change a file that is opened to be read is read past the kernel's pages. What a READ that is
+/// under way finds less than the kernel believes in, because the file is cut meanwhile, the kernel fills up with zeros:
+/// in a page they are seen, and without one they are not made.
+const SHARED: Duration = Duration::from_secs(60);
+
 /// A reply may reach the kernel this much later than its TTL was computed without outliving the
 /// lease: what the node keeps back in `Handle::lease_left` covers it.
 pub(super) const LATE_REPLY: Duration = Duration::from_millis(20);
@@ -95,6 +100,8 @@ pub(super) struct KernelCache {
     pub(super) names: KernelNames,
     /// The `data_version` that the kernel's pages of an inode correspond to, and whether these are its alias's.
     pages: Mutex<HashMap<Ino, (LogIndex, bool)>>,
+    /// Files whose bytes others have lately changed while somebody here had them open, or the kernel had pages of them.
+    shared: Mutex<Expiries<Ino>>,
     /// What a mutation of unknown outcome touched: even our own changes of it surprise the kernel.
     doubtful: Mutex<HashSet<Ino>>,
 }
@@ -171,6 +178,7 @@ impl KernelCache {
             acls: Mutex::default(),
             names: KernelNames::default(),
             pages: Mutex::default(),
+            shared: Mutex::default(),
             doubtful: Mutex::default(),
         }
     }
@@ -230,6 +238,21 @@ impl KernelCache {
     /// The kernel's pages are old, or the kernel has none: whether it could have kept them.
     pub(super) fn forget_pages(&self, ino: Ino) -> bool {
         self.pages.lock().remove(&ino).is_some()
+    }
+
+    /// Others have changed bytes of a file, which somebody here has open where it `is_held`: whether the kernel may have
+    /// pages of it that are old now, or get some.
+    pub(super) fn pages_changed(&self, ino: Ino, is_held: bool, now: Instant) -> bool {
+        let is_shared = self.forget_pages(ino) || is_held;
+        if is_shared {
+            self.shared.lock().note(ino, now + SHARED, now);
+        }
+        is_shared
+    }
+
+    /// Whether whoever opens this file to read it had better not do so by the kernel's pages.
+    pub(super) fn is_shared(&self, ino: Ino, now: Instant) -> bool {
+        self.shared.lock().is_live(ino, now)
     }
 
     /// All inodes of which the kernel may have pages that are old now.
@@ -362,7 +385,9 @@ impl<K: Copy + Eq + Hash> UnderWay<K> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, Ino, Instant, KernelCache, LATELY, LogIndex, Watched, outlives_lease};
+    use super::{
+        Duration, Ino, Instant, KernelCache, LATELY, LogIndex, SHARED, Watched, outlives_lease,
+    };
 
     const LEASE: Duration = Duration::from_secs(2);
 
@@ -438,6 +463,22 @@ mod tests {
             !cache.keep_pages(Ino(4), false, LogIndex(20)),
             "a snapshot brought changes unannounced"
         );
+    }
+
+    /// What others change is read past the pages, for a while, unless nobody here has had any.
+    #[test]
+    fn shared() {
+        let (cache, now) = (cache(), Instant::now());
+        assert!(!cache.pages_changed(Ino(4), false, now), "nobody has opened it");
+        assert!(!cache.is_shared(Ino(4), now));
+        cache.keep_pages(Ino(4), false, LogIndex(10));
+        assert!(cache.pages_changed(Ino(4), false, now));
+        assert!(cache.pages_changed(Ino(5), true, now), "somebody has it open");
+        assert!(cache.is_shared(Ino(4), now) && cache.is_shared(Ino(5), now));
+        assert!(!cache.is_shared(Ino(6), now));
+        let later = now + SHARED;
+        assert!(cache.pages_changed(Ino(5), true, later));
+        assert!(!cache.is_shared(Ino(4), later) && cache.is_shared(Ino(5), later));
     }
 
     /// A daemon that was stopped while it replied takes back what it gave.

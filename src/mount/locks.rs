@@ -264,7 +264,6 @@ impl Core {
         // What the one before wrote must be seen, and what is stored from now on must not go with what was stored under
         // locks of an earlier session.
         let shown = async {
-            self.remnants.forget(ino);
             self.lose_pages(&file.buffer, self.node.session());
             self.until_pages_fit(ino).await?;
             self.lose_pages(&file.buffer, self.node.session());

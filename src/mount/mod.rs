@@ -12,7 +12,6 @@
 //! | `attributes`, `names`, `renames`, `directories`, `open_files`, `file_io`, `space`, `xattrs`, `locks` | one method per operation |
 //! | `core`, `flushing` | what operations share: stable reads, mutations, committing buffers |
 //! | `open_table`, `buffer`, `extents` | open files and the bytes they have not committed yet |
-//! | `remnants` | what was there before others cut it, for reads under way |
 //! | `passthrough` | which files the kernel reads by itself |
 //! | `kernel_cache`, `kernel_names`, `kernel_directories`, `directory_drops`, `observer`, `notify`, `name_drops` | what the kernel may remember, and making it forget |
 //! | `times`, `errors` | conversions |
@@ -50,7 +49,6 @@ mod open_table;
 mod operation;
 mod options;
 mod passthrough;
-mod remnants;
 mod renames;
 mod requests;
 mod root;

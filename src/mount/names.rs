@@ -71,7 +71,6 @@ impl Core {
             seen = self.seen(seen.ino).await?;
         }
         self.until_pages_fit(seen.ino).await?;
-        self.remnants.told(seen.ino);
         // Nobody reads blocks from here: the kernel asks for attributes again.
         let mut attr = seen.file_attr(seen.inode.size.div_ceil(512));
         if seen.inode.kind() == Kind::Directory && self.directories.finds_again(seen.ino, thread) {

@@ -8,12 +8,10 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::core::Core;
-use super::errors::OpError;
 use super::name_drops::Name;
-use super::open_files::WORTH_PASSTHROUGH;
 use crate::fs::Change;
 use crate::node::Observer;
-use crate::types::{ByteRange, Generation, Ino, LogIndex, SessionId};
+use crate::types::{ByteRange, Ino, LogIndex, SessionId};
 
 impl Observer for Core {
     fn received(&self, own: bool, changes: &[Change], may_wait: bool) {
@@ -35,15 +33,6 @@ impl Observer for Core {
             _ => false,
         };
         self.kernel().is_busy() || changes.iter().any(waits)
-    }
-
-    fn cutting(&self, ino: Ino) {
-        if self.open.is_held(ino)
-            && let Err(error) = self.keep_remnant(ino)
-        {
-            // Who reads it at this moment may see zeros.
-            tracing::debug!(%ino, %error, "what is cut off cannot be read");
-        }
     }
 
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]) {
@@ -169,23 +158,6 @@ impl Core {
         Vec::new()
     }
 
-    /// Keeps what the file is, where that is in memory and the kernel does not read the backing file by itself.
-    fn keep_remnant(&self, ino: Ino) -> Result<(), OpError> {
-        let Some(seen) = self.query(|state| self.see(state, ino))? else { return Ok(()) };
-        let inode = &seen.inode;
-        // What is written here and not committed is in no backing file, and whoever reads it must not miss it.
-        if seen.buffered.is_some() || inode.size == 0 || inode.size > WORTH_PASSTHROUGH {
-            return Ok(());
-        }
-        let mut bytes = vec![0; usize::try_from(inode.size).expect("a mebibyte")];
-        let generation = Generation(inode.generation);
-        if self.node.files().read_cached(ino, generation, 0, &mut bytes)? {
-            let version = LogIndex(inode.data_version);
-            self.remnants.keep((ino, version), Instant::now(), bytes.into());
-        }
-        Ok(())
-    }
-
     pub(super) fn locks_may_be_held(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) > 0
     }
@@ -198,18 +170,15 @@ impl Core {
     }
 
     fn bytes_changed(&self, index: LogIndex, own: bool, ino: Ino, range: ByteRange) {
-        if own {
-            self.remnants.forget(ino);
-            if let Some(buffer) = self.open.buffer(ino) {
-                buffer.lock().applied(range);
-            }
+        if own && let Some(buffer) = self.open.buffer(ino) {
+            buffer.lock().applied(range);
         }
         if own && !self.cache.is_doubtful(ino) {
             self.cache.wrote_pages(ino, index);
             return;
         }
         // First forgotten, then dropped: an OPEN in between drops them itself.
-        if self.cache.forget_pages(ino) || self.open.is_held(ino) {
+        if self.cache.pages_changed(ino, self.open.is_held(ino), Instant::now()) {
             self.kernel().drop_pages(ino, range);
         }
     }

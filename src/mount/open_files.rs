@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -21,7 +22,7 @@ use crate::node::{Deadline, NodeError};
 use crate::types::{ByteRange, Generation, Ino, LogIndex};
 
 /// A file of fewer bytes is read faster with the kernel's own pages, which stay from one open to the next.
-pub(super) const WORTH_PASSTHROUGH: u64 = 1 << 20;
+const WORTH_PASSTHROUGH: u64 = 1 << 20;
 /// How much of a file is read from the disk when it is opened: what the kernel would ask for first.
 const FIRST_READ: u64 = 128 << 10;
 /// The kernel opens a program to run it (`FMODE_EXEC`).
@@ -294,8 +295,7 @@ impl Core {
         if way == Way::Plain && !writes(flags) && !fopen.contains(FopenFlags::FOPEN_KEEP_CACHE) {
             self.begin_to_read(&seen);
         }
-        let version = LogIndex(seen.inode.data_version);
-        let mode = OpenMode { direct, writes: writes(flags), way, version };
+        let mode = OpenMode { direct, writes: writes(flags), way };
         Opened { handle: self.open.open(buffer, mode), flags: fopen, backing }
     }
 
@@ -335,6 +335,9 @@ impl Core {
             // The kernel does not know where the bytes will stand, so it cannot cache them.
             fopen |= FopenFlags::FOPEN_DIRECT_IO;
         }
+        if !writes && way != Way::Passthrough && self.reads_past_pages(buffer.ino) {
+            fopen |= FopenFlags::FOPEN_DIRECT_IO;
+        }
         // Whoever closes a locked file has to be known, also where there is nothing to commit.
         if !writes && !buffer.lockers.any() {
             fopen |= FopenFlags::FOPEN_NOFLUSH;
@@ -345,6 +348,11 @@ impl Core {
             fopen |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         fopen
+    }
+
+    /// Whether others change the file, and it can be mapped all the same.
+    fn reads_past_pages(&self, ino: Ino) -> bool {
+        self.maps_direct.load(Ordering::Relaxed) && self.cache.is_shared(ino, Instant::now())
     }
 
     /// RELEASE: mapped pages arrive after the last FLUSH, so it commits, too.

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::buffer::{Buffer, State};
 use super::passthrough::Way;
 use crate::guardian::{Slot, Watched};
-use crate::types::{Ino, LogIndex};
+use crate::types::Ino;
 
 /// One open file of the kernel.
 #[derive(Debug)]
@@ -36,8 +36,6 @@ pub(super) struct OpenMode {
     pub(super) writes: bool,
     /// Who reads it.
     pub(super) way: Way,
-    /// The last change of the file's bytes that whoever opened it saw.
-    pub(super) version: LogIndex,
 }
 
 impl OpenFile {
@@ -242,10 +240,9 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arc, Ino, LogIndex, OpenMode, OpenTable, Released, Watched, Way};
+    use super::{Arc, Ino, OpenMode, OpenTable, Released, Watched, Way};
 
-    const READS: OpenMode =
-        OpenMode { direct: false, writes: false, way: Way::Plain, version: LogIndex(0) };
+    const READS: OpenMode = OpenMode { direct: false, writes: false, way: Way::Plain };
     const WRITES: OpenMode = OpenMode { writes: true, ..READS };
 
     fn table() -> OpenTable {

@@ -1,7 +1,6 @@
 //! The thread that applies committed entries: state, backing files, and the mount's caches.
 
 use std::cell::Cell;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
@@ -16,7 +15,7 @@ use crate::consensus::{Committed, Input, Received, SessionChange, SessionInfo};
 use crate::fs::proto;
 use crate::fs::{self, Applied, Change, FileEffect, Overlay, Verdict};
 use crate::store::{AppliedPoint, StoreError};
-use crate::types::{Ino, LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId, Suffrage};
+use crate::types::{LogIndex, MountId, NodeId, ProposalKey, Seq, SessionId, Suffrage};
 
 /// At most this many entries go into one round.
 const ROUND: usize = 512;
@@ -95,8 +94,8 @@ pub fn without_answering(work: impl FnOnce()) {
 /// What one round did, for the core and the mount.
 #[derive(Default)]
 struct Round {
-    /// Of these files bytes were cut off that the state still counts.
-    cut: HashSet<Ino>,
+    /// Bytes were cut off that the state still counts.
+    cutting: bool,
     commands: Vec<(ProposalKey, LogIndex)>,
     sessions: Vec<SessionChange>,
     members: Vec<(NodeId, Option<Suffrage>)>,
@@ -208,7 +207,7 @@ fn apply_round<'a>(
     }
     shared.files.pass(index);
     shared.received.unapplied.write().applied(index);
-    if !round.cut.is_empty() {
+    if round.cutting {
         shared.cuts.end();
     }
     tell_mounts(shared, &round);
@@ -242,22 +241,6 @@ fn apply_round<'a>(
     Ok((rest, answered))
 }
 
-/// Before bytes go: readers look away, and mounts may be reading them. A mount is told of the first cut of a round alone: after
-/// that the state counts bytes that are gone.
-fn begin_cuts(shared: &Shared, key: ProposalKey, effects: &[FileEffect], cut: &mut HashSet<Ino>) {
-    for ino in effects.iter().filter(|effect| effect.cuts()).filter_map(FileEffect::changes) {
-        if cut.is_empty() {
-            shared.cuts.begin();
-        }
-        if cut.insert(ino) {
-            let proposer = shared.mutations.proposer(key);
-            let observers = shared.observers.all();
-            let others = observers.iter().filter(|(mount, _)| Some(*mount) != proposer);
-            others.for_each(|(_, observer)| observer.cutting(ino));
-        }
-    }
-}
-
 /// Answers those who wait for these commands: the core has said that it would, in its turn.
 fn answer(shared: &Shared, stable: LogIndex, commands: &[(ProposalKey, LogIndex)]) {
     shared.gate.raise_stable(stable);
@@ -288,8 +271,10 @@ fn apply_entry(
     let command = decode(index, &entry.data)?;
     shared.clock.observe(command.clock);
     let Applied { outcome, changes, effects } = fs::apply(overlay, entry.position, &command)?;
-    begin_cuts(shared, key_of(&command), &effects, &mut round.cut);
     // Before the state says so: a crash in between replays both, and neither minds.
+    if effects.iter().any(FileEffect::cuts) && !std::mem::replace(&mut round.cutting, true) {
+        shared.cuts.begin();
+    }
     shared.files.carry_out_all(index, &effects).map_err(ApplyError::of_effect)?;
     debug_assert!(
         changes.iter().all(|c| shared.received.unapplied.read().covers(index, c)),

@@ -21,9 +21,6 @@ pub trait Observer: Send + Sync {
     /// Whether [`Self::received`] would have to wait for the kernel, or forget more.
     fn would_wait(&self, changes: &[Change]) -> bool;
 
-    /// Another mount has had bytes cut off this file; they are still there.
-    fn cutting(&self, ino: Ino);
-
     /// These changes were applied at `index`.
     fn applied(&self, index: LogIndex, own: bool, changes: &[Change]);
 
@@ -102,7 +99,6 @@ mod tests {
             false
         }
 
-        fn cutting(&self, _ino: Ino) {}
         fn applied(&self, _index: LogIndex, _own: bool, _changes: &[Change]) {}
         fn condemned(&self, _ino: Ino, _range: ByteRange) {}
         fn state_replaced(&self) {}

@@ -241,13 +241,14 @@ impl KernelCache {
     }
 
     /// Others have changed bytes of a file, which somebody here has open where it `is_held`: whether the kernel may have
-    /// pages of it that are old now, or get some.
+    /// pages of it that are old now, or get some. What goes on changing stays shared, also while nobody looks.
     pub(super) fn pages_changed(&self, ino: Ino, is_held: bool, now: Instant) -> bool {
-        let is_shared = self.forget_pages(ino) || is_held;
-        if is_shared {
-            self.shared.lock().note(ino, now + SHARED, now);
+        let may_have_pages = self.forget_pages(ino) || is_held;
+        let mut shared = self.shared.lock();
+        if may_have_pages || shared.is_live(ino, now) {
+            shared.note(ino, now + SHARED, now);
         }
-        is_shared
+        may_have_pages
     }
 
     /// Whether whoever opens this file to read it had better not do so by the kernel's pages.
@@ -476,9 +477,10 @@ mod tests {
         assert!(cache.pages_changed(Ino(5), true, now), "somebody has it open");
         assert!(cache.is_shared(Ino(4), now) && cache.is_shared(Ino(5), now));
         assert!(!cache.is_shared(Ino(6), now));
-        let later = now + SHARED;
-        assert!(cache.pages_changed(Ino(5), true, later));
+        let (soon, later) = (now + SHARED / 2, now + SHARED);
+        assert!(!cache.pages_changed(Ino(5), false, soon), "the kernel has no pages any more");
         assert!(!cache.is_shared(Ino(4), later) && cache.is_shared(Ino(5), later));
+        assert!(!cache.pages_changed(Ino(4), false, later) && !cache.is_shared(Ino(4), later));
     }
 
     /// A daemon that was stopped while it replied takes back what it gave.

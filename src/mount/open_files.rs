@@ -331,11 +331,13 @@ impl Core {
     fn fopen_flags(&self, buffer: &Buffer, inode: &Inode, flags: i32, way: Way) -> FopenFlags {
         let mut fopen = FopenFlags::empty();
         let writes = writes(flags);
-        if writes && flags & libc::O_APPEND != 0 {
-            // The kernel does not know where the bytes will stand, so it cannot cache them.
-            fopen |= FopenFlags::FOPEN_DIRECT_IO;
-        }
-        if !writes && way != Way::Passthrough && self.reads_past_pages(buffer.ino) {
+        let past_pages = if writes {
+            // The kernel does not know where appended bytes will stand, so it cannot cache them.
+            flags & libc::O_APPEND != 0
+        } else {
+            way != Way::Passthrough && self.reads_past_pages(buffer.ino)
+        };
+        if past_pages {
             fopen |= FopenFlags::FOPEN_DIRECT_IO;
         }
         // Whoever closes a locked file has to be known, also where there is nothing to commit.

@@ -202,6 +202,8 @@ fn written_anew(time: Duration) {
             let number: u64 = number.unwrap_or_else(|| panic!("{line:?} in {}", path.display()));
             assert!(number >= least, "{number} in {} after {least}", path.display());
         }
+        let is_of_one = found.chunks(LINE).all(|line| line == &found[..LINE]);
+        assert!(is_of_one, "{} is of several writings: {found:?}", path.display());
         read.fetch_add(u64::from(!found.is_empty()), Ordering::Relaxed);
     };
     // Whoever opens a file before others have changed it here reads by pages.

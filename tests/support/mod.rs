@@ -207,7 +207,16 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
+    /// Daemons that stop wait for a quorum to close their sessions; the last of them do so in vain, for two seconds. Nobody needs
+    /// these sessions any more, so the daemons are killed, and `down` finds what they leave behind. How they stop by themselves has
+    /// tests that call [`Self::down`].
     fn drop(&mut self) {
+        for entry in fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
+            if let Some(node) = entry.file_name().to_str().and_then(|name| name.strip_prefix('n')) {
+                // It may be gone already.
+                let _ = self.dev("kill").arg(node).output();
+            }
+        }
         let output = self.dev("down").output().expect("the binary runs");
         if std::thread::panicking() {
             self.print_logs();

@@ -253,6 +253,27 @@ fn the_log_is_bounded_beside_a_member_that_is_away() {
     assert!(content(&cluster.mount(away)) == content(&cluster.mount(others[0])));
 }
 
+/// A daemon that never lives for long enough to write by itself what a snapshot takes.
+#[test]
+fn the_log_is_bounded_where_the_daemon_dies_again_and_again() {
+    const MIB: u64 = 1 << 20;
+    let cluster = Cluster::up_with(1, &["snapshot_min_log = \"1MiB\""]);
+    for life in 0..6 {
+        for number in 0..8 {
+            let name = cluster.mount(1).join(format!("f{number}"));
+            write_and_sync(&name, &vec![life; 60 << 10]).expect("write");
+        }
+        cluster.kill(1, "KILL");
+        cluster.start(1);
+        cluster.settle();
+    }
+    // This one writes next to nothing, but lives for long enough to compare its state.
+    wait_until(PATIENCE, "the log to be cut", || {
+        write_and_sync(&cluster.mount(1).join("f"), b"little").expect("write");
+        (field(&cluster.address(1), "log_bytes") < MIB).then_some(())
+    });
+}
+
 /// While a program writes: a node joins, the leader is removed, and says so.
 #[test]
 fn members_come_and_go_under_load() {

@@ -1,8 +1,8 @@
 //! How long the log may be, in bytes, and when something is done about it.
 //!
 //! What a node itself needs of it comes after its last snapshot, and is about as much as that at most, so that writing
-//! snapshots costs about as much as writing the log does. What is before is kept for members that lag, as long as the whole
-//! has no more than `max_log`.
+//! snapshots costs about as much as writing the log does, however often the daemon is started meanwhile. What is before is
+//! kept for members that lag, as long as the whole has no more than `max_log`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,15 +28,13 @@ pub(super) struct LogLength {
 }
 
 impl LogLength {
-    /// Of a log that has so many bytes now. What earlier processes have written of it since the last snapshot is not known:
-    /// another one comes soon.
-    pub(super) fn of(config: &NodeConfig, used: u64) -> Self {
-        Self::new(config.snapshot_min_log, config.max_log, used)
+    /// Of a node that has not looked at its last snapshot yet.
+    pub(super) fn of(config: &NodeConfig) -> Self {
+        Self::new(config.snapshot_min_log, config.max_log)
     }
 
-    fn new(min: u64, max: u64, used: u64) -> Self {
-        let [snapshot, growth, next_snapshot, next_cut] =
-            [0, min, used + min, max].map(AtomicU64::new);
+    fn new(min: u64, max: u64) -> Self {
+        let [snapshot, growth, next_snapshot, next_cut] = [0, min, min, max].map(AtomicU64::new);
         Self { min, max, snapshot, growth, next_snapshot, next_cut }
     }
 
@@ -54,10 +52,11 @@ impl LogLength {
         self.growth.store(self.min.max(size), Ordering::Relaxed);
     }
 
-    /// The log was cut behind a new snapshot.
-    pub(super) fn begin_anew(&self, used: u64) {
-        self.next_snapshot.store(used + self.growth.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.was_cut(used, used);
+    /// The log has so many bytes that the last snapshot covers: what comes after them brings the next one nearer, whichever
+    /// process has written it.
+    pub(super) fn begin_anew(&self, covered: u64) {
+        self.next_snapshot.store(covered + self.growth.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.was_cut(covered, covered);
     }
 
     /// It was cut as far as it could be, behind the last snapshot.
@@ -88,7 +87,7 @@ mod tests {
     /// A log that grows one byte at a time, beside a member that never gets on, where a snapshot has `size` bytes: how long it
     /// becomes.
     fn longest(min: u64, max: u64, size: u64) -> u64 {
-        let length = LogLength::new(min, max, 0);
+        let length = LogLength::new(min, max);
         let (mut kept, mut since, mut longest) = (0, 0, 0);
         for index in 0..20 * max.max(size) {
             since += 1;
@@ -121,10 +120,35 @@ mod tests {
         assert_eq!(longest(10, 1000, 5000), 5000);
     }
 
+    /// A daemon that ends again and again before it has written as much itself takes its snapshots all the same.
+    #[test]
+    fn what_earlier_processes_wrote_brings_the_next_snapshot_nearer() {
+        let (min, life) = (100, 30);
+        let mut snapshot = LogIndex(0);
+        // One byte each, cut behind the snapshot.
+        let (mut last, mut snapshots) = (0, 0);
+        for _ in 0..100 {
+            let length = LogLength::new(min, 1000);
+            length.know_snapshot(snapshot, 10);
+            length.begin_anew(0);
+            for _ in 0..life {
+                last += 1;
+                let used = last - snapshot.0;
+                assert!(used <= min, "{used} bytes since the last snapshot");
+                if length.is_snapshot_due(used) {
+                    (snapshot, snapshots) = (LogIndex(last), snapshots + 1);
+                    length.know_snapshot(snapshot, 10);
+                    length.begin_anew(0);
+                }
+            }
+        }
+        assert_eq!(snapshots, 100 * life / min);
+    }
+
     /// What could not be cut is not looked at again all the time.
     #[test]
     fn a_log_that_cannot_be_cut_is_left_alone_for_a_while() {
-        let length = LogLength::new(10, 1600, 0);
+        let length = LogLength::new(10, 1600);
         assert!(!length.is_cut_due(1600) && length.is_cut_due(1601));
         length.was_cut(1601, 1601);
         assert!(!length.is_cut_due(1701) && length.is_cut_due(1702));

@@ -143,7 +143,7 @@ impl Node {
             cuts: Cuts::default(),
             received: Received::default(),
             late: Mutex::default(),
-            log_length: LogLength::of(&config, recovered.log.used_size()),
+            log_length: LogLength::of(&config),
             wanted_snapshot: AtomicU64::new(0),
             lent: Lent::default(),
             unattested: Unattested::default(),

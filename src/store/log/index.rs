@@ -49,6 +49,12 @@ impl Index {
         self.bytes
     }
 
+    /// Bytes of the entries up to `index`; looks at the size of each.
+    pub(super) fn bytes_to(&self, index: u64) -> u64 {
+        let count = usize::try_from(index.saturating_sub(self.cut_at)).unwrap_or(usize::MAX);
+        self.sizes.iter().take(count).map(|&size| u64::from(size)).sum()
+    }
+
     /// The term of an entry, or of the last one that was cut off.
     pub(super) fn term(&self, index: u64) -> Option<u64> {
         if index == self.cut_at {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use raft::eraftpb::{Entry, HardState};
+use raft_engine::internals::LogQueue;
 use raft_engine::{Command, LogBatch};
 
 use super::check;
@@ -72,10 +73,23 @@ impl RaftLog {
             promised: Mutex::default(),
         }));
         log.load()?;
+        log.remove_ignored_files()?;
         if options.prefill {
             prefill_current_file(dir, options.file_bytes)?;
         }
         Ok(log)
+    }
+
+    /// raft-engine keeps a file that it is through with under its name until it uses it again. If the process dies before, and
+    /// files behind that one have been given back, the next one ignores it, for ever: each death could cost a file.
+    fn remove_ignored_files(&self) -> Result<(), StoreError> {
+        let (first, _) = self.0.engine.file_span(LogQueue::Append);
+        for (number, path) in check::files(&self.0.dir, ".raftlog")? {
+            if number < first {
+                std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes entries and the hard state in one step. Entries that the log has from the first new
@@ -237,6 +251,12 @@ impl RaftLog {
     #[must_use]
     pub fn used_size(&self) -> u64 {
         self.0.index.lock().bytes()
+    }
+
+    /// Bytes of those up to an entry; takes the longer the more there are.
+    #[must_use]
+    pub fn used_size_to(&self, index: LogIndex) -> u64 {
+        self.0.index.lock().bytes_to(index.0)
     }
 
     /// Reads `[low, high)` from disk, on a thread of its own: raft-engine keeps the last block that a

@@ -109,6 +109,10 @@ fn cutting_remembers_where_and_gives_files_back() {
         assert_eq!(all(log).len(), 100);
         assert_eq!(log.hard_state(), hard_state(991, 1, 900));
         assert!(log.used_size() < bytes / 8);
+        let to = |index| log.used_size_to(LogIndex(index));
+        assert_eq!([to(0), to(900), to(1000), to(2000)], [0, 0, log.used_size(), log.used_size()]);
+        // Those of one term, with numbers of three digits, are as long as each other.
+        assert_eq!([to(902) * 2, to(905) * 2], [to(904), to(910)]);
     };
     check(&log);
     assert!(log_files(dir.path()).len() < files / 2);
@@ -290,6 +294,38 @@ fn a_file_that_is_empty_is_a_hole() {
     std::fs::write(&files[0], b"").unwrap();
     let error = RaftLog::open_with(dir.path(), SMALL).unwrap_err();
     assert!(error.to_string().contains(&*files[0].to_string_lossy()), "{error}");
+}
+
+/// Files that the engine keeps to use them again are no more for it once the process has died, if others are gone between.
+#[test]
+fn processes_that_die_leave_no_files_behind() {
+    let options = LogOptions { file_bytes: 4 << 10, purge_bytes: 8 << 10, prefill: true };
+    let mut dir = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for life in 0..20 {
+        let log = RaftLog::open_with(dir.path(), options).unwrap();
+        assert_eq!(log.last_index(), LogIndex(last));
+        let files = log_files(dir.path());
+        let number = |path: &PathBuf| path.file_stem().unwrap().to_str().unwrap().parse::<u64>();
+        let follow = |pair: &[PathBuf]| number(&pair[0]).unwrap() + 1 == number(&pair[1]).unwrap();
+        assert!(files.windows(2).all(follow), "{files:?}");
+        for round in 1..=5 + life {
+            log.append(&entries(last + 1..last + 8, 1), None, true).unwrap();
+            last += 7;
+            // Several files at once are not wanted any more.
+            if round % 5 == 0 {
+                log.compact_to(LogIndex(last - 3)).unwrap();
+            }
+        }
+        // What is there when it is killed.
+        let left = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, left.path().join(path.file_name().unwrap())).unwrap();
+        }
+        drop(log);
+        dir = left;
+    }
 }
 
 /// What a log is known to hold is said outside of it, so that it cannot lose its end or a vote unseen.

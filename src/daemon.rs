@@ -28,6 +28,9 @@ pub use self::ending::StaysDown;
 use self::mounts::MountTable;
 use self::starting::Starting;
 
+/// How long a thread for what blocks stays without work. They are woken in turn, so with tokio's 10 s a daemon that has hardly
+/// anything to do would keep as many as its largest burst has needed.
+const IDLE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a quorum still answers.
 const LOOK: Duration = Duration::from_millis(500);
 /// Less room than this is a full disk: nothing can be started on it.
@@ -84,12 +87,14 @@ pub fn run(config: &Config, after_crash_loop: bool) -> Result<()> {
     descriptors::raise_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
+        .thread_keep_alive(IDLE)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     // Signals, and the beginning and end of mounts, have their own thread, timers and threads for disks: whatever those of
     // the mounts' operations wait for.
     let control = tokio::runtime::Builder::new_current_thread()
+        .thread_keep_alive(IDLE)
         .enable_all()
         .build()
         .context("cannot start the runtime of the daemon")?;
@@ -355,6 +360,7 @@ struct Streams {
 impl Streams {
     fn start() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
+            .thread_keep_alive(IDLE)
             .enable_all()
             .build()
             .context("cannot start the runtime of the streams")?;

@@ -20,6 +20,8 @@ const EVERY: Duration = Duration::from_secs(10);
 /// In samples, between two leaders, and between two deaths of the third daemon.
 const LEADERS: usize = 4;
 const DEATHS: usize = 9;
+/// Until threads for what blocks have ended that have nothing to do.
+const REST: Duration = Duration::from_secs(20);
 
 /// `QUORUMFS_SOAK_MINUTES` is how long, 60 if it is not given. What was measured is appended to the file that
 /// `QUORUMFS_SOAK_MD` names, and all samples to `QUORUMFS_SOAK_SAMPLES`.
@@ -32,6 +34,7 @@ fn nothing_grows_while_the_files_stay_as_many_and_as_large() {
     // So that there are many snapshots.
     let cluster = Cluster::up_with(3, &["snapshot_min_log = \"8MiB\""]);
     let churn = Churn::prepare([1, 2, 3].map(|node| cluster.mount(node)));
+    let rested = at_rest(&cluster);
     let mut samples = Vec::new();
     thread::scope(|scope| {
         churn.spawn_in(scope);
@@ -48,10 +51,16 @@ fn nothing_grows_while_the_files_stay_as_many_and_as_large() {
         }
     });
     cluster.settle();
-    let report = Report::of(samples, length, churn.operations());
+    let report = Report::of(samples, length, churn.operations(), [rested, at_rest(&cluster)]);
     report.publish(&format!("{minutes} minutes"));
     churn.assert_right();
     report.assert_steady();
+}
+
+/// What each daemon uses when nobody has asked anything of it for a while.
+fn at_rest(cluster: &Cluster) -> Vec<Sample> {
+    thread::sleep(REST);
+    Sample::of_all(cluster, Duration::ZERO)
 }
 
 /// Now and then somebody else leads, or the third daemon dies.

@@ -5,13 +5,15 @@ use std::fs::File;
 use std::io::Write as _;
 use std::time::Duration;
 
-use super::sample::{MEASURES, Sample};
+use super::sample::{MEASURES, Sample, THREADS};
 use super::support::commit_of_the_daemon;
 
 /// Of the whole time: what comes before is warming up. In an hour, ten minutes.
 const PART: u32 = 6;
 /// The most by which anything may differ at the end, in percent of what it was in the second part.
 const MOST: u64 = 10;
+/// Of threads or descriptors, that may come or go.
+const HANDFUL: u64 = 4;
 
 /// All samples.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct Report {
     length: Duration,
     operations: u64,
     failures: u64,
+    /// Before and after.
+    at_rest: [Vec<Sample>; 2],
 }
 
 /// One measure of one node, by its means in parts of the time. (What goes to and fro between two levels, as where a large file
@@ -33,8 +37,13 @@ struct Course {
 }
 
 impl Report {
-    pub fn of(samples: Vec<Sample>, length: Duration, (operations, failures): (u64, u64)) -> Self {
-        Self { samples, length, operations, failures }
+    pub fn of(
+        samples: Vec<Sample>,
+        length: Duration,
+        (operations, failures): (u64, u64),
+        at_rest: [Vec<Sample>; 2],
+    ) -> Self {
+        Self { samples, length, operations, failures, at_rest }
     }
 
     /// Prints the table, and appends it to a file; likewise the samples.
@@ -47,10 +56,22 @@ impl Report {
     }
 
     /// Panics where something has grown, or shrunk.
+    ///
+    /// Threads are compared at rest. Those for what blocks are woken in turn, so under load as many stay as the largest
+    /// burst has needed, which says nothing about a leak.
     pub fn assert_steady(&self) {
-        let courses = self.courses();
-        let grown: Vec<_> = courses.iter().filter(|course| !course.is_steady()).collect();
+        let mut grown = self.courses();
+        grown.retain(|course| !course.is_steady() && course.name != MEASURES[THREADS].0);
         assert!(grown.is_empty(), "by more than {MOST}%: {grown:#?}");
+        let [before, after] = self.threads_at_rest();
+        let is_as_before = |(a, b): (&u64, &u64)| a.abs_diff(*b) <= (a * MOST / 100).max(HANDFUL);
+        assert!(before.len() == 3 && after.len() == 3, "a daemon was gone: {before:?}, {after:?}");
+        assert!(before.iter().zip(&after).all(is_as_before), "threads: {before:?}, {after:?}");
+    }
+
+    fn threads_at_rest(&self) -> [Vec<u64>; 2] {
+        let threads = |sample: &Sample| sample.values[THREADS];
+        self.at_rest.each_ref().map(|samples| samples.iter().map(threads).collect())
     }
 
     fn table(&self) -> String {
@@ -70,6 +91,9 @@ impl Report {
             let ratio = (after * 100).checked_div(before).unwrap_or(100);
             writeln!(table, " {ratio}% |").expect("memory");
         }
+        let [before, after] = self.threads_at_rest();
+        writeln!(table, "\nThreads of each at rest: {before:?} before, {after:?} afterwards.")
+            .expect("memory");
         table
     }
 
@@ -114,7 +138,7 @@ impl Course {
     fn is_steady(&self) -> bool {
         let (before, after) = self.ends();
         // Less than a mebibyte, or a handful, is what one file or thread more makes.
-        let least = if self.in_bytes { 1 << 20 } else { 4 };
+        let least = if self.in_bytes { 1 << 20 } else { HANDFUL };
         before.abs_diff(after) <= (before * MOST / 100).max(least)
     }
 

@@ -18,6 +18,8 @@ pub const MEASURES: [(&str, bool); 8] = [
     ("files and stages", true),
     ("whole data directory", true),
 ];
+/// Which of them the threads are.
+pub const THREADS: usize = 2;
 
 /// Of one daemon.
 #[derive(Clone, Debug)]

@@ -54,9 +54,15 @@ impl LogLength {
 
     /// The log has so many bytes that the last snapshot covers: what comes after them brings the next one nearer, whichever
     /// process has written it.
-    pub(super) fn begin_anew(&self, covered: u64) {
+    pub(super) fn count_from(&self, covered: u64) {
         self.next_snapshot.store(covered + self.growth.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.was_cut(covered, covered);
+    }
+
+    /// The log was cut behind a new snapshot. What it has beyond that counts as covered: it may be there and not be applied, so
+    /// that the next snapshot could not cover it either.
+    pub(super) fn begin_anew(&self, used: u64) {
+        self.count_from(used);
+        self.was_cut(used, used);
     }
 
     /// It was cut as far as it could be, behind the last snapshot.
@@ -130,7 +136,7 @@ mod tests {
         for _ in 0..100 {
             let length = LogLength::new(min, 1000);
             length.know_snapshot(snapshot, 10);
-            length.begin_anew(0);
+            length.count_from(0);
             for _ in 0..life {
                 last += 1;
                 let used = last - snapshot.0;

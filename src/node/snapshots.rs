@@ -107,6 +107,8 @@ impl Lent {
 /// Runs until the apply thread and the driver are gone, or until this replica cannot go on.
 pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
     look_at_newest(shared);
+    let covered = shared.log.used_size_to(shared.log_length.snapshot());
+    shared.log_length.count_from(covered);
     let mut candidate: Option<Candidate> = None;
     while let Some(next) = due.blocking_recv() {
         let done = match next {
@@ -133,6 +135,7 @@ fn forget_if(is_replaced: bool, shared: &Shared, candidate: &mut Option<Candidat
     if is_replaced {
         *candidate = None;
         look_at_newest(shared);
+        shared.log_length.begin_anew(shared.log.used_size());
     }
 }
 
@@ -149,13 +152,6 @@ fn look_at_newest(shared: &Shared) {
         Ok((index, size)) => shared.log_length.know_snapshot(index, size),
         Err(error) => tracing::warn!("{error}"),
     }
-    begin_anew(shared);
-}
-
-/// The last snapshot has changed.
-fn begin_anew(shared: &Shared) {
-    let covered = shared.log.used_size_to(shared.log_length.snapshot());
-    shared.log_length.begin_anew(covered);
 }
 
 /// Has the log end at a new snapshot where one is due; or at the last one, whoever needs what is before it, where it is too
@@ -245,7 +241,7 @@ fn put_in_force(shared: &Shared, candidate: &Candidate) -> Result<(), StoreError
     let needed = needed(shared).min(*index);
     shared.log.compact_to(needed)?;
     shared.log_length.know_snapshot(*index, size);
-    begin_anew(shared);
+    shared.log_length.begin_anew(shared.log.used_size());
     tracing::info!(index = index.0, log_from = needed.0, size, took = ?started.elapsed(), "snapshot");
     Ok(())
 }

@@ -111,6 +111,9 @@ pub(super) fn recover_over(
     };
     check_log_is_there(dir, &log)?;
     log.keep_promised(&dir.logged())?;
+    if let Err(error) = log.remove_ignored_files() {
+        tracing::info!(%error, "what the log does not use any more stays until the next start");
+    }
     let snapshot = match verified.and_then(|snapshot| {
         fit_log_to_snapshot(dir, &log, snapshot.as_ref())?;
         Ok(snapshot)

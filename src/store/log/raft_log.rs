@@ -73,16 +73,19 @@ impl RaftLog {
             promised: Mutex::default(),
         }));
         log.load()?;
-        log.remove_ignored_files()?;
         if options.prefill {
             prefill_current_file(dir, options.file_bytes)?;
         }
         Ok(log)
     }
 
-    /// raft-engine keeps a file that it is through with under its name until it uses it again. If the process dies before, and
-    /// files behind that one have been given back, the next one ignores it, for ever: each death could cost a file.
-    fn remove_ignored_files(&self) -> Result<(), StoreError> {
+    /// Of a log that was opened and found good, and not cut since. raft-engine keeps a file that it is through with under
+    /// its name until it uses it again. If the process dies before, and files behind that one have been given back, the next one
+    /// ignores it, for ever: each death could cost a file.
+    ///
+    /// # Errors
+    /// When the disk refuses; they only take room.
+    pub(in crate::store) fn remove_ignored_files(&self) -> Result<(), StoreError> {
         let (first, _) = self.0.engine.file_span(LogQueue::Append);
         for (number, path) in check::files(&self.0.dir, ".raftlog")? {
             if number < first {

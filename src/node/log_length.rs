@@ -38,6 +38,7 @@ impl LogLength {
         Self { min, max, snapshot, growth, next_snapshot, next_cut }
     }
 
+    /// Where all of it is applied: no snapshot covers more than that.
     pub(super) fn is_snapshot_due(&self, used: u64) -> bool {
         used >= self.next_snapshot.load(Ordering::Relaxed)
     }
@@ -52,17 +53,10 @@ impl LogLength {
         self.growth.store(self.min.max(size), Ordering::Relaxed);
     }
 
-    /// The log has so many bytes that the last snapshot covers: what comes after them brings the next one nearer, whichever
-    /// process has written it.
+    /// The last snapshot covers so many bytes of the log: what comes after them brings the next one nearer, whichever process
+    /// has written it.
     pub(super) fn count_from(&self, covered: u64) {
-        self.next_snapshot.store(covered + self.growth.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-
-    /// The log was cut behind a new snapshot. What it has beyond that counts as covered: it may be there and not be applied, so
-    /// that the next snapshot could not cover it either.
-    pub(super) fn begin_anew(&self, used: u64) {
-        self.count_from(used);
-        self.was_cut(used, used);
+        self.next_snapshot.store(covered + self.growth(), Ordering::Relaxed);
     }
 
     /// It was cut as far as it could be, behind the last snapshot.
@@ -80,9 +74,14 @@ impl LogLength {
         LogIndex(self.snapshot.load(Ordering::Relaxed))
     }
 
+    /// What the next snapshot is to cover beyond the last one, in bytes of the log.
+    pub(super) fn growth(&self) -> u64 {
+        self.growth.load(Ordering::Relaxed)
+    }
+
     /// How long it becomes while all is well, whoever lags.
     pub(super) fn limit(&self) -> u64 {
-        self.max.max(self.growth.load(Ordering::Relaxed))
+        self.max.max(self.growth())
     }
 }
 
@@ -110,7 +109,8 @@ mod tests {
                     kept = 0;
                 }
                 length.know_snapshot(LogIndex(index), size);
-                length.begin_anew(kept);
+                length.count_from(kept);
+                length.was_cut(kept, kept);
             }
         }
         assert!(longest <= length.limit() + 1, "{longest} of {}", length.limit());
@@ -144,7 +144,7 @@ mod tests {
                 if length.is_snapshot_due(used) {
                     (snapshot, snapshots) = (LogIndex(last), snapshots + 1);
                     length.know_snapshot(snapshot, 10);
-                    length.begin_anew(0);
+                    length.count_from(0);
                 }
             }
         }

@@ -49,10 +49,14 @@ impl Index {
         self.bytes
     }
 
-    /// Bytes of the entries up to `index`; looks at the size of each.
-    pub(super) fn bytes_to(&self, index: u64) -> u64 {
-        let count = usize::try_from(index.saturating_sub(self.cut_at)).unwrap_or(usize::MAX);
-        self.sizes.iter().take(count).map(|&size| u64::from(size)).sum()
+    /// Bytes of the entries behind `after` up to `to`, of those that there are; looks at the size of each.
+    pub(super) fn bytes_of(&self, after: u64, to: u64) -> u64 {
+        let place = |index: u64| {
+            let count = usize::try_from(index.saturating_sub(self.cut_at)).unwrap_or(usize::MAX);
+            count.min(self.sizes.len())
+        };
+        let (from, to) = (place(after), place(to));
+        self.sizes.range(from.min(to)..to).map(|&size| u64::from(size)).sum()
     }
 
     /// The term of an entry, or of the last one that was cut off.

@@ -256,10 +256,10 @@ impl RaftLog {
         self.0.index.lock().bytes()
     }
 
-    /// Bytes of those up to an entry; takes the longer the more there are.
+    /// Bytes of those behind one entry up to another; takes the longer the more there are.
     #[must_use]
-    pub fn used_size_to(&self, index: LogIndex) -> u64 {
-        self.0.index.lock().bytes_to(index.0)
+    pub fn used_size_of(&self, after: LogIndex, to: LogIndex) -> u64 {
+        self.0.index.lock().bytes_of(after.0, to.0)
     }
 
     /// Reads `[low, high)` from disk, on a thread of its own: raft-engine keeps the last block that a

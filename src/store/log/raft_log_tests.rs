@@ -109,10 +109,12 @@ fn cutting_remembers_where_and_gives_files_back() {
         assert_eq!(all(log).len(), 100);
         assert_eq!(log.hard_state(), hard_state(991, 1, 900));
         assert!(log.used_size() < bytes / 8);
-        let to = |index| log.used_size_to(LogIndex(index));
+        let of = |after, to| log.used_size_of(LogIndex(after), LogIndex(to));
+        let to = |index| of(0, index);
         assert_eq!([to(0), to(900), to(1000), to(2000)], [0, 0, log.used_size(), log.used_size()]);
         // Those of one term, with numbers of three digits, are as long as each other.
         assert_eq!([to(902) * 2, to(905) * 2], [to(904), to(910)]);
+        assert_eq!([of(902, 905), of(905, 902), of(950, 2000)], [to(903), 0, to(1000) - to(950)]);
     };
     check(&log);
     assert!(log_files(dir.path()).len() < files / 2);

@@ -1,10 +1,8 @@
 //! Every daemon is killed at once in the middle of writing: what was synced is there afterwards.
-#![allow(clippy::disallowed_methods, reason = "killers are threads")]
 
 mod support;
 
 use std::fs;
-use std::thread;
 
 use support::Cluster;
 use support::promises::Writers;
@@ -32,12 +30,7 @@ fn kill_everybody(rounds: usize) {
         promises.push(Writers::run(&mounts, &dir, |writers| {
             writers.until_promised(60);
             (0..mounts.len()).for_each(|mount| writers.dies(mount));
-            thread::scope(|killers| {
-                for node in 1..=3 {
-                    let cluster = &cluster;
-                    killers.spawn(move || cluster.kill(node, "KILL"));
-                }
-            });
+            cluster.kill_everybody(3);
         }));
         cluster.up_again();
         for mount in &mounts {

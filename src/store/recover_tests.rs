@@ -287,6 +287,31 @@ fn a_snapshot_of_ones_own_leaves_no_file_behind() {
     assert_eq!(missing, []);
 }
 
+/// One that died before raft-engine had used a file again leaves it behind the others.
+#[test]
+fn a_file_that_the_log_ignores_is_removed() {
+    let dir = replica();
+    let options = LogOptions { file_bytes: 1 << 10, purge_bytes: 2 << 10, ..OPTIONS };
+    let start =
+        || recover(&DataDir::open_under(dir.path(), BootIdentity::named("boot")).unwrap(), options);
+    let started = start().unwrap();
+    for index in 31..300 {
+        started.log.append(&entries(index..index + 1, 1), None, true).unwrap();
+    }
+    let first = started.log.dir().join(format!("{:016}.raftlog", 1));
+    let used = std::fs::read(&first).unwrap();
+    apply_up_to(&started.state, 250);
+    snapshot(dir.path(), &started.state);
+    started.log.compact_to(LogIndex(250)).unwrap();
+    let last = started.log.last_index();
+    drop(started);
+    assert!(!first.exists(), "the log begins with a later file");
+    std::fs::write(&first, used).unwrap();
+    let started = start().unwrap();
+    assert!(!first.exists());
+    assert_eq!((started.log.truncated().0, started.log.last_index()), (LogIndex(250), last));
+}
+
 fn states(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let is_state =

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
 use tempfile::TempDir;
 
@@ -24,6 +26,12 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Cluster {
     dir: TempDir,
+}
+
+/// What `dev` writes down of a daemon.
+#[derive(Debug, Deserialize)]
+struct Recorded {
+    pid: i32,
 }
 
 /// What `dev status --json` prints.
@@ -156,6 +164,27 @@ impl Cluster {
 
     pub fn kill(&self, node: u64, signal: &str) {
         succeed(self.dev("kill").args([&node.to_string(), "--signal", signal]));
+    }
+
+    /// SIGKILL for every daemon at once, without starting a program: whoever starts one closes what this process has open on
+    /// the mounts in it, and so waits for a quorum that may not be there any more.
+    pub fn kill_everybody(&self, nodes: u64) {
+        let open = |node| {
+            let recorded = fs::read(self.dir().join(format!("n{node}/pid"))).expect("a pid file");
+            let recorded: Recorded = serde_json::from_slice(&recorded).expect("its format");
+            let pid = Pid::from_raw(recorded.pid).expect("not zero");
+            pidfd_open(pid, PidfdFlags::empty()).expect("it runs")
+        };
+        let daemons: Vec<_> = (1..=nodes).map(open).collect();
+        for daemon in &daemons {
+            pidfd_send_signal(daemon, Signal::KILL).expect("it is this test's");
+        }
+        for daemon in &daemons {
+            // Readable once all of its threads are gone.
+            let mut ended = [PollFd::new(daemon, PollFlags::IN)];
+            let patience = PATIENCE.try_into().expect("fits");
+            assert_eq!(poll(&mut ended, Some(&patience)), Ok(1), "it does not die");
+        }
     }
 
     pub fn start(&self, node: u64) {

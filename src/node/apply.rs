@@ -128,7 +128,7 @@ pub(super) fn run(
             let _ = staged.try_send(());
         }
         // One that waits to be compared is looked at by the clock.
-        if shared.snapshot_is_due() && !shared.unattested.is_there() {
+        if shared.snapshot_is_due(shared.state.applied()) && !shared.unattested.is_there() {
             // The thread may be at work on one.
             let _ = due.try_send(Due::Own);
         }

@@ -159,7 +159,7 @@ impl Driver {
         // Time alone closes the gate, and lets waiting reads miss their deadline.
         self.shared.gate.look_again();
         self.watch_lease();
-        if self.shared.snapshot_is_due() || self.shared.cut_is_due() {
+        if self.shared.snapshot_is_due(self.core.applied()) || self.shared.cut_is_due() {
             // The thread may be at work on one.
             let _ = self.due.try_send(Due::Own);
         }

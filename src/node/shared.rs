@@ -130,9 +130,11 @@ impl Shared {
         std::mem::take(&mut *self.late.lock())
     }
 
-    pub(super) fn snapshot_is_due(&self) -> bool {
+    /// Where commands up to `applied` are.
+    pub(super) fn snapshot_is_due(&self, applied: LogIndex) -> bool {
+        let applied = self.log.used_size_of(self.log_length.snapshot(), applied);
         self.comparison.is_sound()
-            && (self.log_length.is_snapshot_due(self.log.used_size())
+            && (self.log_length.is_snapshot_due(applied)
                 || self.files.held() >= self.config.snapshot_min_log
                 || self.wanted_snapshot.load(Ordering::Relaxed) > 0)
     }

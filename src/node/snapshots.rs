@@ -110,7 +110,6 @@ pub(super) fn run(shared: &Arc<Shared>, due: &mut Receiver<Due>) {
     let mut candidate: Option<Candidate> = None;
     while let Some(next) = due.blocking_recv() {
         let done = match next {
-            Due::Own if !shared.snapshot_is_due() && !shared.cut_is_due() => continue,
             Due::Own => shorten(shared, &mut candidate),
             Due::Of { leader, first_index } => install(shared, leader, first_index)
                 .map(|done| forget_if(done, shared, &mut candidate)),
@@ -133,8 +132,7 @@ fn forget_if(is_replaced: bool, shared: &Shared, candidate: &mut Option<Candidat
     if is_replaced {
         *candidate = None;
         look_at_newest(shared);
-        let used = shared.log.used_size();
-        shared.log_length.was_cut(used, used);
+        shared.log_length.was_cut(shared.log.used_size());
     }
 }
 
@@ -151,27 +149,12 @@ fn look_at_newest(shared: &Shared) {
         Ok((index, size)) => shared.log_length.know_snapshot(index, size),
         Err(error) => tracing::warn!("{error}"),
     }
-    count_anew(shared);
-}
-
-/// The last snapshot, or where the log begins, has changed.
-fn count_anew(shared: &Shared) {
-    let covered = shared.log.used_size_of(LogIndex(0), shared.log_length.snapshot());
-    shared.log_length.count_from(covered);
-}
-
-/// Whether a snapshot would cover as much as it should. What of the log is not applied yet it would not.
-fn is_worth_it(shared: &Shared) -> bool {
-    let applied = shared.log.used_size_of(shared.log_length.snapshot(), shared.state.applied());
-    applied >= shared.log_length.growth()
-        || shared.files.held() >= shared.config.snapshot_min_log
-        || shared.wanted_snapshot.load(Ordering::Relaxed) > 0
 }
 
 /// Has the log end at a new snapshot where one is due; or at the last one, whoever needs what is before it, where it is too
 /// long.
 fn shorten(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), StoreError> {
-    if shared.snapshot_is_due() {
+    if shared.snapshot_is_due(shared.state.applied()) {
         advance(shared, candidate)?;
     }
     if !shared.cut_is_due() {
@@ -181,7 +164,7 @@ fn shorten(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), Sto
     let log_from = needed(shared).min(shared.log_length.snapshot());
     shared.log.compact_to(log_from)?;
     let now = shared.log.used_size();
-    shared.log_length.was_cut(before, now);
+    shared.log_length.was_cut(now);
     if now < before {
         tracing::info!(log_from = log_from.0, before, now, "the log was too long");
     }
@@ -191,7 +174,7 @@ fn shorten(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), Sto
 /// Writes a snapshot file, or has the one that was written count, as soon as that may be.
 fn advance(shared: &Shared, candidate: &mut Option<Candidate>) -> Result<(), StoreError> {
     let wanted = LogIndex(shared.wanted_snapshot.load(Ordering::Relaxed));
-    if candidate.as_ref().is_none_or(|candidate| candidate.index < wanted) && is_worth_it(shared) {
+    if candidate.as_ref().is_none_or(|candidate| candidate.index < wanted) {
         *candidate = write(shared)?;
     }
     let Some(Candidate { index, digest, started, .. }) = *candidate else { return Ok(()) };
@@ -255,9 +238,7 @@ fn put_in_force(shared: &Shared, candidate: &Candidate) -> Result<(), StoreError
     let needed = needed(shared).min(*index);
     shared.log.compact_to(needed)?;
     shared.log_length.know_snapshot(*index, size);
-    count_anew(shared);
-    let used = shared.log.used_size();
-    shared.log_length.was_cut(used, used);
+    shared.log_length.was_cut(shared.log.used_size());
     tracing::info!(index = index.0, log_from = needed.0, size, took = ?started.elapsed(), "snapshot");
     Ok(())
 }

@@ -20,10 +20,10 @@ pub(super) struct Index {
     pub(super) hard_state: HardState,
     /// `(first index, term)` of each run of entries of one term, ascending.
     terms: VecDeque<(u64, u64)>,
-    /// Encoded size of each entry, from `first()`.
-    sizes: VecDeque<u32>,
-    /// Their sum.
-    bytes: u64,
+    /// Where each entry ends, from `first()`: in bytes of encoded entries, counted from where the log began in this process.
+    ends: VecDeque<u64>,
+    /// Where the last entry ended that was cut off.
+    cut_end: u64,
     /// The latest entries; the last of them is the last of the log.
     tail: VecDeque<Entry>,
     /// Sum of their sizes.
@@ -41,22 +41,24 @@ impl Index {
     }
 
     pub(super) fn last(&self) -> u64 {
-        self.cut_at + self.sizes.len() as u64
+        self.cut_at + self.ends.len() as u64
     }
 
     /// Bytes of all entries.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes_of(self.cut_at, self.last())
     }
 
-    /// Bytes of the entries behind `after` up to `to`, of those that there are; looks at the size of each.
+    /// Bytes of the entries behind `after` up to `to`, of those that there are.
     pub(super) fn bytes_of(&self, after: u64, to: u64) -> u64 {
-        let place = |index: u64| {
-            let count = usize::try_from(index.saturating_sub(self.cut_at)).unwrap_or(usize::MAX);
-            count.min(self.sizes.len())
-        };
-        let (from, to) = (place(after), place(to));
-        self.sizes.range(from.min(to)..to).map(|&size| u64::from(size)).sum()
+        self.end_of(to).saturating_sub(self.end_of(after))
+    }
+
+    /// Where an entry ends, or the nearest that there is.
+    fn end_of(&self, index: u64) -> u64 {
+        let index = index.clamp(self.cut_at, self.last());
+        let count = usize::try_from(index - self.cut_at).expect("entries fit in memory");
+        count.checked_sub(1).map_or(self.cut_end, |last| self.ends[last])
     }
 
     /// The term of an entry, or of the last one that was cut off.
@@ -80,8 +82,7 @@ impl Index {
                 self.terms.push_back((entry.index, entry.term));
             }
             let size = entry.compute_size();
-            self.sizes.push_back(size);
-            self.bytes += u64::from(size);
+            self.ends.push_back(self.end_of(self.last()) + u64::from(size));
             self.tail_bytes += size as usize;
             self.tail.push_back(entry.clone());
             while self.tail_bytes > TAIL_BYTES {
@@ -94,12 +95,13 @@ impl Index {
     pub(super) fn cut(&mut self, index: u64) {
         let term = self.term(index).expect("the caller has checked that the entry is there");
         let count = usize::try_from(index - self.cut_at).expect("entries fit in memory");
-        self.bytes -= self.sizes.drain(..count).map(u64::from).sum::<u64>();
+        self.cut_end = self.end_of(index);
+        self.ends.drain(..count);
         (self.cut_at, self.cut_term) = (index, term);
         while self.terms.get(1).is_some_and(|&(first, _)| first <= index + 1) {
             self.terms.pop_front();
         }
-        if self.sizes.is_empty() {
+        if self.ends.is_empty() {
             self.terms.clear();
         }
         while self.tail.front().is_some_and(|entry| entry.index <= index) {
@@ -110,17 +112,9 @@ impl Index {
     /// The end (exclusive) of what may be returned of `low..high` when at most `max_bytes` are wanted,
     /// but at least one entry.
     pub(super) fn limit(&self, low: u64, high: u64, max_bytes: u64) -> u64 {
-        let skipped = usize::try_from(low - self.first()).expect("entries fit in memory");
-        let mut end = low;
-        let mut total = 0;
-        for &size in self.sizes.iter().skip(skipped) {
-            total += u64::from(size);
-            if end >= high || (total > max_bytes && end > low) {
-                break;
-            }
-            end += 1;
-        }
-        end
+        let most = self.end_of(low - 1).saturating_add(max_bytes);
+        let fit = self.ends.partition_point(|&end| end <= most) as u64;
+        (self.first() + fit).max(low + 1).min(high)
     }
 
     /// The first index from which entries are in memory.
@@ -139,10 +133,9 @@ impl Index {
     /// Forgets entries from `index` on.
     fn keep_below(&mut self, index: u64) {
         while self.last() >= index {
-            let size = self.sizes.pop_back().expect("last() counts the sizes");
-            self.bytes -= u64::from(size);
-            if self.tail.pop_back().is_some() {
-                self.tail_bytes -= size as usize;
+            self.ends.pop_back();
+            if let Some(entry) = self.tail.pop_back() {
+                self.tail_bytes -= entry.compute_size() as usize;
             }
         }
         while self.terms.back().is_some_and(|&(first, _)| first >= index) {

@@ -256,7 +256,7 @@ impl RaftLog {
         self.0.index.lock().bytes()
     }
 
-    /// Bytes of those behind one entry up to another; takes the longer the more there are.
+    /// Bytes of those behind one entry up to another, of those that there are.
     #[must_use]
     pub fn used_size_of(&self, after: LogIndex, to: LogIndex) -> u64 {
         self.0.index.lock().bytes_of(after.0, to.0)

@@ -50,10 +50,7 @@ impl Stopped {
         (0..50).for_each(|number| write(&cluster, 50_000 + number));
         (0..3).for_each(|_| write(&cluster, 500_000));
         let snapshots = data(&cluster, NODE).join("snapshots");
-        wait_until(PATIENCE, "a snapshot", || {
-            let name = fs::read_dir(&snapshots).ok()?.flatten().next()?.file_name();
-            (name != "snap-1").then_some(())
-        });
+        wait_until(PATIENCE, "a snapshot", || (snapshot_in(&snapshots)?.0 > 1).then_some(()));
         (0..10).for_each(|number| write(&cluster, 3_000 + number));
         cluster.settle();
         cluster.leader_beside(NODE);
@@ -192,11 +189,7 @@ impl Stopped {
     }
 
     fn snapshot(&self) -> PathBuf {
-        let found = files_like(&self.data().join("snapshots"), "");
-        let is_one = |path: &PathBuf| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("snap-"))
-        };
-        found.into_iter().find(is_one).expect("a snapshot")
+        snapshot_in(&self.data().join("snapshots")).expect("a snapshot").1
     }
 
     fn log(&self) -> PathBuf {
@@ -214,6 +207,13 @@ impl Stopped {
         let own = self.cluster.dir().join(format!("n{NODE}"));
         found.into_iter().find(|file| file.starts_with(&own)).expect("a backing file")
     }
+}
+
+/// The newest that is in force, and its index: one that is being written, or compared, has another ending.
+fn snapshot_in(dir: &Path) -> Option<(u64, PathBuf)> {
+    let index = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("snap-")?.parse().ok();
+    let found = files_like(dir, "").into_iter().filter_map(|path| Some((index(&path)?, path)));
+    found.max()
 }
 
 fn copy(from: &Path, to: &Path) {

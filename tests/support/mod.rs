@@ -10,6 +10,7 @@ pub mod python;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -77,7 +78,7 @@ impl Cluster {
         let cluster = Self { dir: temporary_dir("cluster") };
         prepare(cluster.dir());
         let mut up = cluster.dev("up");
-        up.args(["--nodes", &nodes.to_string()]);
+        up.args(["--nodes", &nodes.to_string(), "--base-port", &base_port(nodes).to_string()]);
         for line in settings {
             up.args(["--set", line]);
         }
@@ -233,6 +234,25 @@ impl Cluster {
             Some(())
         });
     }
+}
+
+/// Nobody listens on so many ports from this one on, nor is a test that runs beside this one about to: each looks elsewhere.
+fn base_port(nodes: u16) -> u16 {
+    const FIRST: u16 = 17_400;
+    const SLOTS: u16 = 8;
+    /// Blocks of ports for each slot.
+    const BLOCKS: u16 = 56;
+    const BLOCK: u16 = 32;
+    assert!(nodes <= BLOCK, "a block of ports has room");
+    let slot =
+        std::env::var("NEXTEST_TEST_GLOBAL_SLOT").map_or(0, |slot| slot.parse().expect("a number"));
+    let first = FIRST + slot % SLOTS * BLOCKS * BLOCK;
+    let start = rand::random_range(0..BLOCKS);
+    let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    (0..BLOCKS)
+        .map(|block| first + (start + block) % BLOCKS * BLOCK)
+        .find(|base| (*base..base + nodes).all(is_free))
+        .expect("free ports")
 }
 
 impl Drop for Cluster {
